@@ -1,0 +1,63 @@
+# Everything runs in .venv, which is made at the first call; after that nothing here needs the network.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# albumentations asks the network for newer releases otherwise
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format typecheck train-prior train-encoder evaluate clean distclean
+
+help: ## List the targets
+	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
+		| while IFS="$$(printf '\t')" read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
+
+setup: .venv/.installed ## Make .venv and install what is pinned in constraints.txt (the other targets do it too)
+	@:
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and \
+		"Expected Python 3.11 or newer, $(PYTHON) is " + v + "; name another: make PYTHON=python3.12 ...")'
+	@echo "Installing into .venv: a minute or so, longer on a slow connection (torch is large)."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: export HF_HUB_OFFLINE := 1
+demo: .venv/.installed ## Upsample the faces in samples/ into demo/
+	@$(BIN)/python infer.py samples --out demo --overwrite $(ARGS)
+	@echo "Open $$(ls demo/*/grid.png | head -n 1): the input, the candidates, and where they disagree."
+
+test: export HF_HUB_OFFLINE := 1
+test: .venv/.installed ## Run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: .venv/.installed ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: .venv/.installed ## Format the code and fix what can be fixed
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+typecheck: .venv/.installed ## Check the types
+	@$(BIN)/mypy
+
+train-prior: .venv/.installed ## Train the 64 px generator; ARGS go to the command line
+	$(BIN)/python train.py fit --config configs/prior_64.yaml $(ARGS)
+
+train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the command line
+	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)
+
+evaluate: .venv/.installed ## Compare all methods on the same faces; ARGS go to the command line
+	$(BIN)/python evaluate.py $(ARGS)
+
+clean: ## Remove caches and demo/; runs/ and .venv stay
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv as well; runs/ stays
+	rm -rf .venv

@@ -1,0 +1,121 @@
+"""Face pictures straight from a zip or a folder, resized once and kept in memory where they fit."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def find_data(name: str | Path) -> Path:
+    """Finds a dataset by path or by name.
+
+    Looks at the path itself, then for the name in the folder named by AMORTIZED_PULSE_DATA, in `datasets/` of the
+    repository, and in `../shared/data` beside it.
+
+    Args:
+        name: A zip or a folder.
+
+    Returns:
+        The path that exists.
+
+    Raises:
+        FileNotFoundError: If there is none; the message says what to put where.
+    """
+    name = Path(name).expanduser()
+    folders = [Path.cwd(), ROOT / "datasets", ROOT.parent / "shared" / "data"]
+    if "AMORTIZED_PULSE_DATA" in os.environ:
+        folders.insert(0, Path(os.environ["AMORTIZED_PULSE_DATA"]).expanduser())
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(
+        f"Expected faces at {name}: a zip or a folder of square pictures (PNG, JPEG, WebP), not found. "
+        f"Put it into {ROOT / 'datasets'}, or name its folder in AMORTIZED_PULSE_DATA. "
+        "CelebA comes from its authors (search: 'Large-scale CelebFaces Attributes (CelebA) Dataset'), for "
+        "non-commercial research; CelebA-HQ is made from it. Crop the faces as FFHQ does."
+    )
+
+
+class Faces(Dataset[Tensor]):
+    """Square face pictures at one resolution, as bytes.
+
+    Args:
+        source: A zip or a folder (searched with its subfolders), see `find_data`.
+        resolution: Size R in pixels; pictures of another size are resized bicubically, antialiased.
+        limit: Use only the first so many pictures in sorted order; None for all.
+        cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes. The memory is shared
+            by the workers of a data loader.
+
+    Raises:
+        FileNotFoundError: If the source does not exist.
+        ValueError: If it holds no picture.
+    """
+
+    def __init__(
+        self, source: str | Path, resolution: int, limit: int | None = None, cache_bytes: int = 4 * 2**30
+    ) -> None:
+        self.source = find_data(source)
+        self.resolution = resolution
+        self._zip: zipfile.ZipFile | None = None
+        if self.source.is_dir():
+            files = (p for p in self.source.rglob("*") if p.suffix.lower() in SUFFIXES)
+            names = [str(p.relative_to(self.source)) for p in files]
+        else:
+            with zipfile.ZipFile(self.source) as archive:
+                names = [n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES]
+        self.names = sorted(names)[:limit]
+        if not self.names:
+            raise ValueError(f"Expected pictures ({', '.join(sorted(SUFFIXES))}) in {self.source}, found none.")
+        shape = (len(self.names), 3, resolution, resolution)
+        self._cache: Tensor | None = None
+        if np.prod(shape) <= cache_bytes:
+            self._cache = torch.zeros(shape, dtype=torch.uint8).share_memory_()
+            self._cached = torch.zeros(len(self.names), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Gives picture `index` as uint8 (3, R, R)."""
+        if self._cache is None:
+            return self._decode(index)
+        if not self._cached[index]:
+            self._cache[index] = self._decode(index)
+            self._cached[index] = True
+        return self._cache[index]
+
+    def __getstate__(self) -> dict:
+        """Leaves the open zip behind: every worker opens its own."""
+        return {**self.__dict__, "_zip": None}
+
+    def _decode(self, index: int) -> Tensor:
+        name = self.names[index]
+        try:
+            with Image.open(self._open(name)) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{self.source}: {name} cannot be read as a picture ({error}); remove it.") from error
+        if image.width != image.height:
+            raise ValueError(f"{self.source}: expected square pictures, {name} has {image.width}x{image.height} px.")
+        if image.width != self.resolution:
+            image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def _open(self, name: str) -> io.BytesIO | Path:
+        if self.source.is_dir():
+            return self.source / name
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.source)
+        return io.BytesIO(self._zip.read(name))

@@ -1,0 +1,358 @@
+"""The StyleGAN2 generator: a mapping network z → w and a synthesis network with skip connections to RGB.
+
+Written from Karras et al. 2020 in plain PyTorch, with the semantics and tensor names of the official StyleGAN2-ADA
+code, so that official weights fit. Modulated convolutions take their scaled form: the style multiplies the input, the
+demodulation multiplies the output. It is exact, faster on the CPU than a grouped convolution with one kernel per
+sample, and exports to ONNX with a dynamic batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import SQRT2, EqualLinear, blur, upsample_2x
+
+NOISE_MODES = ("const", "random", "none")
+
+
+def channels_by_resolution(resolution: int, base: int = 32768, maximum: int = 512) -> tuple[int, ...]:
+    """Gives the feature widths of StyleGAN2, min(base / r, maximum) for r = 4, 8, …, resolution.
+
+    Args:
+        resolution: Output size in pixels, a power of two.
+        base: Channels times resolution; 32768 is the official value, 16384 that of ADA's small configurations.
+        maximum: Upper limit.
+
+    Returns:
+        One width per resolution, coarse to fine.
+    """
+    return tuple(min(base // 2**i, maximum) for i in range(2, int(math.log2(resolution)) + 1))
+
+
+class MappingNetwork(nn.Module):
+    """The mapping network f: z → w, a multilayer perceptron on the normalised latent.
+
+    Args:
+        z_dim: Width of z.
+        w_dim: Width D of w.
+        num_layers: Depth; 8 in the paper, 2 in some ADA configurations.
+        num_ws: Number of styles L that w is repeated to.
+        lr_multiplier: Relative learning rate of its layers.
+    """
+
+    w_avg: Tensor
+
+    def __init__(self, z_dim: int, w_dim: int, num_layers: int, num_ws: int, lr_multiplier: float = 0.01) -> None:
+        super().__init__()
+        self.num_layers = num_layers
+        self.num_ws = num_ws
+        for i in range(num_layers):
+            width = z_dim if i == 0 else w_dim
+            setattr(self, f"fc{i}", EqualLinear(width, w_dim, lr_multiplier=lr_multiplier, activate=True))
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, z: Tensor, truncation_psi: float = 1.0) -> Tensor:
+        """Maps latents to styles, w = w̄ + ψ (f(z) − w̄).
+
+        Args:
+            z: Latents (B, Z), standard normal; each is scaled to mean square 1.
+            truncation_psi: ψ; 1 keeps the full variety, 0 gives the mean face.
+
+        Returns:
+            Styles (B, L, D), the same w in every layer.
+        """
+        w = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        for i in range(self.num_layers):
+            w = getattr(self, f"fc{i}")(w)
+        if truncation_psi != 1.0:
+            w = torch.lerp(self.w_avg.to(w.dtype), w, truncation_psi)
+        return w.unsqueeze(1).expand(-1, self.num_ws, -1)
+
+
+class SynthesisLayer(nn.Module):
+    """A modulated 3x3 convolution with noise, bias and leaky ReLU.
+
+    y_o = lrelu(d_o (W_o * (s x)) + n + b_o) √2, with s = A(w) and d_o = (Σ_{i,k} (s_i W_{oik})² + 1e-8)^(−1/2).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        w_dim: Width of the style code.
+        resolution: Size of the output in pixels.
+        up: Double the size first: a transposed convolution followed by the binomial filter.
+    """
+
+    noise_const: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.resolution = resolution
+        self.conv_clamp: float | None = None
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """Draws the next features.
+
+        Args:
+            x: Features (B, C_in, H, W).
+            w: Style codes (B, D).
+            noise: Noise maps (B or 1, 1, H', W'), or None for none.
+
+        Returns:
+            Features (B, C_out, H', W'), with H' = 2H if this layer upsamples.
+        """
+        styles = self.affine(w)  # (B, C_in)
+        energy = self.weight.square().sum(dim=(2, 3))  # (C_out, C_in)
+        # The gain √2 of the activation is folded into everything that enters it: one pass over the features less.
+        demodulation = (F.linear(styles.square(), energy) + 1e-8).rsqrt() * SQRT2  # (B, C_out)
+        x = x * styles[:, :, None, None].to(x.dtype)
+        if self.up:
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # (B, C_out, 2H+1, 2W+1)
+            x = blur(x, pad=1, gain=4.0)  # (B, C_out, 2H, 2W)
+        else:
+            x = F.conv2d(x, self.weight, padding=1)
+        x = x * demodulation[:, :, None, None].to(x.dtype) + (self.bias * SQRT2)[:, None, None].to(x.dtype)
+        if noise is not None:
+            x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
+        x = F.leaky_relu(x, 0.2)
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp * SQRT2, self.conv_clamp * SQRT2)
+
+
+class ToRGB(nn.Module):
+    """A modulated 1x1 convolution to RGB without demodulation.
+
+    Args:
+        in_channels: Channels of the features.
+        w_dim: Width of the style code.
+    """
+
+    def __init__(self, in_channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.conv_clamp: float | None = None
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.weight_gain = 1.0 / math.sqrt(in_channels)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Maps features (B, C, H, W) and styles (B, D) to float32 colour (B, 3, H, W)."""
+        styles = self.affine(w) * self.weight_gain  # (B, C)
+        x = F.conv2d(x * styles[:, :, None, None].to(x.dtype), self.weight)
+        x = x.float() + self.bias[:, None, None]
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution of the synthesis network: two layers (the first block: one) and a colour output.
+
+    Args:
+        in_channels: Channels of the block below; 0 for the first block, which starts from a learned constant.
+        out_channels: Channels of this block.
+        w_dim: Width of the style code.
+        resolution: Size of this block in pixels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int) -> None:
+        super().__init__()
+        if in_channels == 0:
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=True)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, up=False)
+        self.torgb = ToRGB(out_channels, w_dim)
+        self.is_first = in_channels == 0
+
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The convolution layers, in order."""
+        return [self.conv1] if self.is_first else [self.conv0, self.conv1]
+
+    def forward(
+        self, x: Tensor | None, rgb: Tensor | None, ws: Sequence[Tensor], noise: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Draws one resolution.
+
+        Args:
+            x: Features of the block below (B, C_in, H/2, W/2), None for the first block.
+            rgb: Colour so far (B, 3, H/2, W/2), None for the first block.
+            ws: One style code (B, D) per layer and one for the colour output.
+            noise: One noise map or None per layer.
+
+        Returns:
+            Features (B, C, H, W) and colour (B, 3, H, W).
+        """
+        if x is None:
+            x = self.const.expand(ws[0].shape[0], -1, -1, -1)
+            x = x.contiguous(memory_format=torch.channels_last)
+        for layer, w, n in zip(self.layers, ws, noise, strict=False):
+            x = layer(x, w, n)
+        y = self.torgb(x, ws[-1])
+        return x, y if rgb is None else upsample_2x(rgb) + y
+
+
+class SynthesisNetwork(nn.Module):
+    """The synthesis network g: W+ → images.
+
+    Args:
+        resolution: Output size in pixels.
+        channels: Widths per resolution, coarse to fine.
+        w_dim: Width of the style codes.
+    """
+
+    def __init__(self, resolution: int, channels: Sequence[int], w_dim: int) -> None:
+        super().__init__()
+        self.resolutions = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
+        below = 0
+        for size, width in zip(self.resolutions, channels, strict=True):
+            setattr(self, f"b{size}", SynthesisBlock(below, width, w_dim, size))
+            below = width
+        self.num_layers = 2 * len(self.resolutions) - 1
+        self.num_ws = self.num_layers + 1
+
+    @property
+    def blocks(self) -> list[SynthesisBlock]:
+        """The blocks, coarse to fine."""
+        return [getattr(self, f"b{size}") for size in self.resolutions]
+
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The convolution layers, coarse to fine; each has one noise map."""
+        return [layer for block in self.blocks for layer in block.layers]
+
+    def make_noise(self, batch: int, rng: torch.Generator | None = None) -> list[Tensor]:
+        """Draws fresh noise maps for every layer.
+
+        Args:
+            batch: Batch size B.
+            rng: Source of randomness on the network's device; the global one if None.
+
+        Returns:
+            One map (B, 1, H, W) per layer, standard normal.
+        """
+        device = self.layers[0].noise_const.device
+        return [
+            torch.randn(batch, 1, layer.resolution, layer.resolution, device=device, generator=rng)
+            for layer in self.layers
+        ]
+
+    def forward(self, ws: Tensor, noise_mode: str = "const", noise: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Draws images.
+
+        Args:
+            ws: Style codes (B, L, D).
+            noise_mode: "const" uses the stored maps, "random" draws fresh ones, "none" adds none.
+            noise: Maps (B or 1, 1, H, W) per layer that replace the mode's; None entries keep it.
+
+        Returns:
+            Images (B, 3, R, R), about [-1, 1] but not clamped.
+
+        Raises:
+            ValueError: If the mode is unknown, or codes or noise have the wrong shape.
+        """
+        maps = self._noise_maps(ws, noise_mode, noise)
+        styles = ws.unbind(dim=1)
+        x, rgb, first = None, None, 0
+        for block in self.blocks:
+            count = len(block.layers)
+            # The colour output shares its style with the first layer of the next block.
+            x, rgb = block(x, rgb, styles[first : first + count + 1], maps[first : first + count])
+            first += count
+        assert rgb is not None
+        return rgb
+
+    def _noise_maps(self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None) -> list[Tensor | None]:
+        if ws.ndim != 3 or ws.shape[1] != self.num_ws:
+            raise ValueError(
+                f"Expected style codes of shape (B, {self.num_ws}, D), got {tuple(ws.shape)}; "
+                "repeat a single w over the layers with w[:, None].expand(-1, generator.num_ws, -1)."
+            )
+        maps: list[Tensor | None]
+        if noise_mode == "const":
+            maps = [layer.noise_const[None, None] for layer in self.layers]
+        elif noise_mode == "random":
+            maps = list(self.make_noise(ws.shape[0]))
+        elif noise_mode == "none":
+            maps = [None] * self.num_layers
+        else:
+            raise ValueError(f"Expected noise_mode to be one of {', '.join(NOISE_MODES)}, got {noise_mode!r}.")
+        if noise is not None:
+            if len(noise) != self.num_layers:
+                raise ValueError(f"Expected {self.num_layers} noise maps, one per layer, got {len(noise)}.")
+            maps = [given if given is not None else own for given, own in zip(noise, maps, strict=True)]
+        return maps
+
+
+class Generator(nn.Module):
+    """A StyleGAN2 generator.
+
+    Args:
+        resolution: Output size R in pixels, a power of two from 32 to 1024.
+        channels: Widths per resolution 4, 8, …, R; None for the official ones.
+        z_dim: Width Z of the latent z.
+        w_dim: Width D of the latent w.
+        mapping_layers: Depth of the mapping network.
+        mapping_lr_multiplier: Relative learning rate of the mapping network.
+
+    Raises:
+        ValueError: If the resolution is not supported or the widths do not match it.
+
+    Example:
+        >>> generator = Generator(64, channels=(256, 256, 128, 64, 32), z_dim=256, w_dim=256, mapping_layers=4)
+        >>> images = generator.synthesis(generator.mapping(torch.randn(2, 256)))  # (2, 3, 64, 64)
+    """
+
+    def __init__(
+        self,
+        resolution: int = 1024,
+        channels: Sequence[int] | None = None,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        mapping_layers: int = 8,
+        mapping_lr_multiplier: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if resolution not in (32, 64, 128, 256, 512, 1024):
+            raise ValueError(f"Expected a resolution of 32, 64, 128, 256, 512 or 1024, got {resolution}.")
+        channels = tuple(channels) if channels is not None else channels_by_resolution(resolution)
+        sizes = int(math.log2(resolution)) - 1
+        if len(channels) != sizes:
+            raise ValueError(
+                f"Expected {sizes} channel widths for {resolution} px (4, 8, …, {resolution}), got {len(channels)}."
+            )
+        self.resolution = resolution
+        self.channels = channels
+        self.z_dim = z_dim
+        self.w_dim = w_dim
+        self.synthesis = SynthesisNetwork(resolution, channels, w_dim)
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers, self.num_ws, mapping_lr_multiplier)
+
+    @property
+    def w_avg(self) -> Tensor:
+        """The mean of w (D,), tracked during training."""
+        return self.mapping.w_avg
+
+    @property
+    def config(self) -> dict[str, int | list[int]]:
+        """The constructor's arguments that determine every tensor's shape."""
+        return {
+            "resolution": self.resolution,
+            "channels": list(self.channels),
+            "z_dim": self.z_dim,
+            "w_dim": self.w_dim,
+            "mapping_layers": self.mapping.num_layers,
+        }
+
+    def forward(self, z: Tensor, truncation_psi: float = 1.0, noise_mode: str = "const") -> Tensor:
+        """Draws images from latents z (B, Z); see `MappingNetwork.forward` and `SynthesisNetwork.forward`."""
+        return self.synthesis(self.mapping(z, truncation_psi), noise_mode)

@@ -1,0 +1,143 @@
+"""Building blocks of StyleGAN2: equalized layers, FIR resampling, and the scaled leaky ReLU.
+
+Sources: Karras et al. 2018 (equalized learning rate), Karras et al. 2020 "Analyzing and Improving the Image Quality
+of StyleGAN" (FIR resampling, demodulation). Tensor names and layouts follow StyleGAN2-ADA, so its weights fit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SQRT2 = math.sqrt(2.0)
+
+
+def fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
+    """Builds the 4x4 binomial kernel [1, 3, 3, 1] for a depthwise convolution.
+
+    Args:
+        channels: Number of channels C it is applied to.
+        gain: Sum of the kernel: 1 keeps the mean, 4 makes up for the zeros of an upsampling by 2.
+        like: A tensor whose dtype and device are taken.
+
+    Returns:
+        The kernel (C, 1, 4, 4).
+    """
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=like.device)
+    kernel = torch.outer(taps, taps) * (gain / 64.0)
+    return kernel.to(like.dtype).expand(channels, 1, 4, 4)
+
+
+def blur(x: Tensor, pad: int = 1, gain: float = 1.0, stride: int = 1) -> Tensor:
+    """Convolves every channel with the binomial kernel [1, 3, 3, 1].
+
+    Args:
+        x: Features (B, C, H, W).
+        pad: Zeros added on each side; 1 maps H to H - 1, as after a transposed convolution.
+        gain: Sum of the kernel.
+        stride: 2 halves the size.
+
+    Returns:
+        Features (B, C, H', W') with H' = (H + 2 pad - 4) // stride + 1.
+    """
+    channels = x.shape[1]
+    return F.conv2d(x, fir_kernel(channels, gain, x), stride=stride, padding=pad, groups=channels)
+
+
+def upsample_2x(x: Tensor) -> Tensor:
+    """Doubles the size by zero insertion and the binomial filter.
+
+    Args:
+        x: Images or features (B, C, H, W).
+
+    Returns:
+        (B, C, 2H, 2W), the mean kept.
+    """
+    channels = x.shape[1]
+    return F.conv_transpose2d(x, fir_kernel(channels, 4.0, x), stride=2, padding=1, groups=channels)
+
+
+def downsample_2x(x: Tensor) -> Tensor:
+    """Halves the size by the binomial filter and decimation.
+
+    Args:
+        x: Images or features (B, C, H, W), H and W even.
+
+    Returns:
+        (B, C, H/2, W/2), the mean kept.
+    """
+    return blur(x, pad=1, stride=2)
+
+
+class EqualLinear(nn.Module):
+    """A linear layer with equalized learning rate.
+
+    y = x (W m / √n)ᵀ + b m, with n inputs and learning-rate multiplier m.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias_init: Initial value of every bias (1 for styles, so that they start as the identity).
+        lr_multiplier: m above; the mapping network uses 0.01.
+        activate: Follow by a leaky ReLU with slope 0.2 and gain √2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,
+        activate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in_features) to (..., out_features)."""
+        y = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return F.leaky_relu(y, 0.2) * SQRT2 if self.activate else y
+
+
+class EqualConv2d(nn.Module):
+    """A convolution with equalized learning rate and, where asked, a leaky ReLU with gain.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Odd; the size is kept.
+        bias: Add a bias.
+        activate: Follow by a leaky ReLU with slope 0.2 and gain √2.
+        gain: Factor on the result; for activated layers folded into weight and bias, which is the same because the
+            leaky ReLU is positively homogeneous, and saves a pass over the features.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        activate: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.gain = gain * SQRT2 if activate else gain
+        self.weight_gain = self.gain / math.sqrt(in_channels * kernel_size**2)
+        self.padding = kernel_size // 2
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, out_channels, H, W)."""
+        bias = None if self.bias is None else self.bias * self.gain
+        y = F.conv2d(x, self.weight * self.weight_gain, bias, padding=self.padding)
+        return F.leaky_relu(y, 0.2) if self.activate else y

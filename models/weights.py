@@ -1,0 +1,130 @@
+"""Reads and writes generators: the project's own safetensors, and `.pt` files with StyleGAN2-ADA tensor names.
+
+Every shape comes from the tensors themselves, and no code that a file may hold is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.generator import Generator
+
+FORMAT = "amortized-pulse/generator/1"
+
+
+def sha256_of(path: str | Path) -> str:
+    """Gives the sha256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_generator(generator: Generator, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a generator in float16.
+
+    Args:
+        generator: What to write.
+        path: Target, ends in .safetensors. It is replaced as a whole, so a kill leaves the old file.
+        metadata: Notes kept in the file's header.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    overflow = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if overflow:
+        raise ValueError(f"Expected tensors within float16's range (65504), got larger ones in {', '.join(overflow)}.")
+    notes = {**(metadata or {}), "format": FORMAT, "config": json.dumps(generator.config)}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, notes)
+    partial.replace(path)
+
+
+def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Generator:
+    """Reads a generator in float32, ready for inference.
+
+    Args:
+        path: The project's own `.safetensors`, or a `.pt` with StyleGAN2-ADA tensor names under `G_ema`.
+        device: Where to put it.
+
+    Returns:
+        The generator, in eval mode, without gradients on its parameters.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not one of these, or its tensors do not make a StyleGAN2 generator.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a generator's weights at {path}, found no such file.")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
+    # Filters are the same in every network, and ours are built where they are used.
+    tensors = {name: t.float() for name, t in tensors.items() if not name.endswith("resample_filter")}
+    generator = Generator(**infer_config(tensors, path))
+    wanted = {name: t.shape for name, t in generator.state_dict().items()}
+    found = {name: t.shape for name, t in tensors.items()}
+    wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if wrong:
+        raise ValueError(f"{path}: tensors do not make a StyleGAN2 generator; missing, surplus or misshaped: {wrong}.")
+    generator.load_state_dict(tensors)
+    return generator.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:
+    """Reads the shape of a generator off its tensors.
+
+    Args:
+        tensors: Tensors by their StyleGAN2-ADA names.
+        path: Named in errors.
+
+    Returns:
+        The arguments of `Generator`.
+
+    Raises:
+        ValueError: If the names are not those of a StyleGAN2 generator.
+    """
+    try:
+        depth = sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", name)) for name in tensors)
+        sizes = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", name)))
+        channels = [tensors[f"synthesis.b{size}.conv1.weight"].shape[0] for size in sizes]
+        w_dim, z_dim = tensors["mapping.fc0.weight"].shape
+        return {
+            "resolution": sizes[-1],
+            "channels": channels,
+            "z_dim": z_dim,
+            "w_dim": w_dim,
+            "mapping_layers": depth,
+        }
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"{path}: expected tensors named as in StyleGAN2-ADA (mapping.fc0.weight, synthesis.b4.conv1.weight, …), "
+            f"got {sorted(tensors)[:5]} …"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("format")
+            if kind != FORMAT:
+                raise ValueError(f"{path}: expected a generator (format {FORMAT!r}), got format {kind!r}.")
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); copy or download it again.") from error
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a plain file of tensors ({reason}); nothing in it was executed.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("G_ema"), dict):
+        raise ValueError(f"{path}: expected a dictionary with the generator's tensors under 'G_ema'.")
+    return content["G_ema"]

@@ -1,0 +1,37 @@
+"""Trains every network of the project, each by its own recipe.
+
+Examples:
+    python train.py fit --config configs/prior_64.yaml            # the generator, the prior over faces
+    python train.py fit --config configs/encoder_64.yaml          # the encoder, on top of a generator
+    python train.py fit --config configs/prior_64.yaml --data.train my_faces.zip --trainer.max_steps 50000
+    python train.py validate --config configs/prior_64.yaml       # measure the last checkpoint
+    tensorboard --logdir runs                                     # losses, grids of faces, distances
+
+A recipe names the class of the model and of the data and their arguments; every argument can be overridden on the
+command line, and `python train.py fit --config RECIPE --help` lists them. A run that was interrupted goes on exactly
+where its last checkpoint was made when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.cli import LightningCLI
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Arguments in place of those of the process.
+    """
+    torch.set_float32_matmul_precision("high")
+    LightningCLI(
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        args=args,
+    )
+
+
+if __name__ == "__main__":
+    main()

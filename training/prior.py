@@ -1,0 +1,302 @@
+"""Trains the generator and its discriminator: the prior over faces that everything else in the project rests on.
+
+Non-saturating loss with lazy R1 and path-length regularisation (Karras et al. 2020), adaptive augmentation (Karras et
+al. 2020b), an exponential moving average of the generator. One synthesis per step serves both networks: the generator
+is improved through the discriminator that then learns from the same faces, which saves a tenth of the work.
+
+All randomness of a step follows from (seed, rank, step), so a run that was killed goes on exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.utils import make_grid
+
+from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from losses.path_length import path_lengths
+from models.discriminator import Discriminator
+from models.generator import Generator
+from training.augment import AdaptiveAugment
+from training.compiling import compile_if_possible
+from training.frechet import frechet_metric
+from training.randomness import step_rng
+
+
+class PriorTraining(LightningModule):
+    """StyleGAN2 training.
+
+    Args:
+        resolution: Size R in pixels.
+        channels: Widths of generator and discriminator per resolution 4, 8, …, R.
+        z_dim: Width Z of z.
+        w_dim: Width D of w.
+        mapping_layers: Depth of the mapping network.
+        learning_rate: Adam's, for both networks.
+        decay_steps: The learning rate falls linearly to zero over the last so many steps of `trainer.max_steps`.
+        r1_gamma: Weight γ of the gradient penalty γ/2 E‖∇D‖² on real faces.
+        r1_every: Steps between gradient penalties.
+        path_length_weight: Weight of the path-length penalty; 0 switches it off.
+        path_length_every: Steps between path-length penalties.
+        mixing_probability: Share of faces drawn from two codes, the second from a random layer on.
+        ema_images: Half-life of the moving average, in images.
+        augment_target: Target of adaptive augmentation; None switches it off.
+        init_generator: Weights to start from (`models.load_generator` reads them), None to start from scratch.
+        warmup_steps: Steps in which only the discriminator learns; useful with `init_generator`.
+        metric: Fréchet distance to report: auto, fid or fd_vgg11.
+        metric_samples: Generated faces per validation.
+        compile: Compile the generator's synthesis; ignored where there is no compiler.
+        export_to: Where the averaged generator is saved in float16 at every validation; None for nowhere.
+        seed: Determines every random choice together with the step.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 64,
+        channels: tuple[int, ...] = (256, 256, 128, 64, 32),
+        z_dim: int = 256,
+        w_dim: int = 256,
+        mapping_layers: int = 4,
+        learning_rate: float = 2e-3,
+        decay_steps: int = 0,
+        r1_gamma: float = 0.5,
+        r1_every: int = 16,
+        path_length_weight: float = 2.0,
+        path_length_every: int = 8,
+        mixing_probability: float = 0.9,
+        ema_images: float = 20_000,
+        augment_target: float | None = 0.6,
+        init_generator: str | None = None,
+        warmup_steps: int = 0,
+        metric: str = "auto",
+        metric_samples: int = 2000,
+        compile: bool = True,
+        export_to: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.generator = Generator(resolution, channels, z_dim, w_dim, mapping_layers)
+        self.discriminator = Discriminator(resolution, channels)
+        self.augment = AdaptiveAugment(augment_target or 0.6)
+        self.register_buffer("path_mean", torch.zeros([]))
+        self.register_buffer("images_seen", torch.zeros([], dtype=torch.int64))
+        if init_generator is not None:
+            self._start_from(init_generator)
+        self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self._metric: Any = None
+        self._clock = (0, 0.0)
+
+    def _start_from(self, path: str) -> None:
+        from models import load_generator
+
+        loaded = load_generator(path)
+        if loaded.config != self.generator.config:
+            raise ValueError(
+                f"Expected a generator of shape {self.generator.config} in {path}, got {loaded.config}; "
+                "set channels, z_dim, w_dim and mapping_layers of the recipe accordingly."
+            )
+        self.generator.load_state_dict(loaded.state_dict())
+
+    # ---------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        """Prepares memory layout, compilation and the metric."""
+        self.to(memory_format=torch.channels_last)
+        if stage == "fit" and self.hparams["compile"]:
+            compile_if_possible(self.generator.synthesis)
+        name, metric = frechet_metric(self.hparams["metric"])
+        self._metric = (name, metric.to(self.device))
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for each network; lazy regularisation shortens its memory as in the paper, section 3.1."""
+        h = self.hparams
+        adams = []
+        for network, every in (
+            (self.generator, h["path_length_every"] if h["path_length_weight"] else 0),
+            (self.discriminator, h["r1_every"]),
+        ):
+            ratio = every / (every + 1) if every else 1.0
+            parameters = list(network.parameters())
+            adams.append(torch.optim.Adam(parameters, h["learning_rate"] * ratio, betas=(0.0, 0.99**ratio), fused=True))
+        return adams
+
+    # ---------------------------------------------------------------- one step
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
+        h, step = self.hparams, self.global_step
+        rng = step_rng(h["seed"], step, self.global_rank, self.device)
+        real = self._flip(batch, rng)
+        # Only the generator's steps go through Lightning's wrapper, so that global_step counts batches.
+        adam_g, adam_d = self.optimizers()
+        self._set_learning_rate(step)
+
+        fake = self._generator_step(adam_g, real.shape[0], rng, frozen=step < h["warmup_steps"])
+        self._discriminator_step(adam_d.optimizer, real, fake, rng)
+        if h["path_length_weight"] and step % h["path_length_every"] == 0 and step >= h["warmup_steps"]:
+            self._path_length_step(adam_g.optimizer, max(1, real.shape[0] // 2), rng)
+        if step % h["r1_every"] == 0:
+            self._r1_step(adam_d.optimizer, real, rng)
+
+        self.images_seen += real.shape[0] * self.trainer.world_size
+        self._average(real.shape[0])
+        self._log_speed()
+
+    def _generator_step(self, adam: Any, batch: int, rng: torch.Generator, frozen: bool) -> Tensor:
+        """Draws faces and improves the generator on them; returns the faces, detached."""
+        if frozen:
+            with torch.no_grad():
+                fake = self.generator.synthesis(self._codes(batch, rng), noise=self._noise(batch, rng))
+            adam.zero_grad()
+            adam.step()  # Without gradients it changes nothing, but counts the step.
+            return fake
+        fake = self.generator.synthesis(self._codes(batch, rng), noise=self._noise(batch, rng))
+        self.discriminator.requires_grad_(False)
+        loss = generator_loss(self.discriminator(self.augment(fake, rng))).mean()
+        self.discriminator.requires_grad_(True)
+        self._step(adam, loss)
+        self.log("loss/generator", loss.detach())
+        return fake.detach()
+
+    def _discriminator_step(self, adam: Any, real: Tensor, fake: Tensor, rng: torch.Generator) -> None:
+        real_logits = self.discriminator(self.augment(real, rng))
+        fake_logits = self.discriminator(self.augment(fake, rng))
+        loss = discriminator_loss(real_logits, fake_logits).mean()
+        self._step(adam, loss)
+        if self.hparams["augment_target"] is not None:
+            self.augment.adapt(real_logits)
+        self.log_dict(
+            {
+                "loss/discriminator": loss.detach(),
+                "logits/real": real_logits.detach().mean(),
+                "logits/fake": fake_logits.detach().mean(),
+                "augment/p": self.augment.p,
+            }
+        )
+
+    def _r1_step(self, adam: Any, real: Tensor, rng: torch.Generator) -> None:
+        _, penalty = r1_penalty(self.discriminator, self.augment(real, rng))
+        self._step(adam, penalty.mean() * (self.hparams["r1_gamma"] / 2 * self.hparams["r1_every"]))
+        self.log("loss/r1", penalty.detach().mean())
+
+    def _path_length_step(self, adam: Any, batch: int, rng: torch.Generator) -> None:
+        ws = self._codes(batch, rng)
+        # `.forward` passes by the compiled synthesis: compiled graphs cannot be differentiated twice.
+        images = self.generator.synthesis.forward(ws, noise=self._noise(batch, rng))
+        lengths = path_lengths(images, ws, rng)
+        mean = self.path_mean.lerp(lengths.detach().mean(), 0.01 if self.path_mean > 0 else 1.0)
+        penalty = (lengths - mean).square().mean()
+        self._step(adam, penalty * self.hparams["path_length_weight"] * self.hparams["path_length_every"])
+        self.path_mean.copy_(mean)
+        self.log_dict({"loss/path_length": penalty.detach(), "path_length": lengths.detach().mean()})
+
+    def _step(self, adam: Any, loss: Tensor) -> None:
+        adam.zero_grad()
+        self.manual_backward(loss)
+        adam.step()
+
+    # ---------------------------------------------------------------- pieces
+
+    def _flip(self, batch: Tensor, rng: torch.Generator) -> Tensor:
+        """Turns bytes into [-1, 1] and mirrors every second face, by chance."""
+        images = batch / 127.5 - 1
+        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device, generator=rng) < 0.5
+        return torch.where(mirrored, images.flip(3), images).contiguous(memory_format=torch.channels_last)
+
+    def _codes(self, batch: int, rng: torch.Generator) -> Tensor:
+        """Draws style codes (B, L, D) with style mixing, and tracks their mean."""
+        z = torch.randn(2, batch, self.generator.z_dim, device=self.device, generator=rng)
+        with torch.autocast(self.device.type, enabled=False):
+            ws = self.generator.mapping(z.flatten(0, 1))
+        first, second = ws.unflatten(0, (2, batch))  # (B, L, D) each
+        self.generator.w_avg.lerp_(first[:, 0].detach().mean(dim=0), 0.005)
+        layers = self.generator.num_ws
+        cut = torch.randint(1, layers, (batch, 1, 1), device=self.device, generator=rng)
+        mixed = torch.rand(batch, 1, 1, device=self.device, generator=rng) < self.hparams["mixing_probability"]
+        layer = torch.arange(layers, device=self.device)[None, :, None]
+        return torch.where(mixed & (layer >= cut), second, first)
+
+    def _noise(self, batch: int, rng: torch.Generator) -> list[Tensor | None]:
+        return list(self.generator.synthesis.make_noise(batch, rng))
+
+    def _set_learning_rate(self, step: int) -> None:
+        decay = self.hparams["decay_steps"]
+        left = self.trainer.max_steps - step
+        factor = min(1.0, left / decay) if decay and self.trainer.max_steps > 0 else 1.0
+        for adam, base in zip(self.trainer.optimizers, self.trainer.optimizers, strict=True):
+            for group in adam.param_groups:
+                group["lr"] = base.defaults["lr"] * factor
+        if step % 50 == 0:
+            self.log("learning_rate_factor", factor)
+
+    @torch.no_grad()
+    def _average(self, batch: int) -> None:
+        """Updates the averaged generator; early in a run the average is short, so that it forgets the beginning."""
+        halflife = min(self.hparams["ema_images"], 0.05 * float(self.images_seen) + 1)
+        update = get_ema_multi_avg_fn(0.5 ** (batch * self.trainer.world_size / halflife))
+        update(list(self.generator_ema.parameters()), list(self.generator.parameters()), None)
+        for average, current in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
+
+    def _log_speed(self) -> None:
+        images, since = self._clock
+        if int(self.images_seen) - images >= 2000 or since == 0:
+            now = time.perf_counter()
+            if since:
+                self.log("images_per_second", (int(self.images_seen) - images) / (now - since), prog_bar=True)
+            self._clock = (int(self.images_seen), now)
+        self.log("images_seen", self.images_seen.float(), prog_bar=True)
+
+    # ---------------------------------------------------------------- validation
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Shows the metric one batch of real faces, uint8 (B, 3, R, R)."""
+        _, metric = self._metric
+        if not self.trainer.sanity_checking and metric.real_features_num_samples < len(self._val_faces()):
+            metric.update(batch, real=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Measures the Fréchet distance of the averaged generator, draws the grid, saves the weights."""
+        if self.trainer.sanity_checking:
+            return
+        name, metric = self._metric
+        rng = step_rng(self.hparams["seed"], -1, self.global_rank, self.device)
+        left = self.hparams["metric_samples"] // self.trainer.world_size
+        while left > 0:
+            images = self.sample(min(left, 50), rng)
+            metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
+            left -= len(images)
+        self.log(name, metric.compute().float(), prog_bar=True, sync_dist=False)
+        metric.reset()
+        self._show_grid()
+        if self.hparams["export_to"] and self.global_rank == 0:
+            from models.weights import save_generator
+
+            path = Path(self.hparams["export_to"])
+            save_generator(self.generator_ema, path, {"images_seen": str(int(self.images_seen))})
+        self._clock = (int(self.images_seen), 0.0)
+
+    def sample(self, batch: int, rng: torch.Generator) -> Tensor:
+        """Draws faces (B, 3, R, R) from the averaged generator, truncation 1, stored noise."""
+        z = torch.randn(batch, self.generator.z_dim, device=self.device, generator=rng)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self.generator_ema(z)
+
+    def _val_faces(self) -> Any:
+        return self.trainer.datamodule.val_faces  # type: ignore[attr-defined]
+
+    def _show_grid(self) -> None:
+        if self.logger is None:
+            return
+        images = self.sample(48, step_rng(self.hparams["seed"], -2, 0, self.device))
+        grid = make_grid(images.clamp(-1, 1) / 2 + 0.5, nrow=8)
+        self.logger.experiment.add_image("samples", grid, int(self.images_seen))  # type: ignore[attr-defined]
