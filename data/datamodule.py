@@ -75,14 +75,25 @@ class FaceData(LightningDataModule):
         """Gives batches of uint8 (B, 3, R, R), from where an interrupted epoch stopped."""
         h, trainer = self.hparams, self.trainer
         assert trainer is not None
-        seen = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        epoch, seen = self._progress()
         sampler = ResumableSampler(
             self.train_faces, h.seed, trainer.global_rank, trainer.world_size, skip=seen * h.batch_size
         )
+        sampler.set_epoch(epoch)  # Lightning sets it too, but only after workers have drawn their first batches.
         return DataLoader(
             self.train_faces, h.batch_size, sampler=sampler, num_workers=h.num_workers, drop_last=True,
             persistent_workers=h.num_workers > 0,
         )  # fmt: skip
+
+    def _progress(self) -> tuple[int, int]:
+        """Gives the epoch to go on with, and the batches of it that are done."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current.ready
+        if batches.is_last_batch:
+            return epochs, 0
+        # A checkpoint is made within the hooks of its last batch, which is processed then, but not yet "completed".
+        return max(0, epochs - 1), batches.current.processed
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Gives the validation faces in order, uint8 (B, 3, R, R)."""

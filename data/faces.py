@@ -59,7 +59,7 @@ class Faces(Dataset[Tensor]):
 
     Raises:
         FileNotFoundError: If the source does not exist.
-        ValueError: If it holds no picture.
+        ValueError: If it is no zip, or holds no picture.
     """
 
     def __init__(
@@ -72,8 +72,11 @@ class Faces(Dataset[Tensor]):
             files = (p for p in self.source.rglob("*") if p.suffix.lower() in SUFFIXES)
             names = [str(p.relative_to(self.source)) for p in files]
         else:
-            with zipfile.ZipFile(self.source) as archive:
-                names = [n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES]
+            try:
+                with zipfile.ZipFile(self.source) as archive:
+                    names = [n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES]
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{self.source}: neither a folder nor a complete zip ({error}).") from error
         self.names = sorted(names)[:limit]
         if not self.names:
             raise ValueError(f"Expected pictures ({', '.join(sorted(SUFFIXES))}) in {self.source}, found none.")
@@ -105,7 +108,7 @@ class Faces(Dataset[Tensor]):
         try:
             with Image.open(self._open(name)) as file:
                 image = file.convert("RGB")
-        except OSError as error:
+        except (OSError, SyntaxError, zipfile.BadZipFile) as error:  # Pillow tells of broken PNGs by SyntaxError
             raise ValueError(f"{self.source}: {name} cannot be read as a picture ({error}); remove it.") from error
         if image.width != image.height:
             raise ValueError(f"{self.source}: expected square pictures, {name} has {image.width}x{image.height} px.")

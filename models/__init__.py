@@ -1,6 +1,25 @@
 """Networks and their weights."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from models.generator import Generator
 from models.weights import load_generator
 
-__all__ = ["Generator", "load_generator"]
+if TYPE_CHECKING:
+    from models.bundle import load_bundle
+    from models.encoder import create_encoder
+
+__all__ = ["Generator", "create_encoder", "load_bundle", "load_generator"]
+
+# Imported at first use: a program that needs the generator alone does not wait for the encoder's libraries.
+_LAZY = {"create_encoder": "models.encoder", "load_bundle": "models.bundle"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for the first time."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

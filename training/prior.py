@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
@@ -25,6 +26,7 @@ from losses.path_length import path_lengths
 from models.discriminator import Discriminator
 from models.generator import Generator
 from training.augment import AdaptiveAugment
+from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible
 from training.frechet import frechet_metric
 from training.randomness import step_rng
@@ -135,7 +137,7 @@ class PriorTraining(LightningModule):
         """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
         h, step = self.hparams, self.global_step
         rng = step_rng(h["seed"], step, self.global_rank, self.device)
-        real = self._flip(batch, rng)
+        real = faces_from_bytes(batch, rng)
         # Only the generator's steps go through Lightning's wrapper, so that global_step counts batches.
         adam_g, adam_d = self.optimizers()
         self._set_learning_rate(step)
@@ -206,12 +208,6 @@ class PriorTraining(LightningModule):
 
     # ---------------------------------------------------------------- pieces
 
-    def _flip(self, batch: Tensor, rng: torch.Generator) -> Tensor:
-        """Turns bytes into [-1, 1] and mirrors every second face, by chance."""
-        images = batch / 127.5 - 1
-        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device, generator=rng) < 0.5
-        return torch.where(mirrored, images.flip(3), images).contiguous(memory_format=torch.channels_last)
-
     def _codes(self, batch: int, rng: torch.Generator) -> Tensor:
         """Draws style codes (B, L, D) with style mixing, and tracks their mean."""
         z = torch.randn(2, batch, self.generator.z_dim, device=self.device, generator=rng)
@@ -232,9 +228,9 @@ class PriorTraining(LightningModule):
         decay = self.hparams["decay_steps"]
         left = self.trainer.max_steps - step
         factor = min(1.0, left / decay) if decay and self.trainer.max_steps > 0 else 1.0
-        for adam, base in zip(self.trainer.optimizers, self.trainer.optimizers, strict=True):
+        for adam in self.trainer.optimizers:
             for group in adam.param_groups:
-                group["lr"] = base.defaults["lr"] * factor
+                group["lr"] = adam.defaults["lr"] * factor
         if step % 50 == 0:
             self.log("learning_rate_factor", factor)
 
@@ -295,8 +291,8 @@ class PriorTraining(LightningModule):
         return self.trainer.datamodule.val_faces  # type: ignore[attr-defined]
 
     def _show_grid(self) -> None:
-        if self.logger is None:
+        if not isinstance(self.logger, TensorBoardLogger):  # Others do not take pictures, or take them differently.
             return
         images = self.sample(48, step_rng(self.hparams["seed"], -2, 0, self.device))
         grid = make_grid(images.clamp(-1, 1) / 2 + 0.5, nrow=8)
-        self.logger.experiment.add_image("samples", grid, int(self.images_seen))  # type: ignore[attr-defined]
+        self.logger.experiment.add_image("samples", grid, int(self.images_seen))

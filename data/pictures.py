@@ -1,0 +1,118 @@
+"""Pictures of results: one face with its candidates and where they disagree, and an overview of many faces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from data.reading import to_uint8
+
+TILE = 160  # px; the least that a tile of a sheet measures
+COLUMNS = 8
+GAP = 8
+TITLE = 20  # px above each tile
+
+# Dark to light with nearly even steps of lightness (L* 0, 19, 40, 61, 81, 99), so that equal differences look equal.
+_RAMP = np.array([(0, 0, 0), (64, 16, 112), (172, 36, 120), (242, 104, 72), (253, 190, 100), (255, 255, 235)])
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+
+
+def disagreement(images: Tensor) -> Tensor:
+    """Measures where candidates differ: the standard deviation over k of each pixel, mean over colours.
+
+    Args:
+        images: Candidates (k, 3, R, R) in [-1, 1], clamped here.
+
+    Returns:
+        Map (R, R), in units of [0, 1] pictures, 0 for a single candidate.
+    """
+    return (images.clamp(-1, 1) / 2).std(dim=0, correction=0).mean(dim=0)
+
+
+def heat(values: Tensor, maximum: float) -> Image.Image:
+    """Colours a map from black (0) over purple, red and orange to nearly white (maximum and above).
+
+    Args:
+        values: Map (H, W), not negative.
+        maximum: The value at the light end, above 0.
+
+    Returns:
+        An RGB picture of the same size.
+    """
+    place = np.clip(values.cpu().numpy() / maximum, 0, 1) * (len(_RAMP) - 1)
+    channels = [np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def face_sheet(lr: Tensor, images: Tensor, errors: Sequence[float]) -> Image.Image:
+    """Draws one face: the input, its candidates with their downscaling errors, and where they disagree.
+
+    Args:
+        lr: The low-resolution face (3, s, s) in [-1, 1], enlarged without smoothing.
+        images: Candidates (k, 3, R, R) in [-1, 1].
+        errors: One downscaling error per candidate.
+
+    Returns:
+        An RGB picture; more than eight tiles go on in further rows.
+    """
+    side = images.shape[-1] * -(-TILE // images.shape[-1])
+    spread = disagreement(images)
+    largest = float(spread.max())
+    tiles = [(f"input, {lr.shape[-1]} px", _tile(lr, side, Image.Resampling.NEAREST))]
+    for i, (image, error) in enumerate(zip(images, errors, strict=True), start=1):
+        tiles.append((f"{i}: error {error:.1e}", _tile(image, side, Image.Resampling.BICUBIC)))
+    title = f"differ by 0 to {largest:.2f}" if len(images) > 1 else "a single candidate"
+    tiles.append((title, _enlarge(heat(spread, max(largest, 1 / 255)), side, Image.Resampling.BICUBIC)))
+    rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
+    return _arrange(rows, side)
+
+
+def overview(faces: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
+    """Draws one row per face: the input, then its candidates, seven at most.
+
+    Args:
+        faces: For each a title, the low-resolution face (3, s, s) and its candidates (k, 3, R, R), in [-1, 1]; at
+            least one, with the same R.
+
+    Returns:
+        An RGB picture.
+    """
+    side = faces[0][2].shape[-1] * -(-TILE // faces[0][2].shape[-1])
+    rows = []
+    for title, lr, images in faces:
+        row = [(title, _tile(lr, side, Image.Resampling.NEAREST))]
+        shown = enumerate(images[: COLUMNS - 1], start=1)
+        row += [(str(i), _tile(image, side, Image.Resampling.BICUBIC)) for i, image in shown]
+        rows.append(row)
+    return _arrange(rows, side)
+
+
+def _tile(image: Tensor, side: int, resampling: Image.Resampling) -> Image.Image:
+    pixels = to_uint8(image.detach()).permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, 3)
+    return _enlarge(Image.fromarray(pixels), side, resampling)
+
+
+def _enlarge(picture: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
+    return picture.resize((side, side), resampling)
+
+
+def _arrange(rows: Sequence[Sequence[tuple[str, Image.Image]]], side: int) -> Image.Image:
+    """Puts titled tiles on a white page."""
+    step = (side + GAP, side + GAP + TITLE)
+    columns = max(len(row) for row in rows)
+    page = Image.new("RGB", (columns * step[0] + GAP, len(rows) * step[1] + GAP), _PAPER)
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.load_default()
+    for y, row in enumerate(rows):
+        for x, (title, tile) in enumerate(row):
+            left, top = GAP + x * step[0], GAP + y * step[1]
+            # The default font knows few letters beyond ASCII, and some of its forms refuse the others.
+            text = title.encode("ascii", "replace").decode()
+            while text and pen.textlength(text, font) > side:
+                text = text[:-1]
+            pen.text((left, top + 2), text, _INK, font)
+            page.paste(tile, (left, top + TITLE))
+    return page

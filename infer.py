@@ -1,0 +1,267 @@
+"""Turns low-resolution faces into high-resolution ones: several candidates for each, which all downscale to it.
+
+Faces as they are, from files and folders; each gets a folder of its own in out/:
+
+    python infer.py face.png
+    python infer.py samples --out demo
+
+Six candidates, other random numbers, and the results of an earlier call replaced:
+
+    python infer.py face.png --k 6 --seed 1 --overwrite
+
+A sharp photo, downscaled to 16 px first, to see what can be told from so little:
+
+    python infer.py photo.jpg --downscale 16
+
+For face.png it writes
+    out/face/grid.png      look at this one: the input, the candidates, and where they disagree
+    out/face/1.png …       the candidates; the first is the best guess
+    out/face/input.png     the low-resolution face as it was used
+    out/face/report.json   how far each candidate, downscaled, is from the input, and what made it
+    out/face/latents.npz   the codes `ws` that draw the candidates
+    out/face/timing.json   seconds; the only file that differs between two calls
+    out/overview.png       the first 16 faces of the call in one picture
+
+The exit status is 0 if every face was written, 1 if some were not (each is named with the reason), and 2 if the command
+itself was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.operator import Downscale, downscaling_error
+from data.pictures import overview
+from data.reading import find_images, from_uint8, read_image, square, to_uint8
+from data.report import check_free, complete_or_nothing, folder_names, make_report, write_face, write_json
+from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+
+MAX_K = 64
+OVERVIEW_ROWS = 16
+BAR_FROM = 4  # faces; fewer are done before a progress bar helps
+
+
+@dataclass(frozen=True)
+class Face:
+    """What one input became: its title, LR picture (3, s, s), candidates (k, 3, R, R), their errors, its folder."""
+
+    title: str
+    lr: Tensor
+    images: Tensor
+    errors: list[float]
+    folder: Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: Command line without the program's name; that of the process if None.
+
+    Returns:
+        The exit status: 0 if every input was written, 1 otherwise.
+    """
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    device = _check(args, parser)
+    paths, problems = find_images(args.inputs)
+    for path, reason in problems:
+        _complain(f"{path}: {reason}")
+    if not paths:
+        _complain("nothing to do: no picture was found")
+        return 1
+    try:
+        bundle = load_bundle(args.bundle, device)
+    except (ValueError, FileNotFoundError) as error:
+        _complain(str(error))
+        return 1
+    smallest, largest = bundle.lr_sizes
+    if args.downscale is not None and not smallest <= args.downscale <= largest:
+        parser.error(f"--downscale: expected {smallest} to {largest} px for this bundle, got {args.downscale}")
+    faces, failed = _upsample_all(paths, bundle, args)
+    _finish(faces, args)
+    return int(bool(problems) or failed > 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="infer.py", description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", type=Path, help="pictures of one upright face each, or folders of them")
+    add("--out", metavar="DIR", type=Path, default=Path("out"), help="where the results go (default: out)")
+    add("--k", metavar="K", type=int, default=4, help=f"candidates per face, 1 to {MAX_K} (default: 4)")
+    add("--seed", metavar="N", type=int, default=0, help="of all random choices, from 0 (default: 0)")
+    add(
+        "--bundle",
+        metavar="DIR",
+        type=Path,
+        default=DEFAULT_BUNDLE,
+        help="trained weights, a folder with bundle.json (default: bundles/celeba64)",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …; auto takes a GPU if there is one (default: auto)")
+    add(
+        "--downscale",
+        metavar="PX",
+        type=int,
+        help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
+    )
+    add("--overwrite", action="store_true", help="replace the results of an earlier call")
+    return parser
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.device:
+    """Ends the program with status 2 if an option cannot be followed, and finds the device."""
+    if not 1 <= args.k <= MAX_K:
+        parser.error(f"--k: expected 1 to {MAX_K} candidates, got {args.k}")
+    if args.seed < 0:
+        parser.error(f"--seed: expected 0 or a larger number, got {args.seed}")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
+    try:
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if args.device == "auto" else args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        parser.error(f"--device: {args.device!r} cannot be used here ({reason}); auto and cpu always can")
+    # The same command is to write the same bytes, and cuDNN's fastest convolutions add up in any order.
+    torch.backends.cudnn.deterministic = True
+    return device
+
+
+def _upsample_all(paths: list[Path], bundle: Bundle, args: argparse.Namespace) -> tuple[list[Face], int]:
+    """Goes through the inputs, whatever happens to single ones.
+
+    Returns:
+        The first faces that were written, as many as the overview shows, and the number of inputs that failed.
+    """
+    faces: list[Face] = []
+    failed = 0
+    for path, name in _progress(list(zip(paths, folder_names(paths), strict=True))):
+        try:
+            face = _upsample_one(path, args.out / name, bundle, args)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            failed += 1
+            reason = str(error)
+            _complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
+            continue
+        _say(_line(path, face))
+        if len(faces) < OVERVIEW_ROWS:
+            faces.append(face)
+    return faces, failed
+
+
+def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Namespace) -> Face:
+    """Reads one picture, draws its candidates and writes its folder."""
+    check_free(folder, args.overwrite)  # before the work, and again after it
+    start = time.perf_counter()
+    lr, origin = _low_resolution(path, bundle.lr_sizes[1], args.downscale)
+    read = time.perf_counter()
+    # Every face has the same random numbers, so that it comes out the same alone and in company.
+    ws = bundle.encode(lr[None], args.k, np.random.default_rng(args.seed))[0].cpu()  # (k, L, D)
+    encoded = time.perf_counter()
+    images = from_uint8(to_uint8(bundle.generate(ws).cpu()))  # (k, 3, R, R), as they are written
+    generated = time.perf_counter()
+    errors = downscaling_error(images, lr[None], Downscale(lr.shape[-1])).tolist()
+    notes = {
+        "input": path.name,
+        "input_size": origin,
+        "lr_size": lr.shape[-1],
+        "resolution": bundle.resolution,
+        "seed": args.seed,
+        "bundle": {"name": bundle.name, "hash": bundle.hash},
+    }
+    with complete_or_nothing(folder, args.overwrite) as partial:
+        write_face(partial, lr, images, ws, make_report(errors, notes))
+        seconds = {"read": read - start, "encode": encoded - read, "generate": generated - encoded}
+        seconds["write"] = time.perf_counter() - generated
+        write_json({name: round(value, 4) for name, value in seconds.items()}, partial / "timing.json")
+    return Face(folder.name, lr, images, errors, folder)
+
+
+def _low_resolution(path: Path, largest: int, downscale: int | None) -> tuple[Tensor, list[int]]:
+    """Reads a picture and makes it the low-resolution face that is upsampled, in steps of 8 bit as input.png holds it.
+
+    Returns:
+        The face (3, s, s), and the width and height of the picture.
+    """
+    image = read_image(path)
+    height, width = image.shape[-2:]
+    image, cropped = square(image)
+    size = image.shape[-1]
+    if downscale is None and size > largest:
+        raise ValueError(
+            f"{width} x {height} px is more than the {largest} px that this bundle takes; "
+            "--downscale PX makes a low-resolution face of it first, such as --downscale 16"
+        )
+    if downscale is not None and size < downscale:
+        raise ValueError(f"{width} x {height} px cannot be downscaled to {downscale} px; leave out --downscale for it")
+    if cropped:
+        _complain(f"warning: {path}: {width} x {height} px is not square; only its centre of {size} x {size} px counts")
+    if downscale is not None:
+        image = Downscale(downscale)(image[None])[0]
+    return from_uint8(to_uint8(image)), [width, height]
+
+
+def _finish(faces: list[Face], args: argparse.Namespace) -> None:
+    """Draws the overview and says what to look at."""
+    if not faces:
+        return
+    target = args.out / "overview.png"
+    first = faces[0].folder / "grid.png"
+    if target.exists() and not args.overwrite:
+        _complain(f"note: {target} is of an earlier call and stays; --overwrite replaces it")
+    else:
+        partial = args.out / ".overview.partial"
+        overview([(face.title, face.lr, face.images) for face in faces]).save(partial, format="PNG")
+        partial.replace(target)
+        first = target if len(faces) > 1 else first
+    _say(f"Open {first}")
+
+
+def _line(path: Path, face: Face) -> str:
+    errors = [f"{error:.1e}" for error in face.errors]
+    shown = " ".join(errors) if len(errors) <= 4 else f"{min(face.errors):.1e} to {max(face.errors):.1e}"
+    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown} -> {face.folder}"
+
+
+def _progress(items: list[tuple[Path, str]]) -> Iterable[tuple[Path, str]]:
+    if len(items) < BAR_FROM or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, unit="face")
+
+
+def _say(text: str) -> None:
+    _print(text, sys.stdout)
+
+
+def _complain(text: str) -> None:
+    _print(text, sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Prints a line, with escapes for what the stream cannot show: file names may hold any bytes."""
+    encoding = stream.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    if "tqdm" in sys.modules and sys.stderr.isatty():
+        sys.modules["tqdm"].tqdm.write(text, file=stream)  # above the bar
+    else:
+        print(text, file=stream)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""The bundle: a folder with all that turns a low-resolution face into faces, whose parts are known to fit together.
+
+    bundle.json            name, resolution, LR sizes, licence, training data, encoder settings, sha256 of each part
+    generator.safetensors  float16
+    encoder.safetensors    float16, without its latent statistics
+    latents.safetensors    float32, the encoder's `latents`: where the generator's codes lie
+
+The encoder and the statistics mean nothing to another generator, so both name the generator's sha256 in their headers,
+and are refused beside another one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.generator import Generator
+from models.pretrained import ROOT
+from models.weights import load_generator, save_generator, sha256_of
+
+if TYPE_CHECKING:
+    from models.encoder import Encoder
+
+DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
+FORMAT = "amortized-pulse/bundle/1"
+INFO, GENERATOR, ENCODER, LATENTS = "bundle.json", "generator.safetensors", "encoder.safetensors", "latents.safetensors"
+PARTS = (GENERATOR, ENCODER, LATENTS)
+
+_INFO_TYPES = {
+    "name": str,
+    "resolution": int,
+    "lr_sizes": list,
+    "licence": str,
+    "training_data": str,
+    "parts": dict,
+    "encoder": dict,
+}
+_LATENTS_PREFIX = "latents."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A generator with the encoder made for it.
+
+    Attributes:
+        name: Short name, such as "celeba64".
+        resolution: Size R of the faces in pixels.
+        lr_sizes: Smallest and largest low-resolution size in pixels.
+        info: The content of bundle.json.
+        hash: The sha256 of bundle.json, which holds those of all parts: it identifies the whole bundle.
+        generator: The generator, in eval mode.
+        encoder: The encoder, in eval mode.
+        device: Where both are.
+
+    Example:
+        >>> bundle = load_bundle(DEFAULT_BUNDLE)
+        >>> images, ws = bundle.upsample(lr, k=4)  # lr (B, 3, s, s) in [-1, 1] -> (B, 4, 3, R, R), (B, 4, L, D)
+    """
+
+    name: str
+    resolution: int
+    lr_sizes: tuple[int, int]
+    info: dict[str, Any] = field(repr=False)
+    hash: str
+    generator: Generator = field(repr=False)
+    encoder: Encoder = field(repr=False)
+    device: torch.device
+
+    @torch.inference_mode()
+    def encode(self, lr: Tensor, k: int = 1, rng: np.random.Generator | None = None) -> Tensor:
+        """Finds codes of faces that downscale to the pictures.
+
+        Args:
+            lr: Low-resolution faces (B, 3, s, s) in [-1, 1], s within `lr_sizes`.
+            k: Candidates per face, at least 1; the first is the best guess, and does not depend on k.
+            rng: Source of the others' randomness; None means the encoder's own choice.
+
+        Returns:
+            Codes (B, k, L, D), float32 on the bundle's device.
+
+        Raises:
+            ValueError: If the pictures are not of this form or size, or k is below 1.
+        """
+        smallest, largest = self.lr_sizes
+        if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
+            raise ValueError(
+                f"Expected floating-point faces (B, 3, s, s) in [-1, 1], got {lr.dtype} {tuple(lr.shape)}; "
+                "read them with data.reading.read_image and crop with data.reading.square."
+            )
+        if not smallest <= lr.shape[-1] <= largest:
+            raise ValueError(
+                f"Expected faces of {smallest} to {largest} px for the bundle {self.name!r}, got {lr.shape[-1]} px; "
+                "shrink larger ones with data.operator.Downscale."
+            )
+        if k < 1:
+            raise ValueError(f"Expected at least 1 candidate per face, got k = {k}.")
+        return self.encoder(lr.to(self.device, torch.float32), k, rng)
+
+    @torch.inference_mode()
+    def generate(self, ws: Tensor) -> Tensor:
+        """Draws the faces of codes, with the generator's stored noise maps.
+
+        Args:
+            ws: Codes (B, L, D), or (B, k, L, D) for k candidates each.
+
+        Returns:
+            Faces (B, 3, R, R), or (B, k, 3, R, R), about [-1, 1] but not clamped.
+
+        Raises:
+            ValueError: If the codes do not have such a shape.
+        """
+        wanted = (self.generator.num_ws, self.generator.w_dim)
+        if ws.ndim not in (3, 4) or ws.shape[-2:] != wanted:
+            raise ValueError(f"Expected codes (B, {wanted[0]}, {wanted[1]}), or (B, k, …), got {tuple(ws.shape)}.")
+        images = self.generator.synthesis(ws.to(self.device, torch.float32).flatten(0, -3), noise_mode="const")
+        return images.unflatten(0, ws.shape[:-2])  # (B, 3, R, R) or (B, k, 3, R, R)
+
+    def upsample(self, lr: Tensor, k: int = 4, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draws k faces for each low-resolution face: `generate(encode(lr, k, rng))`.
+
+        Args:
+            lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
+            k: Candidates per face.
+            rng: See `encode`.
+
+        Returns:
+            Faces (B, k, 3, R, R), about [-1, 1] but not clamped, and their codes (B, k, L, D).
+
+        Raises:
+            ValueError: See `encode`.
+        """
+        ws = self.encode(lr, k, rng)
+        return self.generate(ws), ws
+
+
+def save_bundle(path: str | Path, generator: Generator, encoder: Encoder, info: dict[str, Any]) -> None:
+    """Writes a bundle; an older one at the same place is replaced only once the new one is complete.
+
+    Other files of the older one (its card, boundaries) are taken along.
+
+    Args:
+        path: The folder.
+        generator: Written in float16.
+        encoder: Made for this generator; written in float16, its `latents` in float32.
+        info: For bundle.json: `name`, `licence` and `training_data` (str), `lr_sizes` ([smallest, largest] in pixels;
+            [4, R] if left out), and whatever else is worth keeping, as JSON.
+
+    Raises:
+        ValueError: If a note is missing, the encoder is for another generator, a tensor exceeds float16, or the folder
+            exists and is no bundle.
+    """
+    path = Path(path)
+    _check_fit(generator, encoder.config, "save_bundle")
+    content = {"lr_sizes": [4, generator.resolution], **info, "format": FORMAT, "resolution": generator.resolution}
+    content |= {"encoder": encoder.config, "parts": {}}
+    _check_info(content, path / INFO)
+    if path.exists() and not (path / INFO).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"Expected a bundle or nothing at {path}, found something else; name another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    try:
+        if path.exists():
+            shutil.copytree(path, partial)
+        partial.mkdir(exist_ok=True)
+        _write_parts(partial, generator, encoder)
+        content["parts"] = {name: sha256_of(partial / name) for name in PARTS}
+        (partial / INFO).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_parts(folder: Path, generator: Generator, encoder: Encoder) -> None:
+    save_generator(generator, folder / GENERATOR)
+    notes = {"generator_sha256": sha256_of(folder / GENERATOR)}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    statistics = {name[len(_LATENTS_PREFIX) :]: t for name, t in state.items() if name.startswith(_LATENTS_PREFIX)}
+    network = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if not name.startswith(_LATENTS_PREFIX)
+    }
+    overflow = [name for name, tensor in network.items() if not tensor.isfinite().all()]
+    if overflow:
+        raise ValueError(f"Expected tensors within float16's range (65504), got larger ones in {', '.join(overflow)}.")
+    save_file(network, folder / ENCODER, notes)
+    save_file({name: tensor.float() for name, tensor in statistics.items()}, folder / LATENTS, notes)
+
+
+def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = "cpu") -> Bundle:
+    """Reads a bundle and checks that its parts are whole and fit together.
+
+    Args:
+        path: The folder.
+        device: Where to put the networks.
+
+    Returns:
+        The bundle, ready for inference.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is missing.
+        ValueError: If bundle.json is not valid, of an unknown format, or a part is damaged or belongs to another
+            generator.
+    """
+    from models.encoder import Encoder  # only here, for what its backbone may import takes time
+
+    path = Path(path)
+    info = _read_info(path)
+    for name in PARTS:
+        _check_part(path / name, info["parts"].get(name))
+    generator = load_generator(path / GENERATOR, device)
+    if generator.resolution != info["resolution"]:
+        raise ValueError(
+            f"{path / INFO}: expected the generator's resolution {generator.resolution}, found {info['resolution']}; "
+            "copy the bundle again from where it came."
+        )
+    _check_fit(generator, info["encoder"], str(path / INFO))
+    owner = info["parts"][GENERATOR]
+    state = _read_tensors(path / ENCODER, owner)
+    state |= {_LATENTS_PREFIX + name: tensor for name, tensor in _read_tensors(path / LATENTS, owner).items()}
+    try:
+        encoder = Encoder(**info["encoder"])
+        encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path / ENCODER}: expected an encoder made with {info['encoder']}, found another ({error}); "
+            "the bundle is from another version of this software: update, or export it again."
+        ) from error
+    encoder = encoder.to(device).eval().requires_grad_(False)
+    return Bundle(
+        name=info["name"],
+        resolution=info["resolution"],
+        lr_sizes=(info["lr_sizes"][0], info["lr_sizes"][1]),
+        info=info,
+        hash=sha256_of(path / INFO),
+        generator=generator,
+        encoder=encoder,
+        device=torch.device(device),
+    )
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """Reads and checks bundle.json of the bundle at `path`."""
+    if not (path / INFO).is_file():
+        raise FileNotFoundError(
+            f"Expected a bundle at {path}, found no {INFO} there; name a folder that holds one, "
+            f"such as {DEFAULT_BUNDLE.relative_to(ROOT)} of a complete checkout."
+        )
+    try:
+        info = json.loads((path / INFO).read_bytes())
+    except ValueError as error:  # both malformed JSON and malformed UTF-8
+        raise ValueError(f"{path / INFO}: expected JSON, found something else ({error}); copy it again.") from error
+    _check_info(info, path / INFO)
+    return info
+
+
+def _check_info(info: Any, path: Path) -> None:
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        found = info.get("format") if isinstance(info, dict) else type(info).__name__
+        raise ValueError(
+            f"{path}: expected the format {FORMAT!r}, found {found!r}; the bundle is for another version of this "
+            "software: update, or export it again."
+        )
+    wrong = [name for name, kind in _INFO_TYPES.items() if not isinstance(info.get(name), kind)]
+    if wrong:
+        wanted = ", ".join(f"{name} ({_INFO_TYPES[name].__name__})" for name in wrong)
+        raise ValueError(f"{path}: expected {wanted}, found {[info.get(name) for name in wrong]}; write it anew.")
+    sizes = info["lr_sizes"]
+    whole = len(sizes) == 2 and all(isinstance(size, int) for size in sizes)
+    if not whole or not 1 <= sizes[0] <= sizes[1] <= info["resolution"]:
+        raise ValueError(
+            f"{path}: expected lr_sizes [smallest, largest] within 1 … {info['resolution']} px, found {sizes}."
+        )
+
+
+def _check_part(path: Path, expected: str | None) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a part of the bundle at {path}, found no such file; copy the bundle again.")
+    found = sha256_of(path)
+    if found != expected:
+        raise ValueError(
+            f"{path}: expected the sha256 {expected} that {INFO} names, found {found}: it is damaged or from another "
+            "bundle; copy the whole folder again."
+        )
+
+
+def _check_fit(generator: Generator, config: dict[str, Any], where: str) -> None:
+    expected = {"resolution": generator.resolution, "num_ws": generator.num_ws, "w_dim": generator.w_dim}
+    found = {name: config.get(name) for name in expected}
+    if found != expected:
+        raise ValueError(f"{where}: expected an encoder for a generator with {expected}, found one for {found}.")
+
+
+def _read_tensors(path: Path, generator_sha256: str) -> dict[str, Tensor]:
+    """Reads a part that depends on the generator."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("generator_sha256")
+            if found != generator_sha256:
+                raise ValueError(
+                    f"{path}: expected a part made for the generator with sha256 {generator_sha256}, found one for "
+                    f"{found}; use the parts of one bundle together, or train this one for this generator."
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); copy the bundle again.") from error

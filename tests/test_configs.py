@@ -1,0 +1,96 @@
+"""Every recipe in configs/ runs through the real command line: one step and one validation with tiny settings."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from models.generator import Generator
+from models.pretrained import weight_folders
+from models.weights import save_generator
+from train import main
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+FACES = 6
+
+# What makes a recipe small; {folder} stands for a temporary folder with faces.zip and generator.safetensors (32 px).
+OVERRIDES: dict[str, dict[str, object]] = {
+    "prior_64": {
+        "model.resolution": 32, "model.channels": [8, 8, 6, 4], "model.z_dim": 8, "model.w_dim": 8,
+        "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False,
+    },
+    "encoder_64": {
+        "model.generator": "{folder}/generator.safetensors", "model.sizes_per_batch": 2, "model.compile": False,
+        "model.export_to": None,
+    },
+}  # fmt: skip
+# Weights of other people's networks that a recipe's losses need.
+WEIGHTS = {"encoder_64": ("squeezenet1_1-b8a52dc0.pth", "mobilefacenet_y1.pt")}
+
+
+class PixelFeatures(nn.Module):
+    """Stands in for the network of the Fréchet distance, so that no weights are needed."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with faces and a generator, in which the recipe's relative paths end."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for i in range(FACES):
+            with BytesIO() as buffer:
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "png")
+                archive.writestr(f"{i}.png", buffer.getvalue())
+    save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    metric = FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)
+    monkeypatch.setattr("training.prior.frechet_metric", lambda name: ("fd_pixels", metric))
+    precision = torch.get_float32_matmul_precision()
+    yield tmp_path
+    torch.set_float32_matmul_precision(precision)
+
+
+def test_there_are_recipes_and_all_are_covered() -> None:
+    assert RECIPES and {recipe.stem for recipe in RECIPES} == OVERRIDES.keys()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs(recipe, folder, capsys) -> None:
+    for name in WEIGHTS.get(recipe.stem, ()):
+        if not any((place / name).is_file() for place in weight_folders()):
+            pytest.skip(f"the recipe's losses need {name}, which is not on this machine")
+    arguments = {
+        **OVERRIDES[recipe.stem],
+        "data.train": "{folder}/faces.zip", "data.val": "{folder}/faces.zip", "data.resolution": 32,
+        "data.batch_size": 4, "trainer.accelerator": "cpu", "trainer.fast_dev_run": 1,
+        "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
+    }  # fmt: skip
+    written = {name: v if isinstance(v, str) else json.dumps(v) for name, v in arguments.items()}
+    main(["fit", "--config", str(recipe), *(f"--{k}={v.replace('{folder}', str(folder))}" for k, v in written.items())])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_flat_and_resumes(recipe) -> None:
+    import yaml
+
+    settings = yaml.safe_load(recipe.read_text())
+    assert settings["ckpt_path"] == "last"  # the same command goes on after an interruption
+    runs = [callback["init_args"]["dirpath"] for callback in settings["trainer"]["callbacks"]]
+    assert runs == [f"runs/{recipe.stem}/checkpoints"]
+    assert settings["trainer"]["logger"]["init_args"]["name"] == recipe.stem
+    assert "/work" not in recipe.read_text() and "shared/" not in recipe.read_text()

@@ -1,0 +1,202 @@
+"""Faces from zips and folders, and the order in which training sees them."""
+
+from __future__ import annotations
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from data.datamodule import FaceData, ResumableSampler
+from data.faces import Faces, find_data
+
+COUNT = 7
+
+
+def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def encoded(image: Image.Image) -> bytes:
+    with BytesIO() as buffer:
+        image.save(buffer, "png")
+        return buffer.getvalue()
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def members() -> dict[str, bytes]:
+    """Pictures by name, deliberately not in order, and a file that is none."""
+    names = [f"{'ab'[i % 2]}/{i:02d}.png" for i in reversed(range(COUNT))]
+    return {"readme.txt": b"no picture", **{name: encoded(picture(int(name[2:4]))) for name in names}}
+
+
+@pytest.fixture
+def archive(tmp_path, members) -> Path:
+    return write_zip(tmp_path / "faces.zip", members)
+
+
+@pytest.fixture
+def folder(tmp_path, members) -> Path:
+    root = tmp_path / "faces"
+    for name, content in members.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+# --- pictures ---
+
+
+def test_zip_and_folder_hold_the_same_pictures_in_sorted_order(archive, folder) -> None:
+    from_zip, from_folder = Faces(archive, 20), Faces(folder, 20)
+    assert from_zip.names == from_folder.names == sorted(from_zip.names)
+    assert len(from_zip) == COUNT
+    for i, name in enumerate(from_zip.names):
+        expected = torch.from_numpy(np.array(picture(int(name[2:4])))).permute(2, 0, 1)
+        assert torch.equal(from_zip[i], expected) and torch.equal(from_folder[i], expected)
+        assert from_zip[i].dtype == torch.uint8
+
+
+def test_limit_takes_the_first(archive) -> None:
+    assert Faces(archive, 20, limit=3).names == Faces(archive, 20).names[:3]
+    assert len(Faces(archive, 20, limit=100)) == COUNT
+
+
+@pytest.mark.parametrize("resolution", [8, 32])
+def test_resizing_is_pil_bicubic(archive, resolution) -> None:
+    faces = Faces(archive, resolution)
+    expected = picture(int(faces.names[2][2:4])).resize((resolution, resolution), Image.Resampling.BICUBIC)
+    assert np.array_equal(faces[2].permute(1, 2, 0).numpy(), np.array(expected))
+
+
+def test_cache_gives_the_same_without_reading_again(archive) -> None:
+    cached, uncached = Faces(archive, 16), Faces(archive, 16, cache_bytes=0)
+    first = cached[3].clone()
+    cached._decode = None  # a second read would fail
+    assert torch.equal(cached[3], first) and torch.equal(uncached[3], first)
+    assert torch.equal(uncached[3], first)
+
+
+def test_cache_is_used_only_where_all_pictures_fit(archive) -> None:
+    needed = COUNT * 3 * 16 * 16
+    assert Faces(archive, 16, cache_bytes=needed)._cache is not None
+    assert Faces(archive, 16, cache_bytes=needed - 1)._cache is None
+
+
+def test_grey_and_transparent_pictures_become_rgb(tmp_path) -> None:
+    faces = Faces(write_zip(tmp_path / "f.zip", {
+        "a.png": encoded(picture(0).convert("L")), "b.png": encoded(picture(0).convert("RGBA")),
+    }), 20)  # fmt: skip
+    assert torch.equal(faces[0][0], faces[0][2])
+    assert np.array_equal(faces[1].permute(1, 2, 0).numpy(), np.array(picture(0)))
+
+
+# --- refusals ---
+
+
+def test_picture_that_is_not_square_is_named(tmp_path) -> None:
+    faces = Faces(write_zip(tmp_path / "f.zip", {"wide.png": encoded(picture(0, 30, 20))}), 16)
+    with pytest.raises(ValueError, match=r"square.*wide\.png has 30x20"):
+        faces[0]
+
+
+@pytest.mark.parametrize("content", [b"garbage", encoded(picture(1))[:200]])
+def test_corrupt_picture_is_named(tmp_path, content) -> None:
+    path = write_zip(tmp_path / "f.zip", {"good.png": encoded(picture(0)), "zz_bad.png": content})
+    with pytest.raises(ValueError, match=r"zz_bad\.png cannot be read"):
+        Faces(path, 20)[1]
+    assert Faces(path, 20)[0].shape == (3, 20, 20)
+
+
+def test_damaged_zip_member_is_named(tmp_path) -> None:
+    path = write_zip(tmp_path / "f.zip", {"face.png": encoded(picture(0))})
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF  # the checksum no longer fits
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"face\.png cannot be read"):
+        Faces(path, 20)[0]
+
+
+def test_file_that_is_no_zip_is_named(tmp_path) -> None:
+    (tmp_path / "faces.zip").write_bytes(b"half a download")
+    with pytest.raises(ValueError, match=r"faces\.zip"):
+        Faces(tmp_path / "faces.zip", 20)
+
+
+def test_source_without_pictures_is_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match="found none"):
+        Faces(write_zip(tmp_path / "empty.zip", {"a.txt": b""}), 20)
+
+
+def test_missing_source_says_what_to_put_where() -> None:
+    with pytest.raises(FileNotFoundError, match="no_such_faces.zip.*AMORTIZED_PULSE_DATA"):
+        find_data("no_such_faces.zip")
+
+
+def test_data_folder_comes_from_the_environment(archive, monkeypatch, tmp_path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("AMORTIZED_PULSE_DATA", str(archive.parent))
+    assert find_data("faces.zip") == archive
+    assert find_data(archive) == archive
+
+
+# --- order ---
+
+
+def order(epoch: int = 0, length: int = 20, **kwargs) -> list[int]:
+    sampler = ResumableSampler(range(length), **kwargs)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 8, 20])
+def test_skipping_gives_exactly_the_rest(skip) -> None:
+    sampler = ResumableSampler(range(20), seed=3, skip=skip)
+    assert list(sampler) == order(seed=3)[skip:]
+    assert list(sampler) == order(seed=3)  # only the first epoch is cut
+
+
+def test_epochs_and_seeds_differ_and_each_holds_everything() -> None:
+    orders = [order(0), order(1), order(0, seed=100)]
+    assert all(sorted(o) == list(range(20)) for o in orders)
+    assert len({tuple(o) for o in orders}) == 3
+    assert order(1) == order(1)
+
+
+@pytest.mark.parametrize("length", [20, 21])
+def test_ranks_share_an_epoch(length) -> None:
+    shares = [order(2, length, rank=rank, world_size=4) for rank in range(4)]
+    assert [len(share) for share in shares] == [length // 4] * 4
+    assert len(set().union(*shares)) == 20  # disjoint, and all but the remainder
+
+
+def test_workers_keep_the_order(archive) -> None:
+    faces = Faces(archive, 16)
+    orders = [
+        torch.cat(list(DataLoader(faces, 2, sampler=ResumableSampler(faces, skip=1), num_workers=workers)))
+        for workers in (0, 2)
+    ]
+    assert torch.equal(*orders) and len(orders[0]) == COUNT - 1
+    assert faces._cached.sum() == COUNT - 1  # the workers fill one cache
+
+
+def test_validation_faces_come_in_order(archive) -> None:
+    data = FaceData(str(archive), str(archive), resolution=16, batch_size=3, val_limit=5)
+    data.setup("validate")
+    batches = list(data.val_dataloader())
+    assert [len(b) for b in batches] == [3, 2]
+    expected = Faces(archive, 16)
+    assert torch.equal(torch.cat(batches), torch.stack([expected[i] for i in range(5)]))

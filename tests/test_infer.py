@@ -1,0 +1,355 @@
+"""infer.py, run in-process on a tiny bundle: every kind of input, every refusal, and what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infer
+from data.operator import Downscale
+from data.pictures import disagreement, face_sheet, heat, overview
+from data.reading import from_uint8, read_image, to_uint8
+from data.report import folder_names
+from models.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
+from models.encoder import Encoder
+from models.generator import Generator
+from models.weights import sha256_of
+
+RNG = np.random.default_rng(0)
+ROOT = Path(infer.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    generator = Generator(32, channels=(16, 16, 8, 8), z_dim=32, w_dim=32, mapping_layers=2).eval()
+    encoder = Encoder(32, generator.num_ws, 32, backbone="test_resnet", width=8).eval()
+    encoder.latents.fit(generator, samples=500)
+    encoder.spread.fill_(1.0)
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    save_bundle(path, generator, encoder, {"name": "tiny", "licence": "none", "training_data": "none"})
+    return path
+
+
+@pytest.fixture
+def run(bundle: Path, tmp_path: Path) -> Callable[..., int]:
+    """Runs infer.py on files in tmp_path, results in tmp_path/out."""
+
+    def call(*arguments: str | Path, out: str = "out") -> int:
+        options = ["--bundle", bundle, "--out", tmp_path / out, "--device", "cpu"]
+        return infer.main([str(argument) for argument in (*options, *arguments)])
+
+    return call
+
+
+def picture(path: Path, width: int = 8, height: int = 8, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: data for name, data in files.items() if not name.endswith("timing.json")}
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def save_kind(kind: str, folder: Path) -> Path:
+    rgb = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    path = folder / f"face.{ {'jpeg': 'jpg', 'cmyk': 'jpg', 'exif': 'jpg', 'webp': 'webp'}.get(kind, 'png') }"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind == "deep grey":
+        Image.fromarray(RNG.integers(0, 65536, (8, 8), dtype=np.uint16)).save(path)
+    elif kind == "exif":
+        rgb.save(path, exif=exif)
+    elif kind.endswith("px"):
+        picture(path, *map(int, kind.removesuffix(" px").split("x")))
+    else:
+        mode = {"grey": "L", "rgba": "RGBA", "palette": "P", "cmyk": "CMYK"}.get(kind, "RGB")
+        rgb.convert(mode).save(path)
+    return path
+
+
+KINDS = ["png", "jpeg", "webp", "deep grey", "grey", "rgba", "palette", "cmyk", "exif"]
+SIZES = ["4x4 px", "32x32 px", "12x8 px", "8x12 px"]
+
+
+@pytest.mark.parametrize("kind", KINDS + SIZES)
+def test_good_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save_kind(kind, tmp_path)
+    assert run(path, "--k", "2") == 0
+    folder = tmp_path / "out" / "face"
+    names = {"1.png", "2.png", "grid.png", "input.png", "latents.npz", "report.json", "timing.json"}
+    assert {p.name for p in folder.iterdir()} == names
+    report = report_of(folder)
+    width, height = Image.open(path).size
+    size = min(width, height)
+    assert (report["input"], report["input_size"], report["lr_size"]) == (path.name, [width, height], size)
+    lr = read_image(folder / "input.png")
+    original = read_image(path)
+    top, left = ((side - size) // 2 for side in original.shape[-2:])
+    assert torch.equal(to_uint8(lr), to_uint8(original[:, top : top + size, left : left + size]))
+    for candidate in report["candidates"]:
+        face = read_image(folder / candidate["file"])
+        assert face.shape == (3, 32, 32)
+        error = float(((Downscale(size)(face[None])[0] - lr) / 2).square().mean())
+        assert candidate["downscaling_error"] == pytest.approx(error, rel=1e-4)
+        assert candidate["within_epsilon"] == (error <= 1e-3)
+    assert ("not square" in capsys.readouterr().err) == (width != height)
+
+
+def test_report_and_latents(run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
+    path = picture(tmp_path / "face.png")
+    assert run(path, "--k", "3", "--seed", "7") == 0
+    folder = tmp_path / "out" / "face"
+    text = (folder / "report.json").read_text()
+    report = json.loads(text)
+    assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
+    assert str(tmp_path) not in text
+    assert (report["seed"], report["k"], report["epsilon"], report["resolution"]) == (7, 3, 1e-3, 32)
+    assert report["bundle"] == {"name": "tiny", "hash": sha256_of(bundle / "bundle.json")}
+    ws = np.load(folder / "latents.npz")["ws"]
+    assert ws.shape == (3, 8, 32) and ws.dtype == np.float32
+    drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
+    written = torch.stack([to_uint8(read_image(folder / f"{i}.png")) for i in (1, 2, 3)])
+    assert torch.equal(drawn, written)
+    assert not torch.equal(written[0], written[1]) and not torch.equal(written[1], written[2])
+    assert set(json.loads((folder / "timing.json").read_text())) == {"read", "encode", "generate", "write"}
+
+
+def cut(path: Path, target: Path) -> None:
+    target.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def bomb(target: Path) -> None:
+    """A few bytes that claim to be 20000 x 20000 px."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0))
+    target.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (lambda p: p.write_text("no picture"), "not a picture"),
+    "truncated": (lambda p: cut(picture(p.with_name("whole.png"), 30, 30), p), "truncated"),
+    "empty": (lambda p: p.write_bytes(b""), "empty"),
+    "bomb": (bomb, "megapixels"),
+    "folder": (lambda p: p.mkdir(), "folder without images"),
+    "missing": (lambda p: None, "no such file"),
+    "large": (lambda p: picture(p, 33, 33), "--downscale"),
+    "3 px": (lambda p: picture(p, 3, 3), "too small"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make, reason = REFUSED[kind]
+    bad = tmp_path / "bad.png"
+    make(bad)
+    assert run(bad, picture(tmp_path / "good.png"), "--k", "1") == 1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"good", "overview.png"}
+    assert report_of(tmp_path / "out" / "good")["k"] == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith(f"{bad}: ") and reason in errors[0]
+    assert errors[0].count(str(bad)) == 1
+
+
+def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run(tmp_path / "nowhere.png") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--k", "0"],
+        ["--k", "65"],
+        ["--seed", "-1"],
+        ["--downscale", "3"],
+        ["--downscale", "33"],
+        ["--device", "toaster"],
+    ],
+)
+def test_wrong_options(options: list[str], run: Callable[..., int], tmp_path: Path) -> None:
+    path = picture(tmp_path / "face.png")
+    with pytest.raises(SystemExit) as stop:
+        run(path, *options)
+    assert stop.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        infer.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "python infer.py face.png" in text and "grid.png" in text
+    for option in re.findall(r"--[a-z]+", infer.__doc__ or ""):
+        assert f"{option} " in text.split("options:")[1]
+
+
+def test_missing_bundle(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = picture(tmp_path / "face.png")
+    assert infer.main([str(path), "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "bundle.json" in capsys.readouterr().err
+
+
+def test_downscale(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photo = picture(tmp_path / "photo.png", 60, 48)
+    small = picture(tmp_path / "small.png", 6, 6)
+    assert run(photo, small, "--downscale", "8", "--k", "1") == 1
+    assert f"{small}: 6 x 6 px cannot be downscaled to 8 px" in capsys.readouterr().err
+    middle = read_image(photo)[:, :, 6:54]
+    expected = to_uint8(Downscale(8)(middle[None])[0])
+    assert torch.equal(to_uint8(read_image(tmp_path / "out" / "photo" / "input.png")), expected)
+    # The written low-resolution picture leads to the same faces by itself.
+    assert run(tmp_path / "out" / "photo" / "input.png", "--k", "1", out="again") == 0
+    for name in ("1.png", "latents.npz", "grid.png"):
+        again = tmp_path / "again" / "input" / name
+        assert again.read_bytes() == (tmp_path / "out" / "photo" / name).read_bytes()
+
+
+def test_same_command_same_bytes(run: Callable[..., int], tmp_path: Path) -> None:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for i in range(3):
+        picture(folder / f"{i}.png", seed=i)
+    assert run(folder, "--seed", "3", out="a") == run(folder, "--seed", "3", out="b") == 0
+    assert run(folder, "--seed", "4", out="c") == 0
+    first, second, other = (contents(tmp_path / name) for name in "abc")
+    assert first == second and "overview.png" in first
+    assert first["0/1.png"] == other["0/1.png"]  # the best guess has no randomness in it
+    assert first["0/2.png"] != other["0/2.png"]
+
+
+def test_company_and_order_do_not_matter(run: Callable[..., int], tmp_path: Path) -> None:
+    one, two = picture(tmp_path / "one.png", seed=1), picture(tmp_path / "two.png", 16, 16, seed=2)
+    assert run(one, two, out="a") == run(two, one, out="b") == run(two, out="c") == 0
+    for name in ("one", "two"):
+        assert contents(tmp_path / "a" / name) == contents(tmp_path / "b" / name)
+    assert contents(tmp_path / "a" / "two") == contents(tmp_path / "c" / "two")
+
+
+def test_same_stem(run: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [picture(tmp_path / "face.png", seed=1), picture(tmp_path / "other" / "face.png", seed=2)]
+    assert run(*paths, "--k", "1") == 0
+    for path, name in zip(paths, ["face", "face-2"], strict=True):
+        lr = read_image(tmp_path / "out" / name / "input.png")
+        assert torch.equal(lr, read_image(path))
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.png", "b.png"], ["a", "b"]),
+        (["x/a.png", "y/a.jpg", "z/a.png"], ["a", "a-2", "a-3"]),
+        (["x/a.png", "y/a.png", "a-2.png"], ["a", "a-3", "a-2"]),
+        (["a.png", "A.png"], ["a", "A-2"]),
+        (["overview.png.png"], ["overview.png-2"]),
+        (["...png", " .png"], ["face", "face-2"]),
+    ],
+)
+def test_folder_names(files: list[str], names: list[str]) -> None:
+    assert folder_names([Path(file) for file in files]) == names
+
+
+def test_overwrite(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    face, other = picture(tmp_path / "face.png"), picture(tmp_path / "other.png", seed=1)
+    folder = tmp_path / "out" / "face"
+    assert run(face, "--k", "3") == 0
+    (folder / "notes.txt").write_text("mine")
+    before = contents(tmp_path / "out")
+
+    assert run(face, other, "--k", "2") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    after = contents(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    assert report_of(tmp_path / "out" / "other")["k"] == 2
+
+    assert run(face, other, "--k", "2", "--overwrite") == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert report_of(folder)["k"] == 2
+    assert {p.name for p in folder.glob("[0-9].png")} == {"1.png", "2.png"}
+    assert contents(tmp_path / "out")["overview.png"] != before["overview.png"]
+
+
+def test_file_in_the_way(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "face").write_text("mine")
+    assert run(picture(tmp_path / "face.png"), "--overwrite") == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "face").read_text() == "mine"
+
+
+def test_failure_while_writing_leaves_nothing(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("infer.write_json", full)
+    assert run(picture(tmp_path / "face.png")) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_with_any_letters(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(picture(tmp_path / "çehre 顔.png"), picture(tmp_path / "b.png")) == 0
+    assert report_of(tmp_path / "out" / "çehre 顔")["input"] == "çehre 顔.png"
+    assert f"Open {tmp_path / 'out' / 'overview.png'}" in capsys.readouterr().out
+
+
+def test_colours_of_the_map() -> None:
+    ramp = heat(torch.linspace(0, 1, 101)[None], 1.0)
+    red, green, blue = (from_uint8(torch.from_numpy(np.array(ramp)).permute(2, 0, 1)) + 1) / 2
+    linear = [torch.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in (red, green, blue)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    lightness = torch.where(luminance > 0.008856, 116 * luminance ** (1 / 3) - 16, 903.3 * luminance)[0]
+    assert (lightness - torch.linspace(0, 100, 101)).abs().max() < 6  # even steps to the eye
+    assert (lightness.diff() > 0).all()
+
+
+def test_disagreement() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, :, 0, 0], images[1, :, 0, 0] = 1, -1
+    spread = disagreement(images)
+    assert spread[0, 0] == pytest.approx(0.5) and spread.sum() == pytest.approx(0.5)
+    assert disagreement(images[:1]).abs().max() == 0
+
+
+@pytest.mark.parametrize(("k", "columns", "rows"), [(1, 3, 1), (6, 8, 1), (7, 8, 2), (64, 8, 9)])
+def test_sheet_layout(k: int, columns: int, rows: int) -> None:
+    lr, images = -torch.ones(3, 4, 4), torch.ones(k, 3, 32, 32)
+    sheet = face_sheet(lr, images, [0.5] * k)
+    assert sheet.size == (columns * 168 + 8, rows * 188 + 8)
+    assert sheet.getpixel((8 + 80, 28 + 80)) == (0, 0, 0)
+    assert overview([("a", lr, images)] * 2).size == (min(k + 1, 8) * 168 + 8, 2 * 188 + 8)
+
+
+def test_shipped_bundle(tmp_path: Path) -> None:
+    samples = sorted((ROOT / "samples").glob("*.png"))
+    if not (DEFAULT_BUNDLE / "bundle.json").is_file() or not samples:
+        pytest.skip("bundles/celeba64 or samples/ is not there yet")
+    command = [sys.executable, "infer.py", "samples", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for sample in samples:
+        best = report_of(tmp_path / "out" / sample.stem)["candidates"][0]
+        assert best["downscaling_error"] < 0.02

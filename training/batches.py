@@ -1,0 +1,103 @@
+"""From bytes to training pairs: mirrored faces, and low-resolution inputs of mixed sizes on one canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.operator import Downscale, upscale_bicubic
+
+
+def faces_from_bytes(batch: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """Turns bytes into images and mirrors every second one, by chance.
+
+    Args:
+        batch: Faces uint8 (B, 3, R, R).
+        rng: Source of the mirroring, on the batch's device; none is mirrored if None.
+
+    Returns:
+        Images (B, 3, R, R) in [-1, 1], channels last.
+    """
+    images = batch / 127.5 - 1
+    if rng is not None:
+        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device, generator=rng) < 0.5
+        images = torch.where(mirrored, images.flip(3), images)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def random_sizes(
+    count: int, smallest: int, largest: int, often: Sequence[int], often_share: float, rng: torch.Generator
+) -> list[int]:
+    """Draws LR sizes, uniform in their logarithm, some sizes more often than others.
+
+    Args:
+        count: How many.
+        smallest: Smallest size in pixels.
+        largest: Largest size in pixels.
+        often: Sizes that are drawn with probability `often_share` instead.
+        often_share: Probability in [0, 1].
+        rng: Source of randomness.
+
+    Returns:
+        Sizes in pixels; most make fractional factors.
+    """
+    low, high = math.log(smallest - 0.5), math.log(largest + 0.5)
+    u, choice, index = torch.rand(3, count, generator=rng, device=rng.device).tolist()
+    return [
+        often[int(i * len(often))] if often and c < often_share else round(math.exp(low + x * (high - low)))
+        for x, c, i in zip(u, choice, index, strict=True)
+    ]
+
+
+class LowResolution(NamedTuple):
+    """A group of LR faces of one size, and where they came from in the batch.
+
+    Attributes:
+        rows: The part of the batch.
+        faces: LR faces (b, 3, s, s) in [-1, 1], on the 8-bit grid like a picture that was saved.
+        operator: What made them.
+    """
+
+    rows: slice
+    faces: Tensor
+    operator: Downscale
+
+
+def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LowResolution]:
+    """Downscales equal parts of a batch to different sizes.
+
+    Args:
+        images: Images (B, 3, R, R) in [-1, 1].
+        sizes: One LR size per part; B is a multiple of their number or is cut unevenly at the end.
+
+    Returns:
+        One group per size.
+    """
+    step = math.ceil(len(images) / len(sizes))
+    groups = []
+    for i, size in enumerate(sizes):
+        rows = slice(i * step, min((i + 1) * step, len(images)))
+        if rows.start < rows.stop:
+            operator = Downscale(size)
+            lr = ((operator(images[rows]) + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+            groups.append(LowResolution(rows, lr, operator))
+    return groups
+
+
+def to_canvas(groups: Sequence[LowResolution], size: int) -> tuple[Tensor, Tensor]:
+    """Enlarges groups of LR faces to one size.
+
+    Args:
+        groups: What `downscale_groups` gave.
+        size: Size of the canvas in pixels.
+
+    Returns:
+        The faces (B, 3, size, size), and their LR sizes (B,).
+    """
+    canvas = torch.cat([upscale_bicubic(group.faces, size) for group in groups])
+    sizes = [group.faces.shape[3] for group in groups for _ in range(len(group.faces))]
+    return canvas, torch.tensor(sizes, device=canvas.device)
