@@ -14,6 +14,8 @@ where its last checkpoint was made when the same command is given again.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from lightning.pytorch.cli import LightningCLI
 
@@ -25,6 +27,9 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments in place of those of the process.
     """
     torch.set_float32_matmul_precision("high")
+    # Both are wrong here: the data resumes exactly, and checkpoints are meant to hold the state after a step.
+    warnings.filterwarnings("ignore", message=".*not resumable. This can cause.*")
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization.*")
     LightningCLI(
         seed_everything_default=0,
         auto_configure_optimizers=False,

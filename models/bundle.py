@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.generator import Generator
 from models.pretrained import ROOT
-from models.weights import load_generator, save_generator, sha256_of
+from models.weights import load_generator, save_generator, sha256_of, write_safetensors
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
@@ -196,8 +195,8 @@ def _write_parts(folder: Path, generator: Generator, encoder: Encoder) -> None:
     overflow = [name for name, tensor in network.items() if not tensor.isfinite().all()]
     if overflow:
         raise ValueError(f"Expected tensors within float16's range (65504), got larger ones in {', '.join(overflow)}.")
-    save_file(network, folder / ENCODER, notes)
-    save_file({name: tensor.float() for name, tensor in statistics.items()}, folder / LATENTS, notes)
+    write_safetensors(network, folder / ENCODER, notes)
+    write_safetensors({name: tensor.float() for name, tensor in statistics.items()}, folder / LATENTS, notes)
 
 
 def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = "cpu") -> Bundle:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from models.generator import Generator
@@ -41,8 +41,26 @@ def save_generator(generator: Generator, path: str | Path, metadata: dict[str, s
     if overflow:
         raise ValueError(f"Expected tensors within float16's range (65504), got larger ones in {', '.join(overflow)}.")
     notes = {**(metadata or {}), "format": FORMAT, "config": json.dumps(generator.config)}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, notes)
+    write_safetensors(tensors, path, notes)
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: str | Path, notes: dict[str, str]) -> None:
+    """Writes tensors so that the same content gives the same bytes, and thus the same hash.
+
+    Args:
+        tensors: Tensors by name.
+        path: Target. It is replaced as a whole, so a kill leaves the old file.
+        notes: Kept in the file's header.
+    """
+    content = save(tensors, notes)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    # The library writes the notes in random order.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors to 8 bytes
+    partial = Path(path).with_suffix(".partial")
+    partial.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     partial.replace(path)
 
 
@@ -73,7 +91,7 @@ def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Gene
     if wrong:
         raise ValueError(f"{path}: tensors do not make a StyleGAN2 generator; missing, surplus or misshaped: {wrong}.")
     generator.load_state_dict(tensors)
-    return generator.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return generator.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from lightning import Callback
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -35,6 +37,18 @@ OVERRIDES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 # Weights of other people's networks that a recipe's losses need.
 WEIGHTS = {"encoder_64": ("squeezenet1_1-b8a52dc0.pth", "mobilefacenet_y1.pt")}
+
+
+class Counter(Callback):
+    """Counts what a run did."""
+
+    counts: dict[str, int] = {}
+
+    def on_train_batch_end(self, *args) -> None:
+        self.counts["training"] = self.counts.get("training", 0) + 1
+
+    def on_validation_batch_end(self, *args) -> None:
+        self.counts["validation"] = self.counts.get("validation", 0) + 1
 
 
 class PixelFeatures(nn.Module):
@@ -70,24 +84,25 @@ def test_there_are_recipes_and_all_are_covered() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs(recipe, folder, capsys) -> None:
+def test_recipe_runs(recipe, folder, monkeypatch) -> None:
     for name in WEIGHTS.get(recipe.stem, ()):
         if not any((place / name).is_file() for place in weight_folders()):
             pytest.skip(f"the recipe's losses need {name}, which is not on this machine")
+    monkeypatch.setattr(Counter, "counts", {})
     arguments = {
         **OVERRIDES[recipe.stem],
         "data.train": "{folder}/faces.zip", "data.val": "{folder}/faces.zip", "data.resolution": 32,
         "data.batch_size": 4, "trainer.accelerator": "cpu", "trainer.fast_dev_run": 1,
         "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
+        "trainer.callbacks+": {"class_path": f"{__name__}.Counter"},
     }  # fmt: skip
     written = {name: v if isinstance(v, str) else json.dumps(v) for name, v in arguments.items()}
     main(["fit", "--config", str(recipe), *(f"--{k}={v.replace('{folder}', str(folder))}" for k, v in written.items())])
+    assert Counter.counts == {"training": 1, "validation": 1}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_flat_and_resumes(recipe) -> None:
-    import yaml
-
     settings = yaml.safe_load(recipe.read_text())
     assert settings["ckpt_path"] == "last"  # the same command goes on after an interruption
     runs = [callback["init_args"]["dirpath"] for callback in settings["trainer"]["callbacks"]]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
@@ -154,8 +155,13 @@ class EncoderTraining(LightningModule):
             target = self._identity[0](faces)
         return identity_loss(self._identity[0](drawn), target).mean()
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Improves the encoder, then its average; here, so that a checkpoint of this step holds both."""
+        super().optimizer_step(*args, **kwargs)
+        self._average()
+
     @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+    def _average(self) -> None:
         """Updates the averaged encoder; early in a run the average is short."""
         halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
         update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
@@ -181,10 +187,10 @@ class EncoderTraining(LightningModule):
             if self._identity:
                 scores[f"val/identity_{size}"] = 1 - self._identity_loss(drawn, faces)
             self.log_dict(scores, batch_size=len(faces), sync_dist=True)
-            if batch_idx == 0 and self.logger is not None:
+            if batch_idx == 0 and isinstance(self.logger, TensorBoardLogger):
                 rows = torch.cat([self._nearest(lr[:8]), drawn[:8], faces[:8]]).clamp(-1, 1) / 2 + 0.5
                 grid = make_grid(rows.float(), nrow=8)
-                self.logger.experiment.add_image(f"faces_{size}", grid, self.global_step)  # type: ignore[attr-defined]
+                self.logger.experiment.add_image(f"faces_{size}", grid, self.global_step)
 
     def draw(self, lr: Tensor) -> Tensor:
         """The averaged encoder's best guess for LR faces (B, 3, s, s), drawn: (B, 3, R, R)."""
@@ -199,12 +205,13 @@ class EncoderTraining(LightningModule):
     def on_fit_end(self) -> None:
         """Calibrates the spread of the candidates and saves the bundle."""
         h = self.hparams
-        if h["export_to"] is None or self.global_rank != 0:
+        if h["export_to"] is None or self.global_rank != 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from models.bundle import save_bundle
         from training.spread import calibrate_spread
 
-        faces = torch.stack([self.trainer.datamodule.train_faces[i] for i in range(64)])  # type: ignore[attr-defined]
+        photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
+        faces = torch.stack([photos[i] for i in range(min(48, len(photos)))])
         generator, encoder = load_generator(h["generator"]), self.encoder_ema.float().cpu()
         calibrate_spread(encoder, generator, faces_from_bytes(faces))
         save_bundle(Path(h["export_to"]), generator, encoder, dict(h["bundle_info"] or {}))

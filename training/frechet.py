@@ -26,6 +26,8 @@ class VGG11Features(Frozen):
     """ImageNet VGG11-BN up to relu3_2, pooled to its mean over the picture."""
 
     num_features = 256
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()

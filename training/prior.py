@@ -59,6 +59,9 @@ class PriorTraining(LightningModule):
         seed: Determines every random choice together with the step.
     """
 
+    path_mean: Tensor
+    images_seen: Tensor
+
     def __init__(
         self,
         resolution: int = 64,
@@ -121,7 +124,7 @@ class PriorTraining(LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for each network; lazy regularisation shortens its memory as in the paper, section 3.1."""
         h = self.hparams
-        adams = []
+        adams: list[torch.optim.Optimizer] = []
         for network, every in (
             (self.generator, h["path_length_every"] if h["path_length_weight"] else 0),
             (self.discriminator, h["r1_every"]),

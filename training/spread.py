@@ -47,7 +47,7 @@ def calibrate_spread(
         added = [error_of(PROBE * torch.eye(encoder.num_ws)[i]) - base for i in range(encoder.num_ws)]
         shape = torch.tensor(added).clamp(min=1e-9).rsqrt() * PROBE  # movement that adds an error of 1
         low, high = 0.0, float(limit / shape.min())
-        for _ in range(14):  # bisection
+        for _ in range(10):  # bisection
             middle = (low + high) / 2
             fits = error_of((middle * shape).clamp(max=limit)) <= budget * base
             low, high = (middle, high) if fits else (low, middle)

@@ -1,0 +1,119 @@
+"""Training the encoder: it learns, it resumes exactly, and what only measures stays as it is."""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning import Callback, Trainer
+from PIL import Image
+
+from models.bundle import load_bundle
+from models.generator import Generator
+from models.pretrained import weight_folders
+from models.weights import save_generator
+from train import main
+
+NEEDED = "squeezenet1_1-b8a52dc0.pth"
+needs_lpips = pytest.mark.skipif(
+    not any((folder / NEEDED).exists() for folder in weight_folders()), reason=f"LPIPS needs {NEEDED}"
+)
+
+
+class Record(Callback):
+    """Keeps every step's loss, and may stop the run like a kill would."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.stop_after = stop_after
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]))
+        if trainer.global_step == self.stop_after:
+            raise RuntimeError("killed")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for i in range(20):
+            with BytesIO() as buffer:
+                smooth = rng.integers(0, 256, (4, 4, 3), np.uint8)
+                Image.fromarray(smooth).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "png")
+                archive.writestr(f"{i:02}.png", buffer.getvalue())
+    torch.manual_seed(1)
+    save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    return tmp_path
+
+
+def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) -> None:
+    """Runs the command line on a small recipe."""
+    recipe = {
+        "model": {
+            "class_path": "training.encoder.EncoderTraining",
+            "init_args": {
+                "generator": str(folder / "generator.safetensors"), "sizes_per_batch": 2, "compile": False,
+                "weight_identity": 0.0, "weight_downscaling": 1.0, "warmup_steps": 1, "val_lr": [8], **model,
+            },
+        },
+        "data": {
+            "class_path": "data.datamodule.FaceData",
+            "init_args": {
+                "train": str(folder / "faces.zip"), "val": str(folder / "faces.zip"), "resolution": 32,
+                "batch_size": 4, "val_limit": 4,
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
+            "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
+            "val_check_interval": 4, "check_val_every_n_epoch": None,
+            "callbacks": [{
+                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": 2, "save_last": True},
+            }],
+        },
+        "ckpt_path": "last",
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    original = Trainer.fit
+
+    @functools.wraps(original)  # the command line reads the signature
+    def fit(trainer, *args, **kwargs):
+        trainer.callbacks.insert(0, record)
+        return original(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.Trainer.fit", fit)
+        main(["fit", "--config", str(folder / "recipe.yaml")])
+
+
+@needs_lpips
+def test_exact_resume_and_bundle(folder, monkeypatch):
+    whole, before, after = Record(), Record(stop_after=7), Record()
+    export = {"export_to": str(folder / "bundle"), "bundle_info": {"name": "t", "licence": "l", "training_data": "d"}}
+    train(folder, monkeypatch, whole, "whole", 10, **export)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(folder, monkeypatch, before, "killed", 10)
+    train(folder, monkeypatch, after, "killed", 10)  # goes on from step 6
+    assert before.losses == whole.losses[:7]
+    assert after.losses == whole.losses[6:]
+    bundle = load_bundle(folder / "bundle")
+    images, ws = bundle.upsample(torch.zeros(2, 3, 8, 8), k=3, rng=np.random.default_rng(0))
+    assert images.shape == (2, 3, 3, 32, 32) and ws.shape == (2, 3, 8, 8)
+    state = torch.load(folder / "whole" / "last.ckpt", weights_only=False)["state_dict"]
+    assert {name.split(".")[0] for name in state} == {"encoder", "encoder_ema"}
+
+
+@needs_lpips
+def test_it_learns(folder, monkeypatch):
+    record = Record()
+    train(folder, monkeypatch, record, "run", 60, learning_rate=2e-3, often=[8], often_share=1.0)
+    assert np.mean(record.losses[-10:]) < 0.85 * np.mean(record.losses[:10])
