@@ -29,7 +29,7 @@ setup: .venv/.installed ## Make .venv and install what is pinned in constraints.
 demo: export HF_HUB_OFFLINE := 1
 demo: .venv/.installed ## Upsample the faces in samples/ into demo/
 	@$(BIN)/python infer.py samples --out demo --overwrite $(ARGS)
-	@echo "Open $$(ls demo/*/grid.png | head -n 1): the input, the candidates, and where they disagree."
+	@echo "Open demo/overview.png; demo/*/grid.png shows each face larger, and where the candidates disagree."
 
 test: export HF_HUB_OFFLINE := 1
 test: .venv/.installed ## Run the tests

@@ -95,7 +95,8 @@ class Encoder(nn.Module):
             backbone, in_chans=4, features_only=True, out_indices=(1, 2, 3), pretrained=False
         )
         self.backbone.maxpool = nn.Identity()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in self.backbone.feature_info.channels())
+        channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         counts = (COARSE_STYLES, MEDIUM_STYLES, num_ws - COARSE_STYLES - MEDIUM_STYLES)
         levels = (self.canvas // 8, self.canvas // 4, self.canvas // 2)
         self.heads = nn.ModuleList(StyleHead(width, s, n, w_dim) for s, n in zip(levels, counts, strict=True))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
@@ -104,7 +105,7 @@ class EncoderTraining(LightningModule):
         if stage == "fit" and self.hparams["compile"]:
             compile_if_possible(self._generator[0].synthesis)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         h = self.hparams
         # Not the fused form: Lightning does not clip gradients with it.

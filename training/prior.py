@@ -239,8 +239,10 @@ class PriorTraining(LightningModule):
 
     @torch.no_grad()
     def _average(self, batch: int) -> None:
-        """Updates the averaged generator; early in a run the average is short, so that it forgets the beginning."""
-        halflife = min(self.hparams["ema_images"], 0.05 * float(self.images_seen) + 1)
+        """Updates the averaged generator; early in a run from scratch the average is short and forgets the start."""
+        halflife = self.hparams["ema_images"]
+        if self.hparams["init_generator"] is None:
+            halflife = min(halflife, 0.05 * float(self.images_seen) + 1)
         update = get_ema_multi_avg_fn(0.5 ** (batch * self.trainer.world_size / halflife))
         update(list(self.generator_ema.parameters()), list(self.generator.parameters()), None)
         for average, current in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
