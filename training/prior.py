@@ -1,8 +1,9 @@
 """Trains the generator and its discriminator: the prior over faces that everything else in the project rests on.
 
 Non-saturating loss with lazy R1 and path-length regularisation (Karras et al. 2020), adaptive augmentation (Karras et
-al. 2020b), an exponential moving average of the generator. One synthesis per step serves both networks: the generator
-is improved through the discriminator that then learns from the same faces, which saves a tenth of the work.
+al. 2020b), an exponential moving average of the generator. One synthesis per step serves both networks: the
+discriminator learns from the faces first, then the generator through the discriminator that has just seen them, which
+saves a tenth of the work.
 
 All randomness of a step follows from (seed, rank, step), so a run that was killed goes on exactly.
 """
@@ -41,7 +42,9 @@ class PriorTraining(LightningModule):
         z_dim: Width Z of z.
         w_dim: Width D of w.
         mapping_layers: Depth of the mapping network.
-        learning_rate: Adam's, for both networks.
+        learning_rate: Adam's, for the generator.
+        learning_rate_discriminator: Adam's, for the discriminator. Twice the generator's keeps it from falling behind
+            (two time scales, Heusel et al. 2017).
         decay_steps: The learning rate falls linearly to zero over the last so many steps of `trainer.max_steps`.
         r1_gamma: Weight γ of the gradient penalty γ/2 E‖∇D‖² on real faces.
         r1_every: Steps between gradient penalties.
@@ -69,7 +72,8 @@ class PriorTraining(LightningModule):
         z_dim: int = 256,
         w_dim: int = 256,
         mapping_layers: int = 4,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 1e-3,
+        learning_rate_discriminator: float = 2e-3,
         decay_steps: int = 0,
         r1_gamma: float = 0.5,
         r1_every: int = 16,
@@ -125,13 +129,12 @@ class PriorTraining(LightningModule):
         """Adam for each network; lazy regularisation shortens its memory as in the paper, section 3.1."""
         h = self.hparams
         adams: list[torch.optim.Optimizer] = []
-        for network, every in (
-            (self.generator, h["path_length_every"] if h["path_length_weight"] else 0),
-            (self.discriminator, h["r1_every"]),
+        for network, rate, every in (
+            (self.generator, h["learning_rate"], h["path_length_every"] if h["path_length_weight"] else 0),
+            (self.discriminator, h["learning_rate_discriminator"], h["r1_every"]),
         ):
             ratio = every / (every + 1) if every else 1.0
-            parameters = list(network.parameters())
-            adams.append(torch.optim.Adam(parameters, h["learning_rate"] * ratio, betas=(0.0, 0.99**ratio), fused=True))
+            adams.append(torch.optim.Adam(network.parameters(), rate * ratio, betas=(0.0, 0.99**ratio), fused=True))
         return adams
 
     # ---------------------------------------------------------------- one step
@@ -145,32 +148,31 @@ class PriorTraining(LightningModule):
         adam_g, adam_d = self.optimizers()
         self._set_learning_rate(step)
 
-        fake = self._generator_step(adam_g, real.shape[0], rng, frozen=step < h["warmup_steps"])
-        self._discriminator_step(adam_d.optimizer, real, fake, rng)
-        if h["path_length_weight"] and step % h["path_length_every"] == 0 and step >= h["warmup_steps"]:
-            self._path_length_step(adam_g.optimizer, max(1, real.shape[0] // 2), rng)
+        learning = step >= h["warmup_steps"]
+        with torch.set_grad_enabled(learning):
+            fake = self.generator.synthesis(self._codes(real.shape[0], rng), noise=self._noise(real.shape[0], rng))
+        self._discriminator_step(adam_d.optimizer, real, fake.detach(), rng)
         if step % h["r1_every"] == 0:
             self._r1_step(adam_d.optimizer, real, rng)
+        self._generator_step(adam_g, fake if learning else None, rng)
+        if learning and h["path_length_weight"] and step % h["path_length_every"] == 0:
+            self._path_length_step(adam_g.optimizer, max(1, real.shape[0] // 2), rng)
 
         self.images_seen += real.shape[0] * self.trainer.world_size
         self._average(real.shape[0])
         self._log_speed()
 
-    def _generator_step(self, adam: Any, batch: int, rng: torch.Generator, frozen: bool) -> Tensor:
-        """Draws faces and improves the generator on them; returns the faces, detached."""
-        if frozen:
-            with torch.no_grad():
-                fake = self.generator.synthesis(self._codes(batch, rng), noise=self._noise(batch, rng))
+    def _generator_step(self, adam: Any, fake: Tensor | None, rng: torch.Generator) -> None:
+        """Improves the generator on faces (B, 3, R, R) that carry its graph; without faces the step only counts."""
+        if fake is None:
             adam.zero_grad()
-            adam.step()  # Without gradients it changes nothing, but counts the step.
-            return fake
-        fake = self.generator.synthesis(self._codes(batch, rng), noise=self._noise(batch, rng))
+            adam.step()
+            return
         self.discriminator.requires_grad_(False)
         loss = generator_loss(self.discriminator(self.augment(fake, rng))).mean()
         self.discriminator.requires_grad_(True)
         self._step(adam, loss)
         self.log("loss/generator", loss.detach())
-        return fake.detach()
 
     def _discriminator_step(self, adam: Any, real: Tensor, fake: Tensor, rng: torch.Generator) -> None:
         real_logits = self.discriminator(self.augment(real, rng))
