@@ -3,7 +3,7 @@
 Examples:
     python train.py fit --config configs/prior_64.yaml            # the generator, the prior over faces
     python train.py fit --config configs/encoder_64.yaml          # the encoder, on top of a generator
-    python train.py fit --config configs/prior_64.yaml --data.train my_faces.zip --trainer.max_steps 50000
+    python train.py fit --config configs/prior_64.yaml --data.train my_faces.zip --trainer.logger.init_args.name mine
     python train.py validate --config configs/prior_64.yaml       # measure the last checkpoint
     tensorboard --logdir runs                                     # losses, grids of faces, distances
 
@@ -17,7 +17,16 @@ from __future__ import annotations
 import warnings
 
 import torch
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+
+class CommandLine(LightningCLI):
+    """Lightning's command line with one seed for everything."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Hands `seed_everything` on to the model and the data."""
+        for target in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=int)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -30,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
     # Both are wrong here: the data resumes exactly, and checkpoints are meant to hold the state after a step.
     warnings.filterwarnings("ignore", message=".*not resumable. This can cause.*")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization.*")
-    LightningCLI(
+    CommandLine(
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},

@@ -69,6 +69,10 @@ class FaceData(LightningDataModule):
         h = self.hparams
         if stage == "fit":
             self.train_faces = Faces(h.train, h.resolution, h.train_limit)
+            if len(self.train_faces) < h.batch_size:
+                raise ValueError(
+                    f"Expected {h.batch_size} training faces or more, a batch, got {len(self.train_faces)}."
+                )
         self.val_faces = Faces(h.val, h.resolution, h.val_limit)
 
     def train_dataloader(self) -> DataLoader[Tensor]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 KEYS_A = -0.5
+EPSILON = 1e-3  # a face whose downscaling error is at most this explains the low-resolution picture
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ and are refused beside another one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import stat
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Bundle:
             Codes (B, k, L, D), float32 on the bundle's device.
 
         Raises:
-            ValueError: If the pictures are not of this form or size, or k is below 1.
+            ValueError: If the pictures are not of this form or size, k is below 1, or what comes out is not finite.
         """
         smallest, largest = self.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
@@ -103,7 +104,11 @@ class Bundle:
             )
         if k < 1:
             raise ValueError(f"Expected at least 1 candidate per face, got k = {k}.")
-        return self.encoder(lr.to(self.device, torch.float32), k, rng)
+        if not lr.isfinite().all():
+            raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
+        ws = self.encoder(lr.to(self.device, torch.float32), k, rng)
+        self._check_weights("encoder", ws)
+        return ws
 
     @torch.inference_mode()
     def generate(self, ws: Tensor) -> Tensor:
@@ -116,15 +121,18 @@ class Bundle:
             Faces (B, 3, R, R), or (B, k, 3, R, R), about [-1, 1] but not clamped.
 
         Raises:
-            ValueError: If the codes do not have such a shape.
+            ValueError: If the codes do not have such a shape, or they or the faces are not finite.
         """
         wanted = (self.generator.num_ws, self.generator.w_dim)
         if ws.ndim not in (3, 4) or ws.shape[-2:] != wanted:
             raise ValueError(f"Expected codes (B, {wanted[0]}, {wanted[1]}), or (B, k, …), got {tuple(ws.shape)}.")
+        if not ws.isfinite().all():
+            raise ValueError("Expected finite codes, got NaN or infinite values; look at where they were made.")
         images = self.generator.synthesis(ws.to(self.device, torch.float32).flatten(0, -3), noise_mode="const")
+        self._check_weights("generator", images)
         return images.unflatten(0, ws.shape[:-2])  # (B, 3, R, R) or (B, k, 3, R, R)
 
-    def upsample(self, lr: Tensor, k: int = 4, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def upsample(self, lr: Tensor, k: int = 4, *, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draws k faces for each low-resolution face: `generate(encode(lr, k, rng))`.
 
         Args:
@@ -140,6 +148,14 @@ class Bundle:
         """
         ws = self.encode(lr, k, rng)
         return self.generate(ws), ws
+
+    def _check_weights(self, network: str, output: Tensor) -> None:
+        """Refuses what is not finite: as bytes it would pass for a picture."""
+        if not output.isfinite().all():
+            raise ValueError(
+                f"the bundle's weights are broken: its {network} gives NaN or infinite values; copy the bundle "
+                f"{self.name!r} again from where it came, or train its {network} anew"
+            )
 
 
 def save_bundle(path: str | Path, generator: Generator, encoder: Encoder, info: dict[str, Any]) -> None:
@@ -166,20 +182,40 @@ def save_bundle(path: str | Path, generator: Generator, encoder: Encoder, info: 
     if path.exists() and not (path / INFO).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"Expected a bundle or nothing at {path}, found something else; name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    # Nobody but us may look into a temporary folder; a folder inside it has the permissions that the umask gives.
+    holder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
     try:
+        partial, old = holder / "new", holder / "old"
         if path.exists():
             shutil.copytree(path, partial)
         partial.mkdir(exist_ok=True)
         _write_parts(partial, generator, encoder)
         content["parts"] = {name: sha256_of(partial / name) for name in PARTS}
-        (partial / INFO).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
+        _write_info(content, partial)
+        _swap(partial, path, old)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if not (holder / "old").exists() or path.exists():
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def _write_info(content: dict[str, Any], folder: Path) -> None:
+    """Writes bundle.json, and gives the parts its permissions: those of any new file."""
+    (folder / INFO).unlink(missing_ok=True)
+    (folder / INFO).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name in PARTS:
+        (folder / name).chmod(stat.S_IMODE((folder / INFO).stat().st_mode))
+
+
+def _swap(new: Path, path: Path, old: Path) -> None:
+    """Puts `new` at `path`, and what was there at `old`; if that fails, what was there stays."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
 
 
 def _write_parts(folder: Path, generator: Generator, encoder: Encoder) -> None:
@@ -230,10 +266,11 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
     owner = info["parts"][GENERATOR]
     state = _read_tensors(path / ENCODER, owner)
     state |= {_LATENTS_PREFIX + name: tensor for name, tensor in _read_tensors(path / LATENTS, owner).items()}
+    _check_encoder(info["encoder"], path / INFO)
     try:
         encoder = Encoder(**info["encoder"])
         encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    except (TypeError, RuntimeError, ValueError) as error:
+    except Exception as error:  # timm raises whatever it stumbles over: AssertionError, IndexError, …
         raise ValueError(
             f"{path / ENCODER}: expected an encoder made with {info['encoder']}, found another ({error}); "
             "the bundle is from another version of this software: update, or export it again."
@@ -278,10 +315,34 @@ def _check_info(info: Any, path: Path) -> None:
         wanted = ", ".join(f"{name} ({_INFO_TYPES[name].__name__})" for name in wrong)
         raise ValueError(f"{path}: expected {wanted}, found {[info.get(name) for name in wrong]}; write it anew.")
     sizes = info["lr_sizes"]
-    whole = len(sizes) == 2 and all(isinstance(size, int) for size in sizes)
+    whole = len(sizes) == 2 and all(type(size) is int for size in sizes)  # True is an int to isinstance
     if not whole or not 1 <= sizes[0] <= sizes[1] <= info["resolution"]:
         raise ValueError(
             f"{path}: expected lr_sizes [smallest, largest] within 1 … {info['resolution']} px, found {sizes}."
+        )
+
+
+def _check_encoder(config: dict[str, Any], path: Path) -> None:
+    """Refuses settings of the wrong type, and backbones that timm would look for outside.
+
+    timm takes names such as "hf-hub:owner/model" for places on the network.
+    """
+    import timm
+
+    kinds = {"resolution": int, "num_ws": int, "w_dim": int, "backbone": str, "width": int, "canvas": int}
+    wrong = {
+        name: value
+        for name, value in config.items()
+        if type(value) is not kinds.get(name, type(value)) or (kinds.get(name) is int and not 1 <= value <= 2**16)
+    }
+    if wrong:
+        wanted = ", ".join(f"{name} ({kinds[name].__name__})" for name in wrong)
+        raise ValueError(f"{path}: expected an encoder with {wanted}, numbers from 1 to 65536, found {wrong}.")
+    name = config.get("backbone", "resnet18")
+    if ":" in name or "/" in name or not timm.is_model(name):
+        raise ValueError(
+            f"{path}: expected a backbone that the installed timm {timm.__version__} has by name, found {name!r}; "
+            "update timm, or copy the bundle again from where it came."
         )
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.operator import upscale_bicubic
+from data.operator import Downscale, upscale_bicubic
 from models.latents import LatentStatistics
 
 COARSE_STYLES, MEDIUM_STYLES = 3, 4  # as in pSp; all further ones are fine
@@ -83,6 +83,9 @@ class Encoder(nn.Module):
 
         self.resolution, self.num_ws, self.w_dim = resolution, num_ws, w_dim
         self.canvas = min(resolution, 256) if canvas is None else canvas
+        for name, size in (("resolution", resolution), ("canvas", self.canvas)):
+            if size < 32 or size & (size - 1):
+                raise ValueError(f"Expected {name} to be a power of two from 32 px, got {size}.")
         self.config = {
             "resolution": resolution,
             "num_ws": num_ws,
@@ -128,18 +131,22 @@ class Encoder(nn.Module):
         if k < 1:
             raise ValueError(f"Expected k ≥ 1 codes per face, got {k}.")
         size = torch.full((len(lr),), lr.shape[3], device=lr.device)
-        best = self.best_guess(upscale_bicubic(lr, self.canvas), size)  # (B, L, D)
+        best = self.best_guess(self.on_canvas(lr), size)  # (B, L, D)
         if k == 1:
             return best[:, None]
         rng = np.random.default_rng(0) if rng is None else rng
         noise = rng.standard_normal((len(lr), k - 1, self.w_dim), dtype=np.float32)
         return self.mix(best, torch.from_numpy(noise).to(lr.device), self.spread_at(lr.shape[3]))
 
+    def on_canvas(self, lr: Tensor) -> Tensor:
+        """Brings LR faces (B, 3, s, s) of any one size to the canvas, bicubically."""
+        return upscale_bicubic(lr, self.canvas) if lr.shape[3] <= self.canvas else Downscale(self.canvas)(lr)
+
     def best_guess(self, canvas: Tensor, size: Tensor) -> Tensor:
         """Encodes faces that are already on the canvas; those of one batch may have different sizes.
 
         Args:
-            canvas: LR faces enlarged bicubically (B, 3, canvas, canvas), in [-1, 1].
+            canvas: LR faces as `on_canvas` gives them (B, 3, canvas, canvas), in [-1, 1].
             size: Their LR sizes in pixels (B,).
 
         Returns:

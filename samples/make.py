@@ -1,41 +1,60 @@
 """Draws the sample inputs: faces of nobody, made by the bundle's own generator and downscaled.
 
     python samples/make.py
+    python samples/make.py --bundle runs/mine --out faces
 
-Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
+It runs from any folder; the paths that it is given count from there. Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
 photos; figures in the README are measured on photos of people it never saw.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from data.operator import Downscale
 from data.reading import write_png
-from models import load_generator
+from models import Generator, load_generator
 from models.bundle import DEFAULT_BUNDLE
 
 # Seed and LR size of each sample, chosen by eye for variety.
 SAMPLES = ((1, 16), (2, 16), (3, 16), (4, 8), (5, 8), (6, 32))
 
 
-def main() -> None:
-    """Writes samples/face-1.png, … at their LR size."""
+def main() -> int:
+    """Writes samples/face-1-16px.png, … at their LR size.
+
+    Returns:
+        The exit status: 0, or 1 with a message when there is no generator, or no place for the pictures.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="default: bundles/celeba64")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="default: samples")
     args = parser.parse_args()
-    generator = load_generator(args.bundle / "generator.safetensors")
+    try:
+        generator = load_generator(args.bundle / "generator.safetensors")
+        args.out.mkdir(parents=True, exist_ok=True)
+        draw(generator, args.out)
+    except (ValueError, OSError) as error:
+        print(f"samples/make.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def draw(generator: Generator, out: Path) -> None:
+    """Writes the samples of a generator into the folder `out`."""
     for i, (seed, size) in enumerate(SAMPLES, start=1):
         z = np.random.default_rng(seed).standard_normal((1, generator.z_dim), dtype=np.float32)
         with torch.no_grad():
             face = generator(torch.from_numpy(z), truncation_psi=0.7).clamp(-1, 1)
-        write_png(Downscale(size)(face)[0], args.out / f"face-{i}-{size}px.png")
+        write_png(Downscale(size)(face)[0], out / f"face-{i}-{size}px.png")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.operator import Downscale, downscaling_error, upscale_bicubic
+from data.operator import Downscale, downscaling_error
 from models.encoder import Encoder, create_encoder
 from models.generator import Generator
 from models.latents import LatentStatistics, gaussianize, ungaussianize
-from training.batches import downscale_groups, faces_from_bytes, random_sizes, to_canvas
+from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.spread import calibrate_spread
 
 D = 16
@@ -66,7 +66,8 @@ def test_faces_of_a_batch_do_not_see_each_other(encoder):
 def test_mixed_sizes_on_one_canvas_equal_single_calls(encoder):
     images = torch.rand(4, 3, 32, 32) * 2 - 1
     groups = downscale_groups(images, [4, 9])
-    together = encoder.best_guess(*to_canvas(groups, encoder.canvas))
+    canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
+    together = encoder.best_guess(canvas, lr_sizes_of(groups))
     single = torch.cat([encoder(group.faces)[:, 0] for group in groups])
     torch.testing.assert_close(together, single, rtol=1e-4, atol=1e-5)
 
@@ -158,6 +159,16 @@ def test_groups_are_what_a_saved_picture_would_be():
         bytes_ = (group.faces + 1) * 127.5
         torch.testing.assert_close(bytes_, bytes_.round(), rtol=0, atol=1e-4)
         assert (group.faces - group.operator(images[group.rows])).abs().max() <= 1 / 255 + 1e-6
-    canvas, sizes = to_canvas(groups, 32)
-    assert sizes.tolist() == [8, 8, 8, 5, 5]
-    torch.testing.assert_close(canvas[3:], upscale_bicubic(groups[1].faces, 32))
+    assert lr_sizes_of(groups).tolist() == [8, 8, 8, 5, 5]
+
+
+def test_faces_larger_than_the_canvas_are_shrunk():
+    encoder = Encoder(64, 10, D, width=16, canvas=32).eval()
+    assert encoder(torch.zeros(1, 3, 50, 50)).shape == (1, 1, 10, D)
+    assert encoder.on_canvas(torch.ones(1, 3, 50, 50)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("resolution", "canvas"), [(48, None), (16, None), (64, 40)])
+def test_odd_canvases_are_refused(resolution, canvas):
+    with pytest.raises(ValueError, match="power of two"):
+        Encoder(resolution, 8, D, canvas=canvas)

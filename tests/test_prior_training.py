@@ -200,7 +200,7 @@ def test_learning_rate_falls_linearly_to_almost_zero(uninterrupted) -> None:
     factors = rates / rates[0]
     expected = np.minimum(1.0, (STEPS - np.arange(STEPS)) / 8)
     np.testing.assert_allclose(factors, np.stack([expected, expected], axis=1), rtol=1e-6)
-    assert rates[0, 0] == pytest.approx(2e-3 * 4 / 5) and rates[0, 1] == pytest.approx(2e-3 * 3 / 4)  # lazy
+    assert rates[0, 0] == pytest.approx(1e-3 * 4 / 5) and rates[0, 1] == pytest.approx(2e-3 * 3 / 4)  # lazy
 
 
 def test_learning_rate_stays_without_decay(faces, tmp_path) -> None:
@@ -210,7 +210,7 @@ def test_learning_rate_stays_without_decay(faces, tmp_path) -> None:
     )  # fmt: skip
     rates = list(recorder.learning_rates.values())
     assert rates[0] == rates[1] == rates[2]
-    assert rates[0][0] == 2e-3  # no lazy regulariser on the generator
+    assert rates[0][0] == 1e-3  # no lazy regulariser on the generator
     # without its weight no path length is measured
     assert not any("path_length" in name for logged in recorder.steps.values() for name in logged)
     assert recorder.final["path_mean"] == 0

@@ -1,4 +1,4 @@
-"""From bytes to training pairs: mirrored faces, and low-resolution inputs of mixed sizes on one canvas."""
+"""From bytes to training pairs: mirrored faces, and low-resolution inputs of mixed sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.operator import Downscale, upscale_bicubic
+from data.operator import Downscale
 
 
 def faces_from_bytes(batch: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -88,16 +88,7 @@ def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LowResolution
     return groups
 
 
-def to_canvas(groups: Sequence[LowResolution], size: int) -> tuple[Tensor, Tensor]:
-    """Enlarges groups of LR faces to one size.
-
-    Args:
-        groups: What `downscale_groups` gave.
-        size: Size of the canvas in pixels.
-
-    Returns:
-        The faces (B, 3, size, size), and their LR sizes (B,).
-    """
-    canvas = torch.cat([upscale_bicubic(group.faces, size) for group in groups])
+def lr_sizes_of(groups: Sequence[LowResolution]) -> Tensor:
+    """Gives the LR size of every face of the batch, in pixels (B,)."""
     sizes = [group.faces.shape[3] for group in groups for _ in range(len(group.faces))]
-    return canvas, torch.tensor(sizes, device=canvas.device)
+    return torch.tensor(sizes, device=groups[0].faces.device)

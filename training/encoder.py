@@ -17,12 +17,11 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from data.operator import Downscale, downscaling_error, upscale_bicubic
-from losses.downscaling import downscaling_loss
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.perceptual import LPIPS
@@ -30,7 +29,8 @@ from models import load_generator
 from models.encoder import create_encoder
 from models.generator import Generator
 from models.identity import Identity
-from training.batches import downscale_groups, faces_from_bytes, random_sizes, to_canvas
+from models.weights import sha256_of
+from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.randomness import step_rng
 
@@ -56,7 +56,7 @@ class EncoderTraining(LightningModule):
         ema_steps: Half-life of the moving average, in steps.
         val_lr: LR sizes that validation measures.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
-        export_to: Folder where the bundle is saved at the end; None for nowhere.
+        export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
         bundle_info: Name, licence and training data, for the bundle.
         seed: Determines every random choice together with the step.
     """
@@ -86,7 +86,13 @@ class EncoderTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        missing = {"name", "licence", "training_data"} - set(bundle_info or {})
+        if export_to is not None and missing:
+            raise ValueError(
+                f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
+            )
         loaded = load_generator(generator)
+        self._generator_sha256 = sha256_of(generator)
         self.encoder = create_encoder(loaded.resolution, variant, loaded.w_dim)
         self.encoder.latents.fit(loaded)
         self.encoder_ema = copy.deepcopy(self.encoder).eval().requires_grad_(False)
@@ -98,12 +104,36 @@ class EncoderTraining(LightningModule):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Puts the frozen networks where the training runs."""
+        """Puts the frozen networks where the training runs.
+
+        Raises:
+            ValueError: If the faces have another size than the generator's.
+        """
+        faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
+        if faces != self.encoder.resolution:
+            raise ValueError(f"Expected faces of {self.encoder.resolution} px as the generator draws, got {faces} px.")
         self.to(memory_format=torch.channels_last)
+        device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
         for network in (*self._generator, *self._lpips, *self._identity):
-            network.to(self.device)
+            network.to(device)
         if stage == "fit" and self.hparams["compile"]:
-            compile_if_possible(self._generator[0].synthesis)
+            compile_if_possible(self._generator[0].synthesis, device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which generator the encoder belongs to."""
+        checkpoint["generator_sha256"] = self._generator_sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another generator.
+
+        Raises:
+            ValueError: If the checkpoint was made with another generator.
+        """
+        if checkpoint["generator_sha256"] != self._generator_sha256:
+            raise ValueError(
+                f"Expected the generator that this run began with, {self.hparams['generator']} has changed since; put "
+                "the old one back, or start a new run under another --trainer.logger.init_args.name."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
@@ -129,13 +159,16 @@ class EncoderTraining(LightningModule):
         sizes = random_sizes(
             h["sizes_per_batch"], h["smallest_lr"], self.encoder.resolution, h["often"], h["often_share"], rng
         )
-        groups = downscale_groups(faces, sizes)
-        ws = self.encoder.best_guess(*to_canvas(groups, self.encoder.canvas))
+        with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
+            groups = downscale_groups(faces, sizes)
+            canvas = torch.cat([self.encoder.on_canvas(group.faces) for group in groups])
+        ws = self.encoder.best_guess(canvas, lr_sizes_of(groups))
         drawn = self._generator[0].synthesis(ws)
 
         losses = {"l2": (drawn - faces).square().mean(), "lpips": self._lpips_loss(drawn, faces)}
         losses["latent"] = mean_latent_distance(ws, self.encoder.latents.w_avg).mean()
-        errors = [downscaling_loss(drawn[g.rows], g.faces, g.operator) for g in groups]
+        with self._full_precision():
+            errors = [downscaling_error(drawn[g.rows], g.faces, g.operator) for g in groups]
         losses["downscaling"] = torch.cat(errors).mean()
         if self._identity:
             count = max(1, round(len(faces) * h["identity_share"]))
@@ -145,6 +178,9 @@ class EncoderTraining(LightningModule):
         self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
+
+    def _full_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
 
     def _lpips_loss(self, drawn: Tensor, faces: Tensor) -> Tensor:
         with torch.no_grad():
@@ -166,9 +202,8 @@ class EncoderTraining(LightningModule):
         """Updates the averaged encoder; early in a run the average is short."""
         halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
         update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
-        update(list(self.encoder_ema.parameters()), list(self.encoder.parameters()), None)
-        for average, current in zip(self.encoder_ema.buffers(), self.encoder.buffers(), strict=True):
-            average.copy_(current)
+        # Batch statistics are averaged as well: those of the present weights would not fit the average.
+        update(_floats(self.encoder_ema), _floats(self.encoder), None)
 
     # ---------------------------------------------------------------- validation
 
@@ -177,42 +212,54 @@ class EncoderTraining(LightningModule):
         faces = faces_from_bytes(batch)
         lpips = self._lpips[0]
         for size in self.hparams["val_lr"]:
-            operator = Downscale(size)
-            lr = operator(faces)
+            with self._full_precision():
+                operator = Downscale(size)
+                lr = operator(faces)
+                bicubic = upscale_bicubic(lr, self.encoder.resolution)
             drawn = self.draw(lr)
             scores = {
                 f"val/lpips_{size}": lpips(drawn, faces).mean(),
-                f"val/lpips_ratio_{size}": lpips(drawn, faces).mean() / lpips(self._bicubic(lr), faces).mean(),
+                f"val/lpips_bicubic_{size}": lpips(bicubic, faces).mean(),
                 f"val/downscaling_error_{size}": downscaling_error(drawn.clamp(-1, 1), lr, operator).mean(),
             }
             if self._identity:
                 scores[f"val/identity_{size}"] = 1 - self._identity_loss(drawn, faces)
             self.log_dict(scores, batch_size=len(faces), sync_dist=True)
             if batch_idx == 0 and isinstance(self.logger, TensorBoardLogger):
-                rows = torch.cat([self._nearest(lr[:8]), drawn[:8], faces[:8]]).clamp(-1, 1) / 2 + 0.5
-                grid = make_grid(rows.float(), nrow=8)
-                self.logger.experiment.add_image(f"faces_{size}", grid, self.global_step)
+                shown = torch.cat([self._nearest(lr[:8]), drawn[:8], faces[:8]]).clamp(-1, 1) / 2 + 0.5
+                self.logger.experiment.add_image(f"faces_{size}", make_grid(shown.float(), nrow=8), self.global_step)
+
+    def on_validation_epoch_end(self) -> None:
+        """Relates LPIPS to that of bicubic interpolation."""
+        means = self.trainer.callback_metrics
+        for size in self.hparams["val_lr"]:
+            self.log(f"val/lpips_ratio_{size}", means[f"val/lpips_{size}"] / means[f"val/lpips_bicubic_{size}"])
 
     def draw(self, lr: Tensor) -> Tensor:
         """The averaged encoder's best guess for LR faces (B, 3, s, s), drawn: (B, 3, R, R)."""
         return self._generator[0].synthesis(self.encoder_ema(lr)[:, 0]).float()
-
-    def _bicubic(self, lr: Tensor) -> Tensor:
-        return upscale_bicubic(lr, self.encoder.resolution)
 
     def _nearest(self, lr: Tensor) -> Tensor:
         return torch.nn.functional.interpolate(lr, self.encoder.resolution, mode="nearest")
 
     def on_fit_end(self) -> None:
         """Calibrates the spread of the candidates and saves the bundle."""
-        h = self.hparams
-        if h["export_to"] is None or self.global_rank != 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        target, trainer = self.hparams["export_to"], self.trainer
+        if target is None or self.global_rank != 0 or self.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from models.bundle import save_bundle
         from training.spread import calibrate_spread
 
-        photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
+        photos = trainer.datamodule.train_faces  # type: ignore[attr-defined]
         faces = torch.stack([photos[i] for i in range(min(48, len(photos)))])
-        generator, encoder = load_generator(h["generator"]), self.encoder_ema.float().cpu()
+        generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
+        if sha256_of(self.hparams["generator"]) != self._generator_sha256:
+            raise ValueError(f"Expected {self.hparams['generator']} to stay as it was; it changed during the training.")
         calibrate_spread(encoder, generator, faces_from_bytes(faces))
-        save_bundle(Path(h["export_to"]), generator, encoder, dict(h["bundle_info"] or {}))
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / target
+        save_bundle(folder, generator, encoder, dict(self.hparams["bundle_info"]))
+
+
+def _floats(module: nn.Module) -> list[Tensor]:
+    """Gives all floating-point parameters and buffers of a module."""
+    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]

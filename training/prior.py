@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from losses.path_length import path_lengths
 from models.discriminator import Discriminator
 from models.generator import Generator
+from models.weights import load_generator, save_generator
 from training.augment import AdaptiveAugment
 from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible
@@ -58,7 +60,8 @@ class PriorTraining(LightningModule):
         metric: Fréchet distance to report: auto, fid or fd_vgg11.
         metric_samples: Generated faces per validation.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
-        export_to: Where the averaged generator is saved in float16 at every validation; None for nowhere.
+        export_to: File where the averaged generator is saved in float16 at every validation and at the end, relative
+            to the run's folder; None for nowhere.
         seed: Determines every random choice together with the step.
     """
 
@@ -105,8 +108,6 @@ class PriorTraining(LightningModule):
         self._clock = (0, 0.0)
 
     def _start_from(self, path: str) -> None:
-        from models import load_generator
-
         loaded = load_generator(path)
         if loaded.config != self.generator.config:
             raise ValueError(
@@ -118,12 +119,21 @@ class PriorTraining(LightningModule):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Prepares memory layout, compilation and the metric."""
+        """Prepares memory layout and compilation.
+
+        Raises:
+            ValueError: If the trainer is set up in a way that this training cannot follow.
+        """
+        if self.trainer.world_size > 1:
+            raise ValueError("Expected one device: the prior's training is not distributed; set trainer.devices to 1.")
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("Expected precision bf16-mixed or 32-true: float16 would need its gradients scaled.")
+        faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
+        if faces != self.generator.resolution:
+            raise ValueError(f"Expected model and data of one resolution, got {self.generator.resolution} and {faces}.")
         self.to(memory_format=torch.channels_last)
         if stage == "fit" and self.hparams["compile"]:
-            compile_if_possible(self.generator.synthesis)
-        name, metric = frechet_metric(self.hparams["metric"])
-        self._metric = (name, metric.to(self.device))
+            compile_if_possible(self.generator.synthesis, self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for each network; lazy regularisation shortens its memory as in the paper, section 3.1."""
@@ -142,7 +152,7 @@ class PriorTraining(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
         h, step = self.hparams, self.global_step
-        rng = step_rng(h["seed"], step, self.global_rank, self.device)
+        rng = step_rng(h["seed"], step, 0, self.device)
         real = faces_from_bytes(batch, rng)
         # Only the generator's steps go through Lightning's wrapper, so that global_step counts batches.
         adam_g, adam_d = self.optimizers()
@@ -158,7 +168,7 @@ class PriorTraining(LightningModule):
         if learning and h["path_length_weight"] and step % h["path_length_every"] == 0:
             self._path_length_step(adam_g.optimizer, max(1, real.shape[0] // 2), rng)
 
-        self.images_seen += real.shape[0] * self.trainer.world_size
+        self.images_seen += real.shape[0]
         self._average(real.shape[0])
         self._log_speed()
 
@@ -245,7 +255,7 @@ class PriorTraining(LightningModule):
         halflife = self.hparams["ema_images"]
         if self.hparams["init_generator"] is None:
             halflife = min(halflife, 0.05 * float(self.images_seen) + 1)
-        update = get_ema_multi_avg_fn(0.5 ** (batch * self.trainer.world_size / halflife))
+        update = get_ema_multi_avg_fn(0.5 ** (batch / halflife))
         update(list(self.generator_ema.parameters()), list(self.generator.parameters()), None)
         for average, current in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
             average.copy_(current)
@@ -261,41 +271,59 @@ class PriorTraining(LightningModule):
 
     # ---------------------------------------------------------------- validation
 
+    def on_validation_start(self) -> None:
+        """Makes the metric when it is first needed; a run goes on without one where its weights are not to be had."""
+        if self._metric is None and not self.trainer.sanity_checking:
+            try:
+                name, metric = frechet_metric(self.hparams["metric"])
+                self._metric = (name, metric.to(self.device))
+            except (OSError, ImportError) as error:
+                warnings.warn(f"No Fréchet distance is measured: {error}", stacklevel=2)
+                self._metric = (None, None)
+
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Shows the metric one batch of real faces, uint8 (B, 3, R, R)."""
-        _, metric = self._metric
-        if not self.trainer.sanity_checking and metric.real_features_num_samples < len(self._val_faces()):
+        """Shows the metric one batch of real faces, uint8 (B, 3, R, R); once, since they stay the same."""
+        metric = self._metric[1] if self._metric else None
+        if metric is not None and metric.real_features_num_samples < len(self.trainer.datamodule.val_faces):  # type: ignore[attr-defined]
             metric.update(batch, real=True)
 
     def on_validation_epoch_end(self) -> None:
         """Measures the Fréchet distance of the averaged generator, draws the grid, saves the weights."""
         if self.trainer.sanity_checking:
             return
+        self._measure()
+        self._show_grid()
+        self._export()
+        self._clock = (int(self.images_seen), 0.0)
+
+    def on_train_end(self) -> None:
+        """Saves the weights of the last step, which need not be one of validation."""
+        self._export()
+
+    def _measure(self) -> None:
         name, metric = self._metric
-        rng = step_rng(self.hparams["seed"], -1, self.global_rank, self.device)
-        left = self.hparams["metric_samples"] // self.trainer.world_size
+        if metric is None:
+            return
+        rng = step_rng(self.hparams["seed"], -1, 0, self.device)
+        left = self.hparams["metric_samples"]
         while left > 0:
             images = self.sample(min(left, 50), rng)
             metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
             left -= len(images)
-        self.log(name, metric.compute().float(), prog_bar=True, sync_dist=False)
+        self.log(name, metric.compute().float(), prog_bar=True)
         metric.reset()
-        self._show_grid()
-        if self.hparams["export_to"] and self.global_rank == 0:
-            from models.weights import save_generator
 
-            path = Path(self.hparams["export_to"])
-            save_generator(self.generator_ema, path, {"images_seen": str(int(self.images_seen))})
-        self._clock = (int(self.images_seen), 0.0)
+    def _export(self) -> None:
+        trainer, target = self.trainer, self.hparams["export_to"]
+        if target and trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.log_dir or trainer.default_root_dir)
+            save_generator(self.generator_ema, folder / target, {"images_seen": str(int(self.images_seen))})
 
     def sample(self, batch: int, rng: torch.Generator) -> Tensor:
         """Draws faces (B, 3, R, R) from the averaged generator, truncation 1, stored noise."""
         z = torch.randn(batch, self.generator.z_dim, device=self.device, generator=rng)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.generator_ema(z)
-
-    def _val_faces(self) -> Any:
-        return self.trainer.datamodule.val_faces  # type: ignore[attr-defined]
 
     def _show_grid(self) -> None:
         if not isinstance(self.logger, TensorBoardLogger):  # Others do not take pictures, or take them differently.
