@@ -22,13 +22,15 @@ For face.png it writes
     out/face/timing.json   seconds; the only file that differs between two calls
     out/overview.png       the first 16 faces of the call in one picture
 
-The exit status is 0 if every face was written, 1 if some were not (each is named with the reason), and 2 if the command
-itself was wrong.
+The exit status is 0 if everything was written, 1 if something was not (each face is named with the reason), 2 if the
+command itself was wrong, and 130 after Ctrl-C, which leaves the faces that were finished. --overwrite replaces what an
+earlier call wrote, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -41,12 +43,22 @@ import torch
 from torch import Tensor
 
 from data.operator import Downscale, downscaling_error
-from data.pictures import overview
+from data.pictures import is_overview, overview, save_overview
 from data.reading import find_images, from_uint8, read_image, square, to_uint8
-from data.report import check_free, complete_or_nothing, folder_names, make_report, write_face, write_json
+from data.report import (
+    MAX_K,
+    check_free,
+    complete_file,
+    complete_or_nothing,
+    folder_names,
+    make_report,
+    write_face,
+    write_json,
+)
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from models.determinism import use_deterministic_kernels
+from models.device import choose_device
 
-MAX_K = 64
 OVERVIEW_ROWS = 16
 BAR_FROM = 4  # faces; fewer are done before a progress bar helps
 
@@ -69,28 +81,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; that of the process if None.
 
     Returns:
-        The exit status: 0 if every input was written, 1 otherwise.
+        The exit status: 0 if everything was written, 1 if something was not, 130 after Ctrl-C.
     """
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        _complain("interrupted; the faces that were finished stay")
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     device = _check(args, parser)
-    paths, problems = find_images(args.inputs)
-    for path, reason in problems:
+    use_deterministic_kernels()  # the same command is to write the same bytes
+    found = find_images(args.inputs)
+    for path, remark in found.skipped:
+        _complain(f"note: {path}: {remark}")
+    for path, reason in found.problems:
         _complain(f"{path}: {reason}")
-    if not paths:
+    if not found.images:
         _complain("nothing to do: no picture was found")
         return 1
     try:
         bundle = load_bundle(args.bundle, device)
-    except (ValueError, FileNotFoundError) as error:
-        _complain(str(error))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        _complain(f"the bundle {args.bundle} cannot be used: {_reason(error)}")
         return 1
     smallest, largest = bundle.lr_sizes
     if args.downscale is not None and not smallest <= args.downscale <= largest:
         parser.error(f"--downscale: expected {smallest} to {largest} px for this bundle, got {args.downscale}")
-    faces, failed = _upsample_all(paths, bundle, args)
-    _finish(faces, args)
-    return int(bool(problems) or failed > 0)
+    faces, failed = _upsample_all(found.images, bundle, args)
+    finished = _finish(faces, args)
+    return int(bool(found.problems) or failed > 0 or not finished)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,25 +122,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="infer.py", description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", type=Path, help="pictures of one upright face each, or folders of them")
-    add("--out", metavar="DIR", type=Path, default=Path("out"), help="where the results go (default: out)")
+    add("inputs", nargs="+", metavar="INPUT", help="pictures of one upright face each, or folders of them")
+    add("--out", metavar="DIR", default="out", help="where the results go (default: out)")
     add("--k", metavar="K", type=int, default=4, help=f"candidates per face, 1 to {MAX_K} (default: 4)")
     add("--seed", metavar="N", type=int, default=0, help="of all random choices, from 0 (default: 0)")
     add(
         "--bundle",
         metavar="DIR",
-        type=Path,
-        default=DEFAULT_BUNDLE,
+        default=str(DEFAULT_BUNDLE),
         help="trained weights, a folder with bundle.json (default: bundles/celeba64)",
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …; auto takes a GPU if there is one (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (default: auto)")
     add(
         "--downscale",
         metavar="PX",
         type=int,
         help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
     )
-    add("--overwrite", action="store_true", help="replace the results of an earlier call")
+    add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
 
 
@@ -127,18 +149,16 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.d
         parser.error(f"--k: expected 1 to {MAX_K} candidates, got {args.k}")
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or a larger number, got {args.seed}")
+    for name in ("out", "bundle"):
+        if not getattr(args, name):  # as from an unset variable; Path("") would be the current folder
+            parser.error(f"--{name}: expected a folder, got an empty name")
+        setattr(args, name, Path(getattr(args, name)))
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
     try:
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(auto if args.device == "auto" else args.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        parser.error(f"--device: {args.device!r} cannot be used here ({reason}); auto and cpu always can")
-    # The same command is to write the same bytes, and cuDNN's fastest convolutions add up in any order.
-    torch.backends.cudnn.deterministic = True
-    return device
+        return choose_device(args.device)
+    except ValueError as error:
+        parser.error(f"--device: {error}")
 
 
 def _upsample_all(paths: list[Path], bundle: Bundle, args: argparse.Namespace) -> tuple[list[Face], int]:
@@ -152,9 +172,9 @@ def _upsample_all(paths: list[Path], bundle: Bundle, args: argparse.Namespace) -
     for path, name in _progress(list(zip(paths, folder_names(paths), strict=True))):
         try:
             face = _upsample_one(path, args.out / name, bundle, args)
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1
-            reason = str(error)
+            reason = _reason(error)
             _complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
             continue
         _say(_line(path, face))
@@ -165,9 +185,9 @@ def _upsample_all(paths: list[Path], bundle: Bundle, args: argparse.Namespace) -
 
 def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Namespace) -> Face:
     """Reads one picture, draws its candidates and writes its folder."""
-    check_free(folder, args.overwrite)  # before the work, and again after it
+    check_free(folder, args.overwrite, args.k)  # before the work, and again after it
     start = time.perf_counter()
-    lr, origin = _low_resolution(path, bundle.lr_sizes[1], args.downscale)
+    lr, origin = _low_resolution(path, bundle.lr_sizes, args.downscale)
     read = time.perf_counter()
     # Every face has the same random numbers, so that it comes out the same alone and in company.
     ws = bundle.encode(lr[None], args.k, np.random.default_rng(args.seed))[0].cpu()  # (k, L, D)
@@ -183,7 +203,7 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
         "seed": args.seed,
         "bundle": {"name": bundle.name, "hash": bundle.hash},
     }
-    with complete_or_nothing(folder, args.overwrite) as partial:
+    with complete_or_nothing(folder, args.overwrite, args.k) as partial:
         write_face(partial, lr, images, ws, make_report(errors, notes))
         seconds = {"read": read - start, "encode": encoded - read, "generate": generated - encoded}
         seconds["write"] = time.perf_counter() - generated
@@ -191,7 +211,7 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
     return Face(folder.name, lr, images, errors, folder)
 
 
-def _low_resolution(path: Path, largest: int, downscale: int | None) -> tuple[Tensor, list[int]]:
+def _low_resolution(path: Path, lr_sizes: tuple[int, int], downscale: int | None) -> tuple[Tensor, list[int]]:
     """Reads a picture and makes it the low-resolution face that is upsampled, in steps of 8 bit as input.png holds it.
 
     Returns:
@@ -201,6 +221,11 @@ def _low_resolution(path: Path, largest: int, downscale: int | None) -> tuple[Te
     height, width = image.shape[-2:]
     image, cropped = square(image)
     size = image.shape[-1]
+    smallest, largest = lr_sizes
+    if size < smallest:
+        raise ValueError(
+            f"{width} x {height} px is less than the {smallest} px that this bundle takes; use a larger picture"
+        )
     if downscale is None and size > largest:
         raise ValueError(
             f"{width} x {height} px is more than the {largest} px that this bundle takes; "
@@ -215,20 +240,37 @@ def _low_resolution(path: Path, largest: int, downscale: int | None) -> tuple[Te
     return from_uint8(to_uint8(image)), [width, height]
 
 
-def _finish(faces: list[Face], args: argparse.Namespace) -> None:
-    """Draws the overview and says what to look at."""
+def _finish(faces: list[Face], args: argparse.Namespace) -> bool:
+    """Draws the overview and says what to look at.
+
+    Returns:
+        Whether all went well.
+    """
     if not faces:
-        return
+        return True
     target = args.out / "overview.png"
     first = faces[0].folder / "grid.png"
-    if target.exists() and not args.overwrite:
-        _complain(f"note: {target} is of an earlier call and stays; --overwrite replaces it")
-    else:
-        partial = args.out / ".overview.partial"
-        overview([(face.title, face.lr, face.images) for face in faces]).save(partial, format="PNG")
-        partial.replace(target)
-        first = target if len(faces) > 1 else first
+    try:
+        if os.path.lexists(target) and not (args.overwrite and is_overview(target)):
+            way = "it is not by infer.py; move it away" if args.overwrite else "--overwrite replaces an earlier call's"
+            _complain(f"note: {target} exists and stays; {way}")
+            finished = not args.overwrite and not target.is_dir()
+        else:
+            with complete_file(target) as partial:
+                save_overview(overview([(face.title, face.lr, face.images) for face in faces]), partial)
+            first = target if len(faces) > 1 else first
+            finished = True
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        _complain(f"{target}: could not be written ({_reason(error)}); the faces are complete")
+        finished = False
     _say(f"Open {first}")
+    return finished
+
+
+def _reason(error: BaseException) -> str:
+    """Says what went wrong in one line; some errors come without words, or with a page of them."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else f"{type(error).__name__}; close other programs or use --device cpu"
 
 
 def _line(path: Path, face: Face) -> str:
@@ -257,10 +299,14 @@ def _print(text: str, stream: TextIO) -> None:
     """Prints a line, with escapes for what the stream cannot show: file names may hold any bytes."""
     encoding = stream.encoding or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
-    if "tqdm" in sys.modules and sys.stderr.isatty():
-        sys.modules["tqdm"].tqdm.write(text, file=stream)  # above the bar
-    else:
-        print(text, file=stream)
+    try:
+        if "tqdm" in sys.modules and sys.stderr.isatty():
+            sys.modules["tqdm"].tqdm.write(text, file=stream)  # above the bar
+        else:
+            print(text, file=stream)
+        stream.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; the faces are written nevertheless
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

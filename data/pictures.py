@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from data.reading import to_uint8
@@ -14,6 +16,7 @@ TILE = 160  # px; the least that a tile of a sheet measures
 COLUMNS = 8
 GAP = 8
 TITLE = 20  # px above each tile
+OVERVIEW_MARK = "amortized-pulse/overview/1"  # in the file, under "Software"
 
 # Dark to light with nearly even steps of lightness (L* 0, 19, 40, 61, 81, 99), so that equal differences look equal.
 _RAMP = np.array([(0, 0, 0), (64, 16, 112), (172, 36, 120), (242, 104, 72), (253, 190, 100), (255, 255, 235)])
@@ -88,6 +91,27 @@ def overview(faces: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
         row += [(str(i), _tile(image, side, Image.Resampling.BICUBIC)) for i, image in shown]
         rows.append(row)
     return _arrange(rows, side)
+
+
+def save_overview(picture: Image.Image, path: Path) -> None:
+    """Writes an overview as PNG, marked as one of ours for `is_overview`.
+
+    Args:
+        picture: From `overview`.
+        path: The file.
+    """
+    notes = PngInfo()
+    notes.add_text("Software", OVERVIEW_MARK)
+    picture.save(path, format="PNG", pnginfo=notes)
+
+
+def is_overview(path: Path) -> bool:
+    """Says whether a file was written by `save_overview`; False if it cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == OVERVIEW_MARK
+    except Exception:  # Decoders meet arbitrary bytes and raise whatever they stumble over.
+        return False
 
 
 def _tile(image: Tensor, side: int, resampling: Image.Resampling) -> Image.Image:

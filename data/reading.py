@@ -7,8 +7,10 @@ file is the border between the two. What cannot be read is refused by one except
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+MAX_NAMED_SUFFIXES = 5
 # Named, because Pillow's other readers include some that start programs (EPS calls Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 FORMATS_IN_WORDS = "PNG, JPEG, WebP, BMP, TIFF, GIF or PPM"
@@ -184,41 +187,77 @@ def square(image: Tensor) -> tuple[Tensor, bool]:
     return image[:, top : top + size, left : left + size].contiguous(), height != width
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Lists the pictures directly in a folder by name, without hidden files such as macOS's ._face.png."""
-    return sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "." and not p.is_dir()),
-        key=lambda p: p.name,
-    )
+@dataclass(frozen=True)
+class Found:
+    """The pictures that a command line names.
+
+    Attributes:
+        images: In the order of the inputs, those of a folder by name, each once.
+        problems: Inputs that gave none, each with the reason.
+        skipped: Folders that hold other files too, each with a remark about them.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def find_images(inputs: Sequence[Path | str]) -> tuple[list[Path], list[tuple[Path, str]]]:
+def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Lists pictures and other files directly in a folder by name, without hidden ones such as macOS's ._face.png."""
+    files = sorted((p for p in folder.iterdir() if p.name[0] != "." and not p.is_dir()), key=lambda p: p.name)
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    return images, [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
+
+
+def _remark(others: Sequence[Path]) -> str:
+    """Says how many files are no pictures to us, and of which kinds."""
+    suffixes = sorted({path.suffix.lower() or "no suffix" for path in others})
+    named = ", ".join(suffixes[:MAX_NAMED_SUFFIXES]) + (", …" if len(suffixes) > MAX_NAMED_SUFFIXES else "")
+    return f"{len(others)} other file{'s' if len(others) > 1 else ''} skipped ({named})"
+
+
+def _look_at(path: Path | str, found: Found) -> list[Path]:
+    """Gives the pictures of one input, and notes in `found` what there is to say about it."""
+    if not str(path):
+        found.problems.append((Path(path), "expected a file or folder, got an empty name; check the command"))
+        return []
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            if os.path.lexists(path):  # a broken or circular link fails later, as a picture that cannot be read
+                return [path]
+            found.problems.append((path, "no such file or folder; check the path"))
+            return []
+        images, others = _files_in(path)
+    except OSError as error:
+        found.problems.append((path, f"cannot be looked at ({error.strerror}); check its permissions"))
+        return []
+    if not images:
+        remark = f"; {_remark(others)}" if others else ""
+        found.problems.append((path, f"a folder without images ({' '.join(IMAGE_SUFFIXES)}){remark}"))
+    elif others:
+        found.skipped.append((path, _remark(others)))
+    return images
+
+
+def find_images(inputs: Sequence[Path | str]) -> Found:
     """Finds the pictures that a command line names.
 
     Args:
         inputs: Files, taken whatever their suffix, and folders, of which the pictures directly inside are taken
-            (.png .jpg .jpeg .webp .bmp .tif .tiff) in the order of their names.
+            (those with a suffix in IMAGE_SUFFIXES) in the order of their names.
 
     Returns:
-        The pictures in the order of the inputs, each once, and the inputs that gave none, each with the reason.
+        The pictures, and what is to be said about inputs that gave none, or gave not all that they hold.
     """
-    images: dict[Path, Path] = {}  # resolved path: path as given, so that a picture named twice is read once
-    problems: dict[Path, str] = {}
-    for path in map(Path, inputs):
-        try:
-            if path.is_dir():
-                found = _images_in(path)
-                if not found:
-                    problems[path] = f"a folder without images ({' '.join(IMAGE_SUFFIXES)})"
-            elif path.exists():
-                found = [path]
-            else:
-                found, problems[path] = [], "no such file or folder; check the path"
-        except OSError as error:
-            found, problems[path] = [], f"cannot be looked at ({error.strerror}); check its permissions"
-        for image in found:
-            images.setdefault(image.resolve(), image)
-    return list(images.values()), list(problems.items())
+    found = Found()
+    images: dict[str, Path] = {}  # path without links: path as given, so that a picture named twice is read once
+    for path in inputs:
+        for image in _look_at(path, found):
+            # Unlike Path.resolve, realpath does not mind links that go round in circles.
+            images.setdefault(os.path.realpath(image), image)
+    found.images.extend(images.values())
+    return found
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from data.operator import EPSILON
 from data.pictures import face_sheet
 from data.reading import write_png
 
-EPSILON = 1e-3
+FORMAT = "amortized-pulse/report/1"
 REPORT = "report.json"
+MAX_K = 64  # candidates per face
 
-_OWN_FILES = re.compile(r"([1-9]|[1-5]\d|6[0-4])\.png|(grid|input)\.png|latents\.npz|(report|timing)\.json")
 _RESERVED = {"overview.png"}
 
 
@@ -62,13 +62,13 @@ def make_report(errors: Sequence[float], notes: Mapping[str, Any]) -> dict[str, 
         notes: What else is to be told, such as input, seed and bundle.
 
     Returns:
-        The notes with "k", "epsilon" and "candidates".
+        The notes with "format", "k", "epsilon" and "candidates".
     """
     candidates = [
         {"file": f"{i}.png", "downscaling_error": round(error, 9), "within_epsilon": error <= EPSILON}
         for i, error in enumerate(errors, start=1)
     ]
-    return {**notes, "k": len(candidates), "epsilon": EPSILON, "candidates": candidates}
+    return {**notes, "format": FORMAT, "k": len(candidates), "epsilon": EPSILON, "candidates": candidates}
 
 
 def write_face(folder: Path, lr: Tensor, images: Tensor, ws: Tensor, report: Mapping[str, Any]) -> None:
@@ -95,25 +95,50 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="ascii")
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuses to write where something is.
+def check_free(folder: Path, overwrite: bool, k: int) -> None:
+    """Refuses to write where something is that infer.py did not write.
 
     Args:
         folder: The folder to be.
-        overwrite: An existing folder is welcome.
+        overwrite: An earlier result of infer.py in it may be replaced.
+        k: Candidates to be written.
 
     Raises:
-        ValueError: If the folder exists and is not to be overwritten, or if it is a file.
+        ValueError: If the folder exists and is not to be overwritten, if it is a file, or if a file that would be
+            replaced is not one of those that the report in it stands for.
     """
-    if folder.is_dir() and not overwrite:
-        raise ValueError(f"{folder} exists; --overwrite replaces the results in it, --out names another place")
-    if os.path.lexists(folder) and not folder.is_dir():
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; move it away, or name another place with --out")
+    if not overwrite:
+        raise ValueError(f"{folder} exists; --overwrite replaces the results in it, --out names another place")
+    ours = _earlier_files(folder)
+    strange = [name for name in file_names(k) if name not in ours and os.path.lexists(folder / name)]
+    strange += [name for name in ours if (folder / name).is_dir()]
+    if strange:
+        raise ValueError(f"{folder}: {', '.join(strange)} is not a result of infer.py; move it or use --out")
+
+
+def file_names(k: int) -> list[str]:
+    """Names the files in the folder of a face with k candidates, the report last."""
+    return [*(f"{i}.png" for i in range(1, k + 1)), "grid.png", "input.png", "latents.npz", "timing.json", REPORT]
+
+
+def _earlier_files(folder: Path) -> list[str]:
+    """Names the files that an earlier call wrote into a folder, by its report; none if there is no such report."""
+    try:
+        report = json.loads((folder / REPORT).read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return []
+    if not isinstance(report, dict) or report.get("format") != FORMAT or type(report.get("k")) is not int:
+        return []
+    return file_names(min(report["k"], MAX_K))
 
 
 @contextmanager
-def complete_or_nothing(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives a temporary folder beside `folder`, which takes its place if the block ends without an error.
+def complete_or_nothing(folder: Path, overwrite: bool, k: int) -> Iterator[Path]:
+    """Gives a temporary folder, which takes the place of `folder` if the block ends without an error.
 
     If `folder` exists, the results of an earlier call in it are replaced and other files stay. Its report leaves first
     and the new one comes last: a folder without a report is not complete.
@@ -121,6 +146,7 @@ def complete_or_nothing(folder: Path, overwrite: bool) -> Iterator[Path]:
     Args:
         folder: The folder to be.
         overwrite: It may exist.
+        k: Candidates to be written.
 
     Yields:
         The temporary folder, empty.
@@ -128,25 +154,46 @@ def complete_or_nothing(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ValueError: See `check_free`.
     """
-    check_free(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{os.getpid()}")
-    try:
+    check_free(folder, overwrite, k)
+    with _beside(folder) as partial:
         partial.mkdir()
         yield partial
-        check_free(folder, overwrite)  # another process may have been faster
+        check_free(folder, overwrite, k)  # another process may have been faster
         if folder.is_dir():
             _replace(folder, partial)
         else:
             partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path, whose file takes the place of the file `path` if the block ends without an error.
+
+    Args:
+        path: The file to be; an older one is replaced.
+
+    Yields:
+        The temporary path.
+    """
+    with _beside(path) as partial:
+        yield partial
+        partial.replace(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Gives a path of the same name in a temporary folder beside `path`, which goes with what is left in it.
+
+    Nobody but the user may look into such a folder, but what is made in it has the permissions of any new file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent, ignore_cleanup_errors=True) as holder:
+        yield Path(holder) / path.name
 
 
 def _replace(folder: Path, partial: Path) -> None:
     """Moves the files in `partial` into `folder`, after taking away the results that lie there."""
-    own = [path for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name)]
-    for path in sorted(own, key=lambda path: path.name != REPORT):
-        path.unlink()
+    for name in reversed(_earlier_files(folder)):
+        (folder / name).unlink(missing_ok=True)
     for path in sorted(partial.iterdir(), key=lambda path: path.name == REPORT):
         path.replace(folder / path.name)

@@ -31,7 +31,7 @@ SCALE = (0.458, 0.448, 0.450)
 
 def _load_trunk() -> nn.Sequential:
     """Builds the trunk with the colour normalisation folded into its first convolution, which has no padding."""
-    tensors = torch.load(find_weights(TRUNK, TRUNK_URL, source=TRUNK_SOURCE), map_location="cpu", weights_only=True)
+    tensors = torch.load(find_weights(TRUNK, url=TRUNK_URL, source=TRUNK_SOURCE), map_location="cpu", weights_only=True)
     with torch.device("meta"):  # no time or random numbers for weights that are replaced at once
         network = squeezenet1_1(weights=None)
     network.load_state_dict(tensors, assign=True)

@@ -1,11 +1,12 @@
 """Who is on the picture: a face embedding by MobileFaceNet, trained elsewhere with the ArcFace loss.
 
 Sources: Chen et al. 2018 "MobileFaceNets", Deng et al. 2019 "ArcFace". The weights are those of the MXNet model
-"model-y1-test2" (InsightFace model zoo), converted to named tensors.
+"model-y1-test2" (InsightFace model zoo): its parameter file as it is, or converted to a `.pt` of named tensors.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.frozen import Frozen
-from models.pretrained import find_weights
+from models.mxnet_params import read_mxnet_params
+from models.pretrained import check_tensors, find_weights
 
-WEIGHTS = "mobilefacenet_y1.pt"
-WEIGHTS_SHA256 = "20513cb20bd674ed96e56e38f01d6b98f0867cb12bebf403f7c9bc843ce67e7e"
-WEIGHTS_SOURCE = "the MXNet model 'model-y1-test2' of the InsightFace model zoo, converted to named tensors"
+WEIGHTS = ("mobilefacenet_y1.pt", "model-0000.params")  # either will do: the same tensors
+WEIGHTS_SHA256 = "1ffa18539e319760e070e80901764a3136bb0165035c1a1986c616c44e43b762"  # over the tensors of the network
+WEIGHTS_SOURCE = (
+    "the MXNet model 'model-y1-test2' (MobileFaceNet) of the InsightFace model zoo, github.com/deepinsight/insightface"
+)
 
 FACE_SIZE = 112
 EMBEDDING_SIZE = 128
@@ -121,11 +125,12 @@ class MobileFaceNet(nn.Module):
         self.norm = nn.BatchNorm1d(EMBEDDING_SIZE, eps=2e-5)
 
     @classmethod
-    def from_file(cls, path: Path | str) -> MobileFaceNet:
-        """Loads the network from named tensors.
+    def from_file(cls, path: Path | str, sha256: str | None = None) -> MobileFaceNet:
+        """Loads the network from a parameter file of MXNet, or from the same tensors in a `.pt`.
 
         Args:
-            path: A file of a dict of tensors with MXNet names.
+            path: A `.params` file of MXNet, or a `.pt` with a dict of tensors by MXNet names.
+            sha256: Checksum of the tensors, see `models.pretrained.check_tensors`; None accepts any.
 
         Returns:
             The network in evaluation mode, with normalisations folded into the convolutions.
@@ -135,11 +140,13 @@ class MobileFaceNet(nn.Module):
         """
         with torch.device("meta"):  # no time or random numbers for weights that are replaced at once
             network = cls()
-        tensors = rename_mxnet_tensors(torch.load(path, map_location="cpu", weights_only=True))
+        tensors = rename_mxnet_tensors(read_mxnet_tensors(path))
         try:
             network.load_state_dict(tensors, strict=True, assign=True)
         except RuntimeError as error:
             raise ValueError(f"Expected the tensors of MobileFaceNet y1 in {path}: {error}") from error
+        if sha256 is not None:
+            check_tensors(tensors, sha256, path, "MobileFaceNet y1")
         network.eval().requires_grad_(False)
         for module in network.modules():
             if isinstance(module, Unit):
@@ -167,6 +174,31 @@ class MobileFaceNet(nn.Module):
         x = (faces * (127.5 * 0.0078125)).contiguous(memory_format=torch.channels_last)
         x = self.layers(x).flatten(1)  # (B, 512)
         return F.normalize(self.norm(self.fc(x)), dim=1)
+
+
+def read_mxnet_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Reads tensors by their MXNet names, without the "arg:" and "aux:" of a parameter file.
+
+    Args:
+        path: A `.params` file of MXNet, or a `.pt` with a dict of tensors.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        ValueError: If the file is neither; no code in it is executed.
+    """
+    if Path(path).suffix == ".params":
+        arrays = read_mxnet_params(path)
+        return {re.sub("^(arg|aux):", "", name): torch.from_numpy(array) for name, array in arrays.items()}
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Expected {path} to be a .pt of MobileFaceNet's tensors, but {reason}; replace it.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"Expected {path} to hold a dict of MobileFaceNet's tensors by name; replace it.")
+    return tensors
 
 
 def rename_mxnet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -254,19 +286,26 @@ class Identity(Frozen):
     """The embedding of faces in FFHQ framing; frozen, and not part of any checkpoint.
 
     Args:
-        path: The weights; None looks for `mobilefacenet_y1.pt` with `models.pretrained.find_weights`.
+        path: The weights, see `MobileFaceNet.from_file`; None looks for `mobilefacenet_y1.pt` and
+            `model-0000.params` with `models.pretrained.find_weights`, and accepts only the published tensors.
 
     Raises:
         FileNotFoundError: If there are no weights; says which file to put where.
-        ValueError: If the file is another one.
+        ValueError: If the file holds something else.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
         super().__init__()
-        if path is None:
-            path = find_weights(WEIGHTS, sha256=WEIGHTS_SHA256, source=WEIGHTS_SOURCE)
-        self.network = MobileFaceNet.from_file(path)
+        self.network = MobileFaceNet.from_file(path) if path else self._published()
         self.freeze()
+
+    @staticmethod
+    def _published() -> MobileFaceNet:
+        try:
+            path = find_weights(*WEIGHTS, source=WEIGHTS_SOURCE)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error} Or train with --model.weight_identity 0.") from None
+        return MobileFaceNet.from_file(path, WEIGHTS_SHA256)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds faces.

@@ -1,4 +1,4 @@
-"""Reads MXNet's `.params` files with numpy alone: MXNet is retired, and has no wheels for Python 3.11 and later.
+"""Reads MXNet's `.params` files with numpy alone: MXNet is retired, and its last release fails on today's numpy.
 
 The format, little-endian, is that of `NDArray::Save` in MXNet 0.12 to 1.9:
 

@@ -6,9 +6,13 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from models.weights import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "AMORTIZED_PULSE_WEIGHTS"
@@ -21,7 +25,7 @@ def weight_folders() -> list[Path]:
         $AMORTIZED_PULSE_WEIGHTS if set, torch.hub's checkpoints, `weights/` in the repository, and the folders of a
         `shared/` directory beside it.
     """
-    folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
+    folders = [Path(os.environ[VARIABLE]).expanduser()] if os.environ.get(VARIABLE) else []
     shared = ROOT.parent / "shared"
     return [
         *folders,
@@ -32,14 +36,15 @@ def weight_folders() -> list[Path]:
     ]
 
 
-def find_weights(name: str, url: str | None = None, sha256: str | None = None, source: str = "") -> Path:
+def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
     """Finds a file of weights, and downloads it where that is possible.
 
+    A file whose name carries the first digits of its SHA-256 ("name-0123abcd.pth", torch.hub's convention) is checked
+    against them, found or downloaded; for others, see `check_tensors`.
+
     Args:
-        name: File name, such as "mobilefacenet_y1.pt".
-        url: Where it is downloaded from if no folder has it; None if it has no stable address.
-        sha256: Checksum in full, 64 hexadecimal digits; None accepts any file that is found, and checks a download
-            against the first digits in its name if it has them ("name-0123abcd.pth", torch.hub's convention).
+        names: File names, such as "mobilefacenet_y1.pt": those that serve alike, the most welcome first.
+        url: Where the last of them is downloaded from if no folder has any; None if it has no stable address.
         source: Where the weights come from, in words, for the error message.
 
     Returns:
@@ -47,54 +52,101 @@ def find_weights(name: str, url: str | None = None, sha256: str | None = None, s
 
     Raises:
         FileNotFoundError: If it is nowhere and cannot be downloaded; says which file to put where.
-        ValueError: If a file that was found or downloaded has another checksum.
+        ValueError: If a file that was found or downloaded has another checksum than its name says.
     """
     folders = weight_folders()
-    for folder in folders:
-        path = folder / name
-        if path.is_file():
-            _check(path, sha256)
-            return path
+    for name in names:
+        for folder in folders:
+            path = folder / name
+            if path.is_file():
+                _check_name(path)
+                return path
     if url is None:
-        raise FileNotFoundError(_instructions(name, folders, url, sha256, source))
-    return _download(name, url, sha256, source, folders)
+        raise FileNotFoundError(_instructions(names, folders, url, source))
+    return _download(names, url, source, folders)
 
 
-def _download(name: str, url: str, sha256: str | None, source: str, folders: list[Path]) -> Path:
-    path = folders[0] / name
-    in_name = re.search(r"-([0-9a-f]{8,})\.", name)
-    prefix = sha256 or (in_name.group(1) if in_name else None)
+def check_tensors(tensors: Mapping[str, Tensor], expected: str, path: Path | str, what: str) -> None:
+    """Refuses tensors that are not the expected ones, whatever file they came in.
+
+    Args:
+        tensors: Tensors by name.
+        expected: Their `tensors_sha256`.
+        path: Where they were read from, for the error message.
+        what: What they should be, for the error message.
+
+    Raises:
+        ValueError: If the checksum is another one.
+    """
+    found = tensors_sha256(tensors)
+    if found != expected:
+        raise ValueError(
+            f"Expected {path} to hold {what} (SHA-256 over its tensors {expected}), got {found}: the file is damaged "
+            "or another version. Delete or replace it."
+        )
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Computes a checksum of tensors that does not depend on the file format they are kept in.
+
+    The SHA-256 over name, number type, shape and bytes of each tensor, in the order of the names. The step counters
+    of batch normalisation (`num_batches_tracked`) are left out: old files lack them, and evaluation never reads them.
+
+    Args:
+        tensors: Tensors by name, on any device.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digits_in(name: str) -> str | None:
+    """Gives the first digits of the SHA-256 that a file name carries, if any."""
+    match = re.search(r"-([0-9a-f]{8,})\.", name)
+    return match[1] if match else None
+
+
+def _check_name(path: Path) -> None:
+    digits = _digits_in(path.name)
+    if digits is None:
+        return
+    found = sha256_of(path)
+    if not found.startswith(digits):
+        raise ValueError(
+            f"Expected {path} to have the SHA-256 {digits}…, as its name says, got {found}: it is damaged or another "
+            "version. Delete or replace it."
+        )
+
+
+def _download(names: tuple[str, ...], url: str, source: str, folders: list[Path]) -> Path:
+    path = folders[0] / names[-1]
+    digits = _digits_in(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # torch.hub writes to a temporary file, and moves it here only once it is complete and its checksum is right.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=sys.stderr.isatty())
     except OSError as error:  # URLError and HTTPError are OSErrors
-        raise FileNotFoundError(f"{_instructions(name, folders, url, sha256, source)} ({error})") from error
+        raise FileNotFoundError(f"{_instructions(names, folders, url, source)} ({error})") from error
     except RuntimeError as error:
         raise ValueError(
-            f"Expected {url} to have the SHA-256 {prefix}…, but what came has another ({error}); nothing was kept. "
+            f"Expected {url} to have the SHA-256 {digits}…, but what came has another ({error}); nothing was kept. "
             "Try again, or fetch the file by hand and compare."
         ) from error
     return path
 
 
-def _check(path: Path, sha256: str | None) -> None:
-    if sha256 is None:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise ValueError(
-            f"Expected {path} to have the SHA-256 {sha256}, got {found}: it is damaged or another version. "
-            "Delete or replace it."
-        )
-
-
-def _instructions(name: str, folders: list[Path], url: str | None, sha256: str | None, source: str) -> str:
+def _instructions(names: tuple[str, ...], folders: list[Path], url: str | None, source: str) -> str:
     origin = "; ".join(part for part in (source, url) if part) or "no download address is known"
-    checksum = f" with the SHA-256 {sha256}" if sha256 else ""
+    wanted = " or ".join(repr(name) for name in names)
+    places = " or ".join(str(folders[0] / name) for name in names)
     searched = ", ".join(str(folder) for folder in folders)
     return (
-        f"Expected the weights {name!r}{checksum}, found none in {searched}. Put the file at {folders[0] / name}, "
-        f"or into a folder of your own named by ${VARIABLE}. It comes from: {origin}."
+        f"Expected the weights {wanted}, found none in {searched}. Put the file at {places}, or into a folder of your "
+        f"own named by ${VARIABLE}. It comes from: {origin}."
     )

@@ -3,7 +3,9 @@
     python samples/make.py
     python samples/make.py --bundle runs/mine --out faces
 
-It runs from any folder; the paths that it is given count from there. Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
+It runs from any folder; the paths that it is given count from there.
+
+Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
 photos; figures in the README are measured on photos of people it never saw.
 """
 

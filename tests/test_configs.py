@@ -105,7 +105,8 @@ def test_recipe_runs(recipe, folder, monkeypatch) -> None:
 def test_recipe_is_flat_and_resumes(recipe) -> None:
     settings = yaml.safe_load(recipe.read_text())
     assert settings["ckpt_path"] == "last"  # the same command goes on after an interruption
-    runs = [callback["init_args"]["dirpath"] for callback in settings["trainer"]["callbacks"]]
-    assert runs == [f"runs/{recipe.stem}/checkpoints"]
-    assert settings["trainer"]["logger"]["init_args"]["name"] == recipe.stem
+    # One name moves everything that a run writes: checkpoints and weights follow the logger's folder.
+    assert settings["trainer"]["logger"]["init_args"] == {"save_dir": "runs", "name": recipe.stem, "version": ""}
+    assert not any("dirpath" in callback["init_args"] for callback in settings["trainer"]["callbacks"])
+    assert Path(settings["model"]["init_args"]["export_to"]).parent == Path()
     assert "/work" not in recipe.read_text() and "shared/" not in recipe.read_text()

@@ -103,7 +103,7 @@ def run(
         "model.resolution": 32, "model.channels": [8, 8, 8, 6], "model.z_dim": 16, "model.w_dim": 16,
         "model.mapping_layers": 2, "model.metric_samples": 16, "model.compile": False, "model.path_length_every": 4,
         "model.r1_every": 3, "model.augment_target": -2.0, "model.decay_steps": 8,
-        "model.export_to": "generator.safetensors",
+        "model.export_to": str(folder / "generator.safetensors"),
         "data.train": str(faces), "data.val": str(faces), "data.resolution": 32, "data.batch_size": BATCH,
         "trainer.accelerator": "cpu", "trainer.max_steps": STEPS, "trainer.val_check_interval": 4,
         "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
