@@ -60,6 +60,7 @@ from models.determinism import use_deterministic_kernels
 from models.device import choose_device
 
 OVERVIEW_ROWS = 16
+MAX_REASON = 600  # characters
 BAR_FROM = 4  # faces; fewer are done before a progress bar helps
 
 
@@ -132,7 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         default=str(DEFAULT_BUNDLE),
         help="trained weights, a folder with bundle.json (default: bundles/celeba64)",
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (default: auto)")
+    add(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (default: auto)",
+    )
     add(
         "--downscale",
         metavar="PX",
@@ -251,15 +256,15 @@ def _finish(faces: list[Face], args: argparse.Namespace) -> bool:
     target = args.out / "overview.png"
     first = faces[0].folder / "grid.png"
     try:
-        if os.path.lexists(target) and not (args.overwrite and is_overview(target)):
-            way = "it is not by infer.py; move it away" if args.overwrite else "--overwrite replaces an earlier call's"
-            _complain(f"note: {target} exists and stays; {way}")
-            finished = not args.overwrite and not target.is_dir()
+        finished = not os.path.lexists(target) or is_overview(target)
+        if not finished:
+            _complain(f"{target}: is not a result of infer.py; move it or use --out")
+        elif target.exists() and not args.overwrite:
+            _complain(f"note: {target} is of an earlier call and stays; --overwrite replaces it")
         else:
             with complete_file(target) as partial:
                 save_overview(overview([(face.title, face.lr, face.images) for face in faces]), partial)
             first = target if len(faces) > 1 else first
-            finished = True
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         _complain(f"{target}: could not be written ({_reason(error)}); the faces are complete")
         finished = False
@@ -269,8 +274,10 @@ def _finish(faces: list[Face], args: argparse.Namespace) -> bool:
 
 def _reason(error: BaseException) -> str:
     """Says what went wrong in one line; some errors come without words, or with a page of them."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else f"{type(error).__name__}; close other programs or use --device cpu"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; close other programs"
+    text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
 
 
 def _line(path: Path, face: Face) -> str:

@@ -106,9 +106,13 @@ def training_parts(module: Bare, batch: int, dtype: torch.dtype) -> dict[str, tu
 
         return run
 
+    def improve_generator(adam: torch.optim.Optimizer) -> None:
+        fake = module.generator.synthesis(module._codes(batch, rng), noise=module._noise(batch, rng))
+        module._generator_step(adam, fake, rng)
+
     path_every = h["path_length_every"] if h["path_length_weight"] else 0
     return {
-        "generator": (in_precision(module._generator_step, adam_g, batch, rng, False), 1),
+        "generator": (in_precision(improve_generator, adam_g), 1),
         "discriminator": (in_precision(module._discriminator_step, adam_d, real, real.flip(0), rng), 1),
         "r1": (in_precision(module._r1_step, adam_d, real, rng), h["r1_every"]),
         "path length": (in_precision(module._path_length_step, adam_g, max(1, batch // 2), rng), path_every),
@@ -172,7 +176,7 @@ def measure(settings: dict[str, Any], batch: int, precision: str, compiled: bool
 
     # Before compilation, which hides operations from the counter.
     gflop = {name: gflops(work) for name, (work, _) in parts.items()}
-    compiled = compiled and compile_if_possible(module.generator.synthesis)
+    compiled = compiled and compile_if_possible(module.generator.synthesis, module.device)
 
     times = {name: seconds(work, repeats, module.device) for name, (work, _) in parts.items()}
     step = sum(times[name] / every for name, (_, every) in parts.items())

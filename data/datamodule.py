@@ -68,12 +68,12 @@ class FaceData(LightningDataModule):
         """Opens the datasets that the stage needs."""
         h = self.hparams
         if stage == "fit":
-            self.train_faces = Faces(h.train, h.resolution, h.train_limit)
+            self.train_faces = Faces(h.train, h.resolution, h.train_limit, shared=h.num_workers > 0)
             if len(self.train_faces) < h.batch_size:
                 raise ValueError(
                     f"Expected {h.batch_size} training faces or more, a batch, got {len(self.train_faces)}."
                 )
-        self.val_faces = Faces(h.val, h.resolution, h.val_limit)
+        self.val_faces = Faces(h.val, h.resolution, h.val_limit, shared=h.num_workers > 0)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Gives batches of uint8 (B, 3, R, R), from where an interrupted epoch stopped."""

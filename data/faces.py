@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,23 @@ from torch.utils.data import Dataset
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ROOT = Path(__file__).resolve().parents[1]
+# What reading a picture may raise: Pillow tells of broken PNGs by SyntaxError, and of giant pictures by its own error;
+# zipfile tells of encrypted members and unknown compressions by RuntimeError, of broken ones by the three others.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    Image.DecompressionBombError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+)
 
 
 def find_data(name: str | Path) -> Path:
     """Finds a dataset by path or by name.
 
-    Looks at the path itself, then for the name in the folder named by AMORTIZED_PULSE_DATA, in `datasets/` of the
+    The path itself comes first, then the name in the folder named by AMORTIZED_PULSE_DATA, in `datasets/` of the
     repository, and in `../shared/data` beside it.
 
     Args:
@@ -33,9 +45,9 @@ def find_data(name: str | Path) -> Path:
         FileNotFoundError: If there is none; the message says what to put where.
     """
     name = Path(name).expanduser()
-    folders = [Path.cwd(), ROOT / "datasets", ROOT.parent / "shared" / "data"]
-    if "AMORTIZED_PULSE_DATA" in os.environ:
-        folders.insert(0, Path(os.environ["AMORTIZED_PULSE_DATA"]).expanduser())
+    own = os.environ.get("AMORTIZED_PULSE_DATA")
+    folders = [Path.cwd(), *([Path(own).expanduser()] if own else [])]
+    folders += [ROOT / "datasets", ROOT.parent / "shared" / "data"]
     for folder in folders:
         if (folder / name).exists():
             return folder / name
@@ -47,15 +59,23 @@ def find_data(name: str | Path) -> Path:
     )
 
 
+def _is_picture(name: str) -> bool:
+    path = Path(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
 class Faces(Dataset[Tensor]):
     """Square face pictures at one resolution, as bytes.
 
     Args:
-        source: A zip or a folder (searched with its subfolders), see `find_data`.
+        source: A zip or a folder (searched with its subfolders), see `find_data`. Hidden files and folders (".…") and
+            what macOS adds to zips ("__MACOSX") are passed by.
         resolution: Size R in pixels; pictures of another size are resized bicubically, antialiased.
         limit: Use only the first so many pictures in sorted order; None for all.
-        cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes. The memory is shared
-            by the workers of a data loader.
+        cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes.
+        shared: Keep them in shared memory, so that the workers of a data loader fill one cache; without workers it
+            only costs /dev/shm, which is small in containers (64 MB in Docker, unless run with --shm-size).
 
     Raises:
         FileNotFoundError: If the source does not exist.
@@ -63,28 +83,35 @@ class Faces(Dataset[Tensor]):
     """
 
     def __init__(
-        self, source: str | Path, resolution: int, limit: int | None = None, cache_bytes: int = 4 * 2**30
+        self,
+        source: str | Path,
+        resolution: int,
+        limit: int | None = None,
+        cache_bytes: int = 4 * 2**30,
+        shared: bool = False,
     ) -> None:
         self.source = find_data(source)
         self.resolution = resolution
         self._zip: zipfile.ZipFile | None = None
         if self.source.is_dir():
-            files = (p for p in self.source.rglob("*") if p.suffix.lower() in SUFFIXES)
-            names = [str(p.relative_to(self.source)) for p in files]
+            names = [str(path.relative_to(self.source)) for path in self.source.rglob("*")]
         else:
             try:
                 with zipfile.ZipFile(self.source) as archive:
-                    names = [n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES]
+                    names = archive.namelist()
             except zipfile.BadZipFile as error:
                 raise ValueError(f"{self.source}: neither a folder nor a complete zip ({error}).") from error
-        self.names = sorted(names)[:limit]
+        self.names = sorted(name for name in names if _is_picture(name))[:limit]
         if not self.names:
             raise ValueError(f"Expected pictures ({', '.join(sorted(SUFFIXES))}) in {self.source}, found none.")
         shape = (len(self.names), 3, resolution, resolution)
         self._cache: Tensor | None = None
         if np.prod(shape) <= cache_bytes:
-            self._cache = torch.zeros(shape, dtype=torch.uint8).share_memory_()
-            self._cached = torch.zeros(len(self.names), dtype=torch.bool).share_memory_()
+            self._cache = torch.zeros(shape, dtype=torch.uint8)
+            self._cached = torch.zeros(len(self.names), dtype=torch.bool)
+            if shared:
+                self._cache.share_memory_()
+                self._cached.share_memory_()
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -108,7 +135,7 @@ class Faces(Dataset[Tensor]):
         try:
             with Image.open(self._open(name)) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError, zipfile.BadZipFile) as error:  # Pillow tells of broken PNGs by SyntaxError
+        except UNREADABLE as error:
             raise ValueError(f"{self.source}: {name} cannot be read as a picture ({error}); remove it.") from error
         if image.width != image.height:
             raise ValueError(f"{self.source}: expected square pictures, {name} has {image.width}x{image.height} px.")

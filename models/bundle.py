@@ -24,6 +24,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from models.bundle_info import (
+    ENCODER,
+    FORMAT,
+    GENERATOR,
+    INFO,
+    LATENTS,
+    PARTS,
+    check_encoder,
+    check_info,
+    read_info,
+)
 from models.generator import Generator
 from models.pretrained import ROOT
 from models.weights import load_generator, save_generator, sha256_of, write_safetensors
@@ -32,19 +43,6 @@ if TYPE_CHECKING:
     from models.encoder import Encoder
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
-FORMAT = "amortized-pulse/bundle/1"
-INFO, GENERATOR, ENCODER, LATENTS = "bundle.json", "generator.safetensors", "encoder.safetensors", "latents.safetensors"
-PARTS = (GENERATOR, ENCODER, LATENTS)
-
-_INFO_TYPES = {
-    "name": str,
-    "resolution": int,
-    "lr_sizes": list,
-    "licence": str,
-    "training_data": str,
-    "parts": dict,
-    "encoder": dict,
-}
 _LATENTS_PREFIX = "latents."
 
 
@@ -178,7 +176,7 @@ def save_bundle(path: str | Path, generator: Generator, encoder: Encoder, info: 
     _check_fit(generator, encoder.config, "save_bundle")
     content = {"lr_sizes": [4, generator.resolution], **info, "format": FORMAT, "resolution": generator.resolution}
     content |= {"encoder": encoder.config, "parts": {}}
-    _check_info(content, path / INFO)
+    check_info(content, path / INFO)
     if path.exists() and not (path / INFO).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"Expected a bundle or nothing at {path}, found something else; name another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +251,7 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
     from models.encoder import Encoder  # only here, for what its backbone may import takes time
 
     path = Path(path)
-    info = _read_info(path)
+    info = read_info(path)
     for name in PARTS:
         _check_part(path / name, info["parts"].get(name))
     generator = load_generator(path / GENERATOR, device)
@@ -266,7 +264,7 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
     owner = info["parts"][GENERATOR]
     state = _read_tensors(path / ENCODER, owner)
     state |= {_LATENTS_PREFIX + name: tensor for name, tensor in _read_tensors(path / LATENTS, owner).items()}
-    _check_encoder(info["encoder"], path / INFO)
+    check_encoder(info["encoder"], path / INFO)
     try:
         encoder = Encoder(**info["encoder"])
         encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
@@ -286,64 +284,6 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
         encoder=encoder,
         device=torch.device(device),
     )
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    """Reads and checks bundle.json of the bundle at `path`."""
-    if not (path / INFO).is_file():
-        raise FileNotFoundError(
-            f"Expected a bundle at {path}, found no {INFO} there; name a folder that holds one, "
-            f"such as {DEFAULT_BUNDLE.relative_to(ROOT)} of a complete checkout."
-        )
-    try:
-        info = json.loads((path / INFO).read_bytes())
-    except ValueError as error:  # both malformed JSON and malformed UTF-8
-        raise ValueError(f"{path / INFO}: expected JSON, found something else ({error}); copy it again.") from error
-    _check_info(info, path / INFO)
-    return info
-
-
-def _check_info(info: Any, path: Path) -> None:
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        found = info.get("format") if isinstance(info, dict) else type(info).__name__
-        raise ValueError(
-            f"{path}: expected the format {FORMAT!r}, found {found!r}; the bundle is for another version of this "
-            "software: update, or export it again."
-        )
-    wrong = [name for name, kind in _INFO_TYPES.items() if not isinstance(info.get(name), kind)]
-    if wrong:
-        wanted = ", ".join(f"{name} ({_INFO_TYPES[name].__name__})" for name in wrong)
-        raise ValueError(f"{path}: expected {wanted}, found {[info.get(name) for name in wrong]}; write it anew.")
-    sizes = info["lr_sizes"]
-    whole = len(sizes) == 2 and all(type(size) is int for size in sizes)  # True is an int to isinstance
-    if not whole or not 1 <= sizes[0] <= sizes[1] <= info["resolution"]:
-        raise ValueError(
-            f"{path}: expected lr_sizes [smallest, largest] within 1 … {info['resolution']} px, found {sizes}."
-        )
-
-
-def _check_encoder(config: dict[str, Any], path: Path) -> None:
-    """Refuses settings of the wrong type, and backbones that timm would look for outside.
-
-    timm takes names such as "hf-hub:owner/model" for places on the network.
-    """
-    import timm
-
-    kinds = {"resolution": int, "num_ws": int, "w_dim": int, "backbone": str, "width": int, "canvas": int}
-    wrong = {
-        name: value
-        for name, value in config.items()
-        if type(value) is not kinds.get(name, type(value)) or (kinds.get(name) is int and not 1 <= value <= 2**16)
-    }
-    if wrong:
-        wanted = ", ".join(f"{name} ({kinds[name].__name__})" for name in wrong)
-        raise ValueError(f"{path}: expected an encoder with {wanted}, numbers from 1 to 65536, found {wrong}.")
-    name = config.get("backbone", "resnet18")
-    if ":" in name or "/" in name or not timm.is_model(name):
-        raise ValueError(
-            f"{path}: expected a backbone that the installed timm {timm.__version__} has by name, found {name!r}; "
-            "update timm, or copy the bundle again from where it came."
-        )
 
 
 def _check_part(path: Path, expected: str | None) -> None:

@@ -1,8 +1,12 @@
 """The StyleGAN2 discriminator: residual blocks, minibatch standard deviation, one logit.
 
-Written from Karras et al. 2020. One change for speed: the widening convolution of a block comes after the
-downsampling, at half the size, where the official code blurs and then convolves with stride 2. The multiply-adds are
-the same; the convolution is a plain one, which CPUs run faster.
+Written from Karras et al. 2020, with two changes for speed:
+
+- Average pooling replaces the binomial filter in both branches of a block. On two CPU cores the backward pass of the
+  strided depthwise filter in bfloat16 took 30 ms per layer at batch 32, that of the pooling 3 ms.
+- The widening convolution of a block comes after the downsampling, at half the size, where the official code filters
+  and then convolves with stride 2. The multiply-adds are the same; the convolution is a plain one, which CPUs run
+  faster.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import SQRT2, EqualLinear, blur, upsample_2x
+from models.layers import SQRT2, EqualLinear, blur, upsample_2x, upsampling_filter
 
 NOISE_MODES = ("const", "random", "none")
 
@@ -49,6 +49,7 @@ class MappingNetwork(nn.Module):
 
     def __init__(self, z_dim: int, w_dim: int, num_layers: int, num_ws: int, lr_multiplier: float = 0.01) -> None:
         super().__init__()
+        self.z_dim = z_dim
         self.num_layers = num_layers
         self.num_ws = num_ws
         for i in range(num_layers):
@@ -65,7 +66,12 @@ class MappingNetwork(nn.Module):
 
         Returns:
             Styles (B, L, D), the same w in every layer.
+
+        Raises:
+            ValueError: If z has the wrong shape.
         """
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ValueError(f"Expected latents z (B, {self.z_dim}), got {tuple(z.shape)}.")
         w = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for i in range(self.num_layers):
             w = getattr(self, f"fc{i}")(w)
@@ -88,17 +94,20 @@ class SynthesisLayer(nn.Module):
     """
 
     noise_const: Tensor
+    upsampling_filter: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool) -> None:
         super().__init__()
         self.up = up
         self.resolution = resolution
-        self.conv_clamp: float | None = None
+        self.conv_clamp: float | None = None  # official weights need 256; their reader comes later
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        if up:
+            self.register_buffer("upsampling_filter", upsampling_filter(), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """Draws the next features.
@@ -118,7 +127,7 @@ class SynthesisLayer(nn.Module):
         x = x * styles[:, :, None, None].to(x.dtype)
         if self.up:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # (B, C_out, 2H+1, 2W+1)
-            x = blur(x, pad=1, gain=4.0)  # (B, C_out, 2H, 2W)
+            x = blur(x, self.upsampling_filter)  # (B, C_out, 2H, 2W)
         else:
             x = F.conv2d(x, self.weight, padding=1)
         x = x * demodulation[:, :, None, None].to(x.dtype) + (self.bias * SQRT2)[:, None, None].to(x.dtype)
@@ -138,7 +147,7 @@ class ToRGB(nn.Module):
 
     def __init__(self, in_channels: int, w_dim: int) -> None:
         super().__init__()
-        self.conv_clamp: float | None = None
+        self.conv_clamp: float | None = None  # as in SynthesisLayer
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(3))
@@ -162,12 +171,15 @@ class SynthesisBlock(nn.Module):
         resolution: Size of this block in pixels.
     """
 
+    upsampling_filter: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int) -> None:
         super().__init__()
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=True)
+            self.register_buffer("upsampling_filter", upsampling_filter(), persistent=False)
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, up=False)
         self.torgb = ToRGB(out_channels, w_dim)
         self.is_first = in_channels == 0
@@ -194,10 +206,10 @@ class SynthesisBlock(nn.Module):
         if x is None:
             x = self.const.expand(ws[0].shape[0], -1, -1, -1)
             x = x.contiguous(memory_format=torch.channels_last)
-        for layer, w, n in zip(self.layers, ws, noise, strict=False):
+        for layer, w, n in zip(self.layers, ws[:-1], noise, strict=True):
             x = layer(x, w, n)
         y = self.torgb(x, ws[-1])
-        return x, y if rgb is None else upsample_2x(rgb) + y
+        return x, y if rgb is None else upsample_2x(rgb, self.upsampling_filter) + y
 
 
 class SynthesisNetwork(nn.Module):
@@ -211,6 +223,7 @@ class SynthesisNetwork(nn.Module):
 
     def __init__(self, resolution: int, channels: Sequence[int], w_dim: int) -> None:
         super().__init__()
+        self.w_dim = w_dim
         self.resolutions = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
         below = 0
         for size, width in zip(self.resolutions, channels, strict=True):
@@ -271,10 +284,10 @@ class SynthesisNetwork(nn.Module):
         return rgb
 
     def _noise_maps(self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None) -> list[Tensor | None]:
-        if ws.ndim != 3 or ws.shape[1] != self.num_ws:
+        if ws.ndim != 3 or ws.shape[1] != self.num_ws or ws.shape[2] != self.w_dim:
             raise ValueError(
-                f"Expected style codes of shape (B, {self.num_ws}, D), got {tuple(ws.shape)}; "
-                "repeat a single w over the layers with w[:, None].expand(-1, generator.num_ws, -1)."
+                f"Expected style codes (B, {self.num_ws}, {self.w_dim}), got {tuple(ws.shape)}; "
+                "repeat a single w by w[:, None].expand(-1, num_ws, -1)."
             )
         maps: list[Tensor | None]
         if noise_mode == "const":
@@ -286,10 +299,22 @@ class SynthesisNetwork(nn.Module):
         else:
             raise ValueError(f"Expected noise_mode to be one of {', '.join(NOISE_MODES)}, got {noise_mode!r}.")
         if noise is not None:
-            if len(noise) != self.num_layers:
-                raise ValueError(f"Expected {self.num_layers} noise maps, one per layer, got {len(noise)}.")
+            self._check_noise(noise, ws.shape[0])
             maps = [given if given is not None else own for given, own in zip(noise, maps, strict=True)]
         return maps
+
+    def _check_noise(self, noise: Sequence[Tensor | None], batch: int) -> None:
+        if len(noise) != self.num_layers:
+            raise ValueError(f"Expected {self.num_layers} noise maps, one per layer, got {len(noise)}.")
+        for i, (layer, given) in enumerate(zip(self.layers, noise, strict=True)):
+            size = layer.resolution
+            if given is None:
+                continue
+            if given.ndim != 4 or given.shape[1:] != (1, size, size) or given.shape[0] not in (1, batch):
+                raise ValueError(
+                    f"Expected noise map {i} to be (B or 1, 1, {size}, {size}) with B = {batch}, "
+                    f"got {tuple(given.shape)}; `make_noise` draws maps of the right shapes."
+                )
 
 
 class Generator(nn.Module):

@@ -194,8 +194,10 @@ def read_mxnet_tensors(path: Path | str) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Expected {path} to be a .pt of MobileFaceNet's tensors, but {reason}; replace it.") from error
+        reason = (str(error).splitlines() or ["it ends early"])[0]
+        raise ValueError(
+            f"Expected {path} to be a .pt of MobileFaceNet's tensors, got another file ({reason})."
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"Expected {path} to hold a dict of MobileFaceNet's tensors by name; replace it.")
     return tensors

@@ -15,61 +15,46 @@ from torch import Tensor, nn
 SQRT2 = math.sqrt(2.0)
 
 
-def fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
-    """Builds the 4x4 binomial kernel [1, 3, 3, 1] for a depthwise convolution.
+def upsampling_filter() -> Tensor:
+    """Builds the binomial filter [1, 3, 3, 1] ⊗ [1, 3, 3, 1] for an upsampling by 2.
 
-    Args:
-        channels: Number of channels C it is applied to.
-        gain: Sum of the kernel: 1 keeps the mean, 4 makes up for the zeros of an upsampling by 2.
-        like: A tensor whose dtype and device are taken.
+    Modules keep it as a buffer that is not saved: built in place, it would be copied to the GPU at every call.
 
     Returns:
-        The kernel (C, 1, 4, 4).
+        The kernel (4, 4), of sum 4, which makes up for the zeros between the pixels; exact in every float type.
     """
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=like.device)
-    kernel = torch.outer(taps, taps) * (gain / 64.0)
-    return kernel.to(like.dtype).expand(channels, 1, 4, 4)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    return torch.outer(taps, taps) / 16.0
 
 
-def blur(x: Tensor, pad: int = 1, gain: float = 1.0, stride: int = 1) -> Tensor:
-    """Convolves every channel with the binomial kernel [1, 3, 3, 1].
+def _per_channel(kernel: Tensor, x: Tensor) -> Tensor:
+    return kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+
+
+def blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Filters every channel after a transposed convolution, which leaves one row and one column too many.
 
     Args:
-        x: Features (B, C, H, W).
-        pad: Zeros added on each side; 1 maps H to H - 1, as after a transposed convolution.
-        gain: Sum of the kernel.
-        stride: 2 halves the size.
+        x: Features (B, C, H + 1, W + 1).
+        kernel: The filter (4, 4).
 
     Returns:
-        Features (B, C, H', W') with H' = (H + 2 pad - 4) // stride + 1.
+        Features (B, C, H, W).
     """
-    channels = x.shape[1]
-    return F.conv2d(x, fir_kernel(channels, gain, x), stride=stride, padding=pad, groups=channels)
+    return F.conv2d(x, _per_channel(kernel, x), padding=1, groups=x.shape[1])
 
 
-def upsample_2x(x: Tensor) -> Tensor:
-    """Doubles the size by zero insertion and the binomial filter.
+def upsample_2x(x: Tensor, kernel: Tensor) -> Tensor:
+    """Doubles the size by zero insertion and a filter.
 
     Args:
         x: Images or features (B, C, H, W).
+        kernel: The filter (4, 4); of sum 4 it keeps the mean.
 
     Returns:
-        (B, C, 2H, 2W), the mean kept.
+        (B, C, 2H, 2W).
     """
-    channels = x.shape[1]
-    return F.conv_transpose2d(x, fir_kernel(channels, 4.0, x), stride=2, padding=1, groups=channels)
-
-
-def downsample_2x(x: Tensor) -> Tensor:
-    """Halves the size by the binomial filter and decimation.
-
-    Args:
-        x: Images or features (B, C, H, W), H and W even.
-
-    Returns:
-        (B, C, H/2, W/2), the mean kept.
-    """
-    return blur(x, pad=1, stride=2)
+    return F.conv_transpose2d(x, _per_channel(kernel, x), stride=2, padding=1, groups=x.shape[1])
 
 
 class EqualLinear(nn.Module):

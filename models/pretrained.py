@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.weights import sha256_of
-
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "AMORTIZED_PULSE_WEIGHTS"
 
@@ -39,8 +37,8 @@ def weight_folders() -> list[Path]:
 def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
     """Finds a file of weights, and downloads it where that is possible.
 
-    A file whose name carries the first digits of its SHA-256 ("name-0123abcd.pth", torch.hub's convention) is checked
-    against them, found or downloaded; for others, see `check_tensors`.
+    A download whose name carries the first digits of its SHA-256 ("name-0123abcd.pth", torch.hub's convention) is
+    checked against them. A file that is found may have been saved anew; see `check_tensors`.
 
     Args:
         names: File names, such as "mobilefacenet_y1.pt": those that serve alike, the most welcome first.
@@ -52,14 +50,13 @@ def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
 
     Raises:
         FileNotFoundError: If it is nowhere and cannot be downloaded; says which file to put where.
-        ValueError: If a file that was found or downloaded has another checksum than its name says.
+        ValueError: If a download has another checksum than its name says.
     """
     folders = weight_folders()
     for name in names:
         for folder in folders:
             path = folder / name
             if path.is_file():
-                _check_name(path)
                 return path
     if url is None:
         raise FileNotFoundError(_instructions(names, folders, url, source))
@@ -110,18 +107,6 @@ def _digits_in(name: str) -> str | None:
     """Gives the first digits of the SHA-256 that a file name carries, if any."""
     match = re.search(r"-([0-9a-f]{8,})\.", name)
     return match[1] if match else None
-
-
-def _check_name(path: Path) -> None:
-    digits = _digits_in(path.name)
-    if digits is None:
-        return
-    found = sha256_of(path)
-    if not found.startswith(digits):
-        raise ValueError(
-            f"Expected {path} to have the SHA-256 {digits}…, as its name says, got {found}: it is damaged or another "
-            "version. Delete or replace it."
-        )
 
 
 def _download(names: tuple[str, ...], url: str, source: str, folders: list[Path]) -> Path:

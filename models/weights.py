@@ -18,6 +18,10 @@ from torch import Tensor
 from models.generator import Generator
 
 FORMAT = "amortized-pulse/generator/1"
+FORMATS = (
+    "Supported are the project's own .safetensors, and .pt files with StyleGAN2-ADA tensor names under 'G_ema'; "
+    "rosinality's .pt and NVIDIA's .pkl are not read yet."
+)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -33,14 +37,23 @@ def save_generator(generator: Generator, path: str | Path, metadata: dict[str, s
         generator: What to write.
         path: Target, ends in .safetensors. It is replaced as a whole, so a kill leaves the old file.
         metadata: Notes kept in the file's header.
+
+    Raises:
+        ValueError: If the path has another suffix, or a tensor is not finite or too large for float16; nothing is
+            written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"Expected a path that ends in .safetensors, by which it is read again, got {path}.")
+    broken = [name for name, tensor in generator.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"Expected finite tensors, got some that are not finite (NaN or ∞): {', '.join(broken)}.")
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     overflow = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if overflow:
         raise ValueError(f"Expected tensors within float16's range (65504), got larger ones in {', '.join(overflow)}.")
     notes = {**(metadata or {}), "format": FORMAT, "config": json.dumps(generator.config)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, path, notes)
 
 
@@ -68,7 +81,8 @@ def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Gene
     """Reads a generator in float32, ready for inference.
 
     Args:
-        path: The project's own `.safetensors`, or a `.pt` with StyleGAN2-ADA tensor names under `G_ema`.
+        path: The project's own `.safetensors`, or a `.pt` with StyleGAN2-ADA tensor names under `G_ema`. Rosinality's
+            `.pt` (`g_ema`) and NVIDIA's `.pkl` are not read yet.
         device: Where to put it.
 
     Returns:
@@ -105,12 +119,17 @@ def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:
         The arguments of `Generator`.
 
     Raises:
-        ValueError: If the names are not those of a StyleGAN2 generator.
+        ValueError: If names or dimensions are not those of a StyleGAN2 generator.
     """
     try:
         depth = sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", name)) for name in tensors)
         sizes = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", name)))
-        channels = [tensors[f"synthesis.b{size}.conv1.weight"].shape[0] for size in sizes]
+        kernels = [f"synthesis.b{size}.conv1.weight" for size in sizes]
+        for name, ndim in [("mapping.fc0.weight", 2), *((name, 4) for name in kernels)]:
+            if tensors[name].ndim != ndim or 0 in tensors[name].shape:
+                shape = tuple(tensors[name].shape)
+                raise ValueError(f"{path}: expected {name} with {ndim} dimensions, none of them 0, got {shape}.")
+        channels = [tensors[name].shape[0] for name in kernels]
         w_dim, z_dim = tensors["mapping.fc0.weight"].shape
         return {
             "resolution": sizes[-1],
@@ -122,7 +141,7 @@ def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"{path}: expected tensors named as in StyleGAN2-ADA (mapping.fc0.weight, synthesis.b4.conv1.weight, …), "
-            f"got {sorted(tensors)[:5]} …"
+            f"got {sorted(tensors)[:5]} … {FORMATS}"
         ) from error
 
 
@@ -131,7 +150,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             kind = (file.metadata() or {}).get("format")
             if kind != FORMAT:
-                raise ValueError(f"{path}: expected a generator (format {FORMAT!r}), got format {kind!r}.")
+                raise ValueError(f"{path}: expected a generator (format {FORMAT!r}), got format {kind!r}. {FORMATS}")
             return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy or download it again.") from error
@@ -142,7 +161,23 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a plain file of tensors ({reason}); nothing in it was executed.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("G_ema"), dict):
-        raise ValueError(f"{path}: expected a dictionary with the generator's tensors under 'G_ema'.")
-    return content["G_ema"]
+        raise ValueError(
+            f"{path}: not a plain file of tensors ({reason}); nothing in it was executed. {FORMATS}"
+        ) from error
+    tensors = content.get("G_ema") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict):
+        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: expected a dictionary with tensors under 'G_ema', got {found}. {FORMATS}")
+    strange = [f"{name!r} ({type(t).__name__})" for name, t in tensors.items() if not _is_named_tensor(name, t)]
+    if strange:
+        raise ValueError(f"{path}: expected named tensors of real numbers under 'G_ema', got {', '.join(strange[:5])}.")
+    return tensors
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_complex() or value.is_quantized or value.is_meta)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from models.generator import Generator
 from models.weights import sha256_of
 
 NOTES = {"name": "tiny", "licence": "none", "training_data": "none", "lr_sizes": [4, 32]}
+SETTINGS = {"resolution": 32, "num_ws": 8, "w_dim": 32}
 
 
 def networks(seed: int = 0) -> tuple[Generator, Encoder]:
@@ -66,7 +68,7 @@ def test_round_trip(bundle: Bundle, saved: Path) -> None:
     with torch.inference_mode():
         ws = encoder(lr, 3, np.random.default_rng(5))
         images = generator.synthesis(ws.flatten(0, 1)).unflatten(0, (2, 3))
-    got_images, got_ws = bundle.upsample(lr, 3, np.random.default_rng(5))
+    got_images, got_ws = bundle.upsample(lr, 3, rng=np.random.default_rng(5))
     assert (got_ws - ws).abs().max() < 0.01 * ws.abs().max()  # float16
     assert (got_images - images).abs().max() < 0.02 * images.abs().max()
     assert (bundle.name, bundle.resolution, bundle.lr_sizes, bundle.info["images"]) == ("tiny", 32, (4, 32), 3)
@@ -162,9 +164,22 @@ def test_other_tensors_are_refused(copy: Path) -> None:
         ({"resolution": 64}, "resolution"),
         ({"encoder": {"resolution": 32, "num_ws": 8, "w_dim": 16}}, "w_dim"),
         ({"encoder": {"resolution": 32, "num_ws": 8, "w_dim": 32, "surplus": 1}}, "surplus"),
+        ({"encoder": {**SETTINGS, "backbone": "hf-hub:timm/resnet18.a1_in1k"}}, "backbone that the installed timm"),
+        ({"encoder": {**SETTINGS, "backbone": "local-dir:/tmp"}}, "backbone that the installed timm"),
+        ({"encoder": {**SETTINGS, "backbone": "timm/resnet18"}}, "backbone that the installed timm"),
+        ({"encoder": {**SETTINGS, "backbone": "resnet17"}}, "backbone that the installed timm"),
+        ({"encoder": {**SETTINGS, "backbone": "vit_tiny_patch16_224"}}, "another version of this software"),
+        ({"encoder": {**SETTINGS, "backbone": 18}}, r"backbone \(str\)"),
+        ({"encoder": {**SETTINGS, "width": "8"}}, r"width \(int\)"),
+        ({"encoder": {**SETTINGS, "width": 10**9}}, r"width \(int\)"),
+        ({"encoder": {**SETTINGS, "canvas": 32.0}}, r"canvas \(int\)"),
+        ({"encoder": {**SETTINGS, "canvas": True}}, r"canvas \(int\)"),
     ],
 )
-def test_wrong_info_is_refused(copy: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_info_is_refused(
+    copy: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *arguments: pytest.fail("it went to the network"))
     edit(copy, **changes)
     with pytest.raises(ValueError, match=message):
         load_bundle(copy)
@@ -195,6 +210,50 @@ def test_failed_saving_leaves_the_old_one(copy: Path) -> None:
         save_bundle(copy, generator, encoder, NOTES)
     assert load_bundle(copy).hash == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_failed_swap_leaves_the_old_one(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, rename = load_bundle(copy).hash, Path.rename
+
+    def stops(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stops)
+    with pytest.raises(OSError, match="Input/output"):
+        save_bundle(copy, *networks(seed=1), NOTES)
+    assert load_bundle(copy).hash == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        save_bundle(tmp_path / "a", *networks(), NOTES)
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {0o666 & ~umask}
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("network", ["generator", "encoder"])
+def test_broken_weights_are_named(copy: Path, network: str, value: float) -> None:
+    bundle = load_bundle(copy)
+    parameters = getattr(bundle, network).state_dict()
+    parameters["synthesis.b32.torgb.bias" if network == "generator" else "heads.0.linear.bias"].fill_(value)
+    with pytest.raises(ValueError, match=f"bundle's weights are broken: its {network}"):
+        bundle.upsample(lr_faces(1, 8))
+
+
+def test_what_goes_in_must_be_finite(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="Expected faces .* NaN"):
+        bundle.encode(torch.full((1, 3, 8, 8), torch.nan))
+    with pytest.raises(ValueError, match="Expected finite codes"):
+        bundle.generate(torch.full((1, 8, 32), torch.inf))
 
 
 def test_saving_refuses_strangers(tmp_path: Path) -> None:

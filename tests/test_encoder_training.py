@@ -9,20 +9,34 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from lightning import Callback, Trainer
 from PIL import Image
+from torch import Tensor
 
 from models.bundle import load_bundle
+from models.frozen import Frozen
 from models.generator import Generator
-from models.pretrained import weight_folders
 from models.weights import save_generator
 from train import main
 
-NEEDED = "squeezenet1_1-b8a52dc0.pth"
-needs_lpips = pytest.mark.skipif(
-    not any((folder / NEEDED).exists() for folder in weight_folders()), reason=f"LPIPS needs {NEEDED}"
-)
+
+class PixelDistance(Frozen):
+    """Stands in for LPIPS, whose weights a fresh clone lacks: the mean squared difference of coarse pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freeze()
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (F.avg_pool2d(images, 4),)
+
+    def distance(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+        return (a[0] - b[0]).square().mean(dim=(1, 2, 3))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(self.features(a), self.features(b))
 
 
 class Record(Callback):
@@ -50,12 +64,13 @@ def folder(tmp_path, monkeypatch):
     torch.manual_seed(1)
     save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.encoder.LPIPS", PixelDistance)
     monkeypatch.setattr("sys.argv", ["train.py"])
     return tmp_path
 
 
-def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) -> None:
-    """Runs the command line on a small recipe."""
+def train(folder, monkeypatch, record: Record, run: str, steps: int, save_every: int = 2, **model) -> None:
+    """Runs the command line on a small recipe, which validates at every second checkpoint."""
     recipe = {
         "model": {
             "class_path": "training.encoder.EncoderTraining",
@@ -74,10 +89,10 @@ def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) ->
         "trainer": {
             "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
             "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
-            "val_check_interval": 4, "check_val_every_n_epoch": None,
+            "val_check_interval": 2 * save_every, "check_val_every_n_epoch": None,
             "callbacks": [{
                 "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": 2, "save_last": True},
+                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": save_every, "save_last": True},
             }],
         },
         "ckpt_path": "last",
@@ -95,7 +110,6 @@ def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) ->
         main(["fit", "--config", str(folder / "recipe.yaml")])
 
 
-@needs_lpips
 def test_exact_resume_and_bundle(folder, monkeypatch):
     whole, before, after = Record(), Record(stop_after=7), Record()
     export = {"export_to": str(folder / "bundle"), "bundle_info": {"name": "t", "licence": "l", "training_data": "d"}}
@@ -112,8 +126,8 @@ def test_exact_resume_and_bundle(folder, monkeypatch):
     assert {name.split(".")[0] for name in state} == {"encoder", "encoder_ema"}
 
 
-@needs_lpips
 def test_it_learns(folder, monkeypatch):
     record = Record()
-    train(folder, monkeypatch, record, "run", 60, learning_rate=2e-3, often=[8], often_share=1.0)
-    assert np.mean(record.losses[-10:]) < 0.85 * np.mean(record.losses[:10])
+    train(folder, monkeypatch, record, "run", 30, save_every=100, learning_rate=2e-3, often=[8], often_share=1.0)
+    # Against the start, not the first ten: the loss rises before it falls. Without learning it ends at 0.99.
+    assert np.mean(record.losses[-10:]) < 0.8 * record.losses[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,20 +18,20 @@ import evaluate
 from data.faces import Faces
 from data.operator import Downscale, upscale_bicubic
 from data.reading import from_uint8, to_uint8
-from losses.perceptual import TRUNK
-from models.identity import WEIGHTS
-from models.pretrained import weight_folders
+from losses.perceptual import LPIPS
+from models.identity import Identity
+from referee import figure, judge, measures
 
 R, NUM_FACES = 32, 20  # more than one batch
 
 
-def missing(name: str) -> bool:
-    return not any((folder / name).is_file() for folder in weight_folders())
-
-
-needs_networks = pytest.mark.skipif(
-    missing(TRUNK) or missing(WEIGHTS), reason=f"{TRUNK} or {WEIGHTS} is not on this machine"
-)
+@pytest.fixture
+def networks() -> None:
+    """Skips a test where the weights of LPIPS or of the identity network are not on the machine."""
+    try:
+        LPIPS(), Identity()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 class PixelDistance(nn.Module):
@@ -51,11 +52,15 @@ class PixelDirection(nn.Module):
 
 
 class StubBundle:
-    """Bicubic faces with noise from the generator that is passed in; one bundle for all tests."""
+    """Bicubic faces with noise from the random numbers that are passed in; one bundle for all tests."""
 
     name, hash, resolution, lr_sizes = "stub", "0123456789abcdef", R, (4, R)
+    generator = SimpleNamespace(w_avg=torch.arange(4.0) / 10, num_ws=3)
 
-    def upsample(self, lr: Tensor, k: int, rng: np.random.Generator) -> tuple[Tensor, None]:
+    def generate(self, ws: Tensor) -> Tensor:
+        return ws.mean(dim=(1, 2))[:, None, None, None].expand(-1, 3, R, R)
+
+    def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator) -> tuple[Tensor, None]:
         base = upscale_bicubic(lr, R)[:, None]  # (B, 1, 3, R, R)
         noise = torch.from_numpy(rng.standard_normal((len(lr), k, 3, R, R), dtype=np.float32))
         return base + 0.05 * noise, None
@@ -81,8 +86,8 @@ def stub(monkeypatch) -> None:
 @pytest.fixture
 def plain(stub, monkeypatch) -> None:
     """Lets the referee run without the weights of its networks."""
-    monkeypatch.setattr(evaluate, "LPIPS", PixelDistance)
-    monkeypatch.setattr(evaluate, "Identity", PixelDirection)
+    monkeypatch.setattr(judge, "LPIPS", PixelDistance)
+    monkeypatch.setattr(judge, "Identity", PixelDirection)
 
 
 def truths(folder: Path) -> Tensor:
@@ -113,7 +118,7 @@ def run(folder: Path, out: Path, *more: str) -> dict:
 def test_psnr_of_a_constant_difference() -> None:
     truth = torch.zeros(2, 3, 8, 8)
     images = truth + torch.tensor([0.2, 0.0])[:, None, None, None]
-    assert evaluate.psnr(images, truth).tolist() == pytest.approx([20.0, math.inf])
+    assert measures.psnr(images, truth).tolist() == pytest.approx([20.0, math.inf])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_psnr_of_a_constant_difference() -> None:
     ],
 )
 def test_candidates_up_to_twice_the_best_error_count(errors, expected) -> None:
-    assert evaluate.candidates_that_count(torch.tensor([errors])).tolist() == [expected]
+    assert measures.candidates_that_count(torch.tensor([errors])).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -138,14 +143,13 @@ def test_candidates_up_to_twice_the_best_error_count(errors, expected) -> None:
 )
 def test_diversity_of_three_values(counts, expected) -> None:
     values = torch.tensor([0.0, 1.0, 3.0]).reshape(1, 3, 1, 1, 1)
-    assert evaluate.diversity(PixelDistance(), [values], torch.tensor([counts])).item() == pytest.approx(expected)
+    assert measures.diversity(PixelDistance(), [values], torch.tensor([counts])).item() == pytest.approx(expected)
 
 
 # --- what is measured ---
 
 
-@needs_networks
-def test_a_perfect_method(folder, tmp_path, stub, monkeypatch) -> None:
+def test_a_perfect_method(networks, folder, tmp_path, stub, monkeypatch) -> None:
     monkeypatch.setitem(evaluate.METHODS, "perfect", oracle(folder))
     means = run(folder, tmp_path, "--methods", "bicubic", "perfect", "--lr", "16")["results"]["16"]
     perfect = means["perfect"]
@@ -156,8 +160,7 @@ def test_a_perfect_method(folder, tmp_path, stub, monkeypatch) -> None:
     assert "| inf |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
-@needs_networks
-def test_identical_candidates_have_no_diversity(folder, tmp_path, stub, monkeypatch) -> None:
+def test_identical_candidates_have_no_diversity(networks, folder, tmp_path, stub, monkeypatch) -> None:
     same = oracle(folder, lambda truth: truth[:, None].expand(-1, 4, -1, -1, -1))
     monkeypatch.setitem(evaluate.METHODS, "same", same)
     means = run(folder, tmp_path, "--methods", "same", "ours", "--lr", "16")["results"]["16"]
@@ -177,6 +180,13 @@ def test_candidates_with_too_large_an_error_do_not_count(folder, tmp_path, plain
     assert means["within"] == 0
     assert means["count"] == pytest.approx(2 / 3)
     assert means["diversity"] == pytest.approx((5 * level) ** 2, rel=1e-3)
+
+
+def test_the_mean_face_is_the_same_for_everybody(folder, tmp_path, plain) -> None:
+    means = run(folder, tmp_path, "--methods", "mean", "--lr", "8")["results"]["8"]["mean"]
+    face = from_uint8(to_uint8(torch.full((1, 3, R, R), 0.15)))  # the mean of the stub's w_avg
+    assert means["lpips"] == pytest.approx((face - from_uint8(truths(folder))).square().mean().item(), rel=1e-5)
+    assert "diversity" not in means
 
 
 def test_pictures_are_measured_as_written(folder, tmp_path, plain, monkeypatch) -> None:
@@ -204,13 +214,13 @@ def test_methods_see_the_rounded_lr_picture(folder, tmp_path, plain, monkeypatch
     expected = to_uint8(Downscale(8)(from_uint8(truths(folder))))
     assert torch.equal(judged, from_uint8(expected))
     timed = [lr for lr, k in seen if k == 1]
-    assert len(timed) == evaluate.WARM_UP + min(NUM_FACES, evaluate.TIMED_FACES)
+    assert len(timed) == judge.WARM_UP + min(NUM_FACES, judge.TIMED_FACES)
     assert {tuple(lr.shape) for lr in timed} == {(1, 3, 8, 8)}
 
 
 def test_batches_do_not_change_the_means(folder, tmp_path, plain, monkeypatch) -> None:
     whole = run(folder, tmp_path)["results"]
-    monkeypatch.setattr(evaluate, "BATCH", 3)
+    monkeypatch.setattr(judge, "BATCH", 3)
     parts = run(folder, tmp_path)["results"]
     assert parts["8"]["bicubic"] == pytest.approx(whole["8"]["bicubic"], rel=1e-5)
     assert parts["16"]["ours"] == pytest.approx(whole["16"]["ours"], rel=1e-5)
@@ -227,8 +237,9 @@ def tiny_metric() -> tuple[str, FrechetInceptionDistance]:
 
 
 def test_frechet_distance_needs_enough_faces(folder, tmp_path, plain, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "frechet_metric", tiny_metric)
-    monkeypatch.setattr(evaluate, "FRECHET_FACES", NUM_FACES)
+    monkeypatch.setattr(judge, "frechet_metric", tiny_metric)
+    for module in (evaluate, judge):
+        monkeypatch.setattr(module, "FRECHET_FACES", NUM_FACES)
     shifted = oracle(
         folder, lambda truth: truth[:, None] + 0.2
     )  # 0.1 in [0, 1], for each of three colours; no clipping
@@ -249,17 +260,19 @@ def test_the_table_has_a_row_per_size_and_method(folder, tmp_path, plain, capsys
     results = run(folder, tmp_path, "--lr", "8", "16", "--faces", "5")
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == text
+    for words in ("5 faces", "LR sizes 8, 16 px", "seed 0", "bundle stub (0123456789ab)"):
+        assert words in text.splitlines()[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    expected = [["8 px", "bicubic"], ["8 px", "ours"], ["16 px", "bicubic"], ["16 px", "ours"]]
+    expected = [[f"{size} px", method] for size in (8, 16) for method in ("bicubic", "mean face", "ours")]
     assert [row[:2] for row in rows[2:]] == expected
     column = rows[0].index("LPIPS / bicubic")
     ours, bicubic = results["results"]["8"]["ours"], results["results"]["8"]["bicubic"]
-    assert rows[2][column] == "1.000" and float(rows[3][column]) == pytest.approx(
+    assert rows[2][column] == "1.000" and float(rows[4][column]) == pytest.approx(
         ours["lpips"] / bicubic["lpips"], abs=6e-4
     )
-    assert rows[2][rows[0].index("diversity")] == "–" and float(rows[3][rows[0].index("diversity")]) > 0
+    assert rows[2][rows[0].index("diversity")] == "–" and float(rows[4][rows[0].index("diversity")]) > 0
 
 
 def test_results_say_how_they_came_about(folder, tmp_path, plain) -> None:
@@ -289,13 +302,13 @@ def test_the_same_seed_gives_the_same_figures(folder, tmp_path, plain) -> None:
 
 def test_the_figure_shows_the_truth_last(folder, tmp_path, plain) -> None:
     run(folder, tmp_path, "--lr", "16", "8")
-    truth = truths(folder)[: evaluate.FIGURE_FACES]
-    cell, step = evaluate.CELL, evaluate.CELL + 4
+    truth = truths(folder)[: judge.SHOWN_FACES]
+    cell, step = figure.CELL, figure.CELL + 4
     for size in (16, 8):
         pixels = np.array(Image.open(tmp_path / f"faces_{size}.png"))
-        assert pixels.shape[:2] == (18 + evaluate.FIGURE_FACES * step, 5 * step)  # input, bicubic, ours twice, truth
+        assert pixels.shape[:2] == (18 + judge.SHOWN_FACES * step, 6 * step)  # input, bicubic, mean, ours twice, truth
         lr = to_uint8(Downscale(size)(from_uint8(truth)))
-        for column, shown in ((0, lr), (4, truth)):
+        for column, shown in ((0, lr), (5, truth)):
             for row, picture in enumerate(shown):
                 top, left, block = 18 + row * step, column * step, cell // picture.shape[-1]
                 part = pixels[top : top + cell : block, left : left + cell : block]
@@ -310,20 +323,21 @@ def no_weights(*args, **kwargs):
 
 
 def test_a_measure_without_weights_is_left_out(folder, tmp_path, plain, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "Identity", no_weights)
+    monkeypatch.setattr(judge, "Identity", no_weights)
     with pytest.warns(UserWarning, match=r"identity.*x\.pt") as caught:
         results = run(folder, tmp_path)
     assert len([w for w in caught if "n/a" in str(w.message)]) == 1
     assert results["networks"]["identity"] is None and "identity" not in results["results"]["16"]["ours"]
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| n/a |") == 4
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| n/a |") == 6
 
 
 def test_frechet_without_weights_is_left_out(folder, tmp_path, plain, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "FRECHET_FACES", 2)
-    monkeypatch.setattr(evaluate, "frechet_metric", no_weights)
+    for module in (evaluate, judge):
+        monkeypatch.setattr(module, "FRECHET_FACES", 2)
+    monkeypatch.setattr(judge, "frechet_metric", no_weights)
     with pytest.warns(UserWarning, match=r"Fréchet.*x\.pt"):
         assert run(folder, tmp_path)["networks"]["frechet"] is None
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| n/a |") == 4
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| n/a |") == 6
 
 
 @pytest.mark.parametrize(
@@ -335,15 +349,54 @@ def test_frechet_without_weights_is_left_out(folder, tmp_path, plain, monkeypatc
     ],
 )
 def test_what_is_missing_is_named(more, network, message, folder, tmp_path, plain, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(evaluate, "LPIPS", network)
+    monkeypatch.setattr(judge, "LPIPS", network)
     assert evaluate.main(["--data", str(folder), "--out", str(tmp_path / "out"), *more]) == 1
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path, plain, monkeypatch, capsys) -> None:
+    def breaks(lr: Tensor, k: int, rng: np.random.Generator) -> Tensor:
+        if lr.shape[-1] == 16:
+            raise RuntimeError("out of memory")
+        return torch.zeros(len(lr), 1, 3, R, R)
+
+    monkeypatch.setitem(evaluate.METHODS, "breaks", lambda bundle: breaks)
+    options = ["--data", str(folder), "--out", str(tmp_path), "--methods", "breaks", "--lr", "8", "16"]
+    assert evaluate.main(options) == 1
+    assert "evaluate.py: out of memory" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png"}
+    assert list(json.loads((tmp_path / "results.json").read_text())["results"]) == ["8"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(folder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(evaluate, "load_bundle", lambda *arguments: pytest.fail("the bundle came first"))
+    (tmp_path / "out").write_text("mine")
+    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert "--out" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
+
+
+def test_interrupted(folder, tmp_path, monkeypatch, capsys) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "load_bundle", interrupt)
+    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "more",
-    [("--k", "0"), ("--faces", "0"), ("--seed", "-1"), ("--lr", "3"), ("--methods", "magic"), ("--device", "abacus")],
+    [
+        ("--k", "0"),
+        ("--faces", "0"),
+        ("--seed", "-1"),
+        ("--lr", "3"),
+        ("--methods", "magic"),
+        ("--device", "abacus"),
+        ("--device", "meta"),
+        ("--out", ""),
+    ],
 )
 def test_wrong_arguments_are_refused(more, plain, capsys) -> None:
     with pytest.raises(SystemExit) as error:
@@ -363,4 +416,4 @@ def test_wrong_arguments_are_refused(more, plain, capsys) -> None:
 )
 def test_methods_that_break_the_contract_are_refused(pictures, message) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate.as_written(pictures, 2, R)
+        measures.as_written(pictures, 2, R)

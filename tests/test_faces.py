@@ -95,6 +95,23 @@ def test_cache_is_used_only_where_all_pictures_fit(archive) -> None:
     assert Faces(archive, 16, cache_bytes=needed - 1)._cache is None
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_is_shared_only_where_asked(archive, shared) -> None:
+    assert Faces(archive, 16, shared=shared)._cache.is_shared() == shared
+
+
+@pytest.mark.parametrize("hidden", ["__MACOSX/b/._00.png", "b/.trash/00.png", "b/._00.png", ".hidden.png"])
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_hidden_files_are_passed_by(archive, folder, kind, hidden) -> None:
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "a") as file:
+            file.writestr(hidden, b"resource fork")
+    else:
+        (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (folder / hidden).write_bytes(b"resource fork")
+    assert len(Faces(archive if kind == "zip" else folder, 20)) == COUNT
+
+
 def test_grey_and_transparent_pictures_become_rgb(tmp_path) -> None:
     faces = Faces(write_zip(tmp_path / "f.zip", {
         "a.png": encoded(picture(0).convert("L")), "b.png": encoded(picture(0).convert("RGBA")),
@@ -129,6 +146,33 @@ def test_damaged_zip_member_is_named(tmp_path) -> None:
         Faces(path, 20)[0]
 
 
+def test_encrypted_zip_member_is_named(tmp_path) -> None:
+    path = write_zip(tmp_path / "f.zip", {"face.png": encoded(picture(0))})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory, which zipfile goes by
+    content[6] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"face\.png cannot be read.*encrypted"):
+        Faces(path, 20)[0]
+
+
+def test_broken_compression_is_named(tmp_path) -> None:
+    path = tmp_path / "f.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("face.png", bytes(range(256)) * 20)
+    content = bytearray(path.read_bytes())
+    content[38] = 0xFF  # the first byte of the deflated stream: a block of a kind that does not exist
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"face\.png cannot be read.*decompressing"):
+        Faces(path, 20)[0]
+
+
+def test_giant_picture_is_named(archive, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"a/00\.png cannot be read"):
+        Faces(archive, 20)[0]
+
+
 def test_file_that_is_no_zip_is_named(tmp_path) -> None:
     (tmp_path / "faces.zip").write_bytes(b"half a download")
     with pytest.raises(ValueError, match=r"faces\.zip"):
@@ -151,6 +195,20 @@ def test_data_folder_comes_from_the_environment(archive, monkeypatch, tmp_path) 
     monkeypatch.setenv("AMORTIZED_PULSE_DATA", str(archive.parent))
     assert find_data("faces.zip") == archive
     assert find_data(archive) == archive
+
+
+def test_path_itself_wins_then_the_environment_then_the_repository(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("data.faces.ROOT", tmp_path / "repository")
+    monkeypatch.setenv("AMORTIZED_PULSE_DATA", str(tmp_path / "own"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    places = [tmp_path / p / "faces.zip" for p in ("here", "own", "repository/datasets", "shared/data")]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    for place in places:
+        assert find_data("faces.zip") == place
+        place.unlink()
 
 
 # --- order ---
@@ -184,7 +242,7 @@ def test_ranks_share_an_epoch(length) -> None:
 
 
 def test_workers_keep_the_order(archive) -> None:
-    faces = Faces(archive, 16)
+    faces = Faces(archive, 16, shared=True)
     orders = [
         torch.cat(list(DataLoader(faces, 2, sampler=ResumableSampler(faces, skip=1), num_workers=workers)))
         for workers in (0, 2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +12,11 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from models.pretrained import weight_folders
-from training.frechet import VGG11Features, frechet_metric
+from training.frechet import VGG11_SHORT, VGG11_WHOLE, VGG11Features, frechet_metric, load_vgg11_tensors
 
-VGG = "vgg11_bn_features0-13.pth"
-needs_vgg = pytest.mark.skipif(
-    not any((folder / VGG).is_file() for folder in weight_folders()), reason=f"{VGG} is not on this machine"
-)
+FILES = (VGG11_SHORT, VGG11_WHOLE)
+PATH = next((f / name for name in FILES for f in weight_folders() if (f / name).is_file()), None)
+needs_vgg = pytest.mark.skipif(PATH is None, reason=f"neither {' nor '.join(FILES)} is on this machine")
 
 
 def pictures(count: int = 24, seed: int = 0) -> Tensor:
@@ -70,13 +72,62 @@ def test_fd_vgg11_is_preferred_and_keeps_its_real_faces(name) -> None:
     assert metric.real_features_num_samples == 4 and metric.fake_features_num_samples == 0
 
 
-def test_missing_weights_are_named(monkeypatch, tmp_path) -> None:
-    def nowhere(name: str, **_) -> None:
-        raise FileNotFoundError(name)
+@needs_vgg
+def test_whole_file_gives_the_same_layers(monkeypatch, tmp_path) -> None:
+    tensors = load_vgg11_tensors()
+    # As torchvision's file: old, without step counters, and with more layers than needed.
+    whole = {f"features.{name}": t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+    whole |= {
+        "features.15.weight": torch.zeros(3),
+        "features.22.bias": torch.zeros(3),
+        "classifier.0.bias": torch.ones(2),
+    }
+    torch.save(whole, tmp_path / VGG11_WHOLE, _use_new_zipfile_serialization=False)
+    expected = VGG11Features()(pictures(2))
+    monkeypatch.setattr("training.frechet.find_weights", lambda *names, **_: tmp_path / VGG11_WHOLE)
+    assert torch.equal(VGG11Features()(pictures(2)), expected)
 
-    monkeypatch.setattr("training.frechet.find_weights", nowhere)
-    with pytest.raises(FileNotFoundError, match=VGG):
-        frechet_metric("fd_vgg11")
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_weights_are_refused(monkeypatch, tmp_path, name) -> None:
+    prefix = "features." if name == VGG11_WHOLE else ""
+    torch.save({f"{prefix}0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / name)
+    monkeypatch.setattr("training.frechet.find_weights", lambda *names, **_: tmp_path / name)
+    with pytest.raises(ValueError, match="VGG11-BN.*Delete or replace"):
+        frechet_metric("auto")  # a damaged file is told of, not passed by
+
+
+@pytest.fixture
+def nothing(monkeypatch, tmp_path):
+    """A machine without weights and without a network."""
+    monkeypatch.setattr("models.pretrained.ROOT", tmp_path / "repository")
+    monkeypatch.setattr("training.frechet.VGG11_URL", (tmp_path / "absent.pth").as_uri())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
+
+    def unreachable(**_) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("training.frechet.FrechetInceptionDistance", unreachable)
+
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("fd_vgg11", FILES), ("fid", (INCEPTION,)), ("auto", (*FILES, INCEPTION, "no network"))]
+)
+def test_missing_weights_are_named(nothing, name, files) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        frechet_metric(name)
+    assert all(file in str(error.value) for file in files)
+    assert (INCEPTION in str(error.value)) == (INCEPTION in files)
+
+
+def test_missing_package_is_named(nothing, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(FileNotFoundError, match="fd_vgg11: .* fid: .*torch-fidelity"):
+        frechet_metric("auto")
 
 
 @needs_vgg
@@ -97,3 +148,4 @@ def test_features_of_bytes_and_of_floats_are_the_same() -> None:
     torch.testing.assert_close(features(images), features(images / 255))
     assert features(images).shape == (4, VGG11Features.num_features)
     assert not any(p.requires_grad for p in features.parameters()) and features.state_dict() == {}
+    assert not any(t.is_meta for t in (*features.parameters(), *features.buffers()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from losses.path_length import path_lengths
 from models.generator import Generator, MappingNetwork, SynthesisLayer, channels_by_resolution
-from models.layers import EqualConv2d, EqualLinear, blur, downsample_2x, fir_kernel, upsample_2x
+from models.layers import EqualConv2d, EqualLinear, blur, upsample_2x, upsampling_filter
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
 
@@ -65,26 +65,17 @@ def insert_zeros(x: Tensor) -> Tensor:
 def test_upsampling_is_zero_insertion_and_filtering() -> None:
     x = torch.randn(2, 3, 5, 6, generator=rng())
     padded = F.pad(insert_zeros(x), (2, 1, 2, 1))
-    torch.testing.assert_close(upsample_2x(x), correlate(padded, 4 * torch.outer(TAPS, TAPS)))
+    torch.testing.assert_close(upsample_2x(x, upsampling_filter()), correlate(padded, 4 * torch.outer(TAPS, TAPS)))
 
 
-def test_downsampling_is_filtering_and_decimation() -> None:
-    x = torch.randn(2, 3, 8, 6, generator=rng())
-    filtered = correlate(F.pad(x, (1, 1, 1, 1)), torch.outer(TAPS, TAPS))
-    torch.testing.assert_close(downsample_2x(x), filtered[:, :, ::2, ::2])
-
-
-@pytest.mark.parametrize("resample", [upsample_2x, downsample_2x])
-def test_resampling_keeps_a_constant_inside(resample) -> None:
-    y = resample(torch.full((1, 2, 8, 8), 0.7))
+def test_upsampling_keeps_a_constant_inside() -> None:
+    y = upsample_2x(torch.full((1, 2, 8, 8), 0.7), upsampling_filter())
     torch.testing.assert_close(y[:, :, 1:-1, 1:-1], torch.full_like(y[:, :, 1:-1, 1:-1], 0.7))
 
 
-@pytest.mark.parametrize("gain", [1.0, 4.0])
-def test_kernel_sums_to_its_gain(gain) -> None:
-    kernel = fir_kernel(3, gain, torch.zeros(1))
-    assert kernel.shape == (3, 1, 4, 4)
-    torch.testing.assert_close(kernel.sum(dim=(1, 2, 3)), torch.full((3,), gain))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_filter_is_exact_in_half_precision(dtype) -> None:
+    assert torch.equal(upsampling_filter().to(dtype).float(), upsampling_filter())
 
 
 # --- equalized layers ---
@@ -142,7 +133,14 @@ def test_synthesis_layer_equals_the_equations(up, noise_maps) -> None:
 
 
 def test_blur_after_a_transposed_convolution_gives_an_even_size() -> None:
-    assert blur(torch.zeros(1, 2, 9, 9)).shape == (1, 2, 8, 8)
+    assert blur(torch.zeros(1, 2, 9, 9), upsampling_filter()).shape == (1, 2, 8, 8)
+
+
+def test_filters_move_with_the_network_and_are_not_saved() -> None:
+    generator = tiny()
+    assert not any("filter" in name for name in generator.state_dict())
+    filters = [b for name, b in generator.to("meta").named_buffers() if name.endswith("upsampling_filter")]
+    assert len(filters) == 6 and all(b.is_meta for b in filters)  # 8, 16, 32 px: one for the features, one for colour
 
 
 # --- shapes ---
@@ -220,9 +218,30 @@ def test_wrong_input_is_refused(generator, ws) -> None:
         generator.synthesis(ws, noise_mode="fixed")
     with pytest.raises(ValueError, match="7 noise maps.*got 6"):
         generator.synthesis(ws, noise=[None] * 6)
-    for wrong in (ws[:, 0], ws[:, :-1]):
-        with pytest.raises(ValueError, match="style codes"):
+    for wrong in (ws[:, 0], ws[:, :-1], ws[:, :, :-1]):
+        with pytest.raises(ValueError, match=r"style codes \(B, 8, 12\)"):
             generator.synthesis(wrong)
+    for z in (torch.zeros(2, 9), torch.zeros(10), torch.zeros(2, 1, 10)):
+        with pytest.raises(ValueError, match=r"latents z \(B, 10\)"):
+            generator.mapping(z)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (3, 1, 16, 8), (3, 3, 16, 16), (16, 16)])
+def test_wrong_noise_is_refused(generator, ws, shape) -> None:
+    noise = [None] * generator.synthesis.num_layers
+    noise[3] = torch.zeros(shape)  # a layer of 16 px
+    with pytest.raises(ValueError, match=r"noise map 3 to be \(B or 1, 1, 16, 16\) with B = 3"):
+        generator.synthesis(ws, noise=noise)
+
+
+def test_export_with_a_dynamic_batch(generator, ws) -> None:
+    synthesis, batch = generator.synthesis, torch.export.Dim("batch", min=2)
+    maps = synthesis.make_noise(3, rng(2))
+    shapes = ({0: batch}, None, [{0: batch} for _ in maps])
+    program = torch.export.export(synthesis, (ws, "const", maps), dynamic_shapes=shapes)
+    more = torch.cat([ws, ws[:2]])
+    noise = synthesis.make_noise(5, rng(4))
+    torch.testing.assert_close(program.module()(more, "const", noise), synthesis(more, noise=noise))
 
 
 def test_faces_of_a_batch_do_not_see_each_other(generator, ws) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import struct
 import subprocess
@@ -16,12 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import infer
 from data.operator import Downscale
 from data.pictures import disagreement, face_sheet, heat, overview
 from data.reading import from_uint8, read_image, to_uint8
-from data.report import folder_names
-from models.bundle import DEFAULT_BUNDLE, load_bundle, save_bundle
+from data.report import FORMAT, folder_names
+from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle, save_bundle
 from models.encoder import Encoder
 from models.generator import Generator
 from models.weights import sha256_of
@@ -120,7 +123,7 @@ def test_report_and_latents(run: Callable[..., int], bundle: Path, tmp_path: Pat
     text = (folder / "report.json").read_text()
     report = json.loads(text)
     assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
-    assert str(tmp_path) not in text
+    assert str(tmp_path) not in text and report["format"] == FORMAT
     assert (report["seed"], report["k"], report["epsilon"], report["resolution"]) == (7, 3, 1e-3, 32)
     assert report["bundle"] == {"name": "tiny", "hash": sha256_of(bundle / "bundle.json")}
     ws = np.load(folder / "latents.npz")["ws"]
@@ -185,6 +188,10 @@ def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
         ["--downscale", "3"],
         ["--downscale", "33"],
         ["--device", "toaster"],
+        ["--device", "meta"],
+        ["--device", "cuda:99"],
+        ["--out", ""],
+        ["--bundle", ""],
     ],
 )
 def test_wrong_options(options: list[str], run: Callable[..., int], tmp_path: Path) -> None:
@@ -291,6 +298,63 @@ def test_overwrite(run: Callable[..., int], tmp_path: Path, capsys: pytest.Captu
     assert contents(tmp_path / "out")["overview.png"] != before["overview.png"]
 
 
+def marked(folder: Path, **changes: object) -> None:
+    """Makes a folder as an earlier call leaves it, as far as its report says."""
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({"format": FORMAT, "k": 1, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "named"),
+    [
+        (lambda folder: folder.mkdir(parents=True), "1.png"),  # no report at all
+        (lambda folder: marked(folder, format="another/1"), "1.png, report.json"),
+        (lambda folder: marked(folder, k="1"), "1.png, report.json"),
+        (lambda folder: (folder.mkdir(parents=True), (folder / "report.json").write_text("[1]")), "1.png, report.json"),
+        (lambda folder: (marked(folder), (folder / "2.png").write_text("mine")), "2.png"),  # one more than it wrote
+        (lambda folder: (marked(folder), (folder / "grid.png").mkdir()), "grid.png"),
+    ],
+)
+def test_overwrite_spares_what_is_not_ours(
+    prepare: Callable[[Path], object],
+    named: str,
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    folder = tmp_path / "out" / "face"
+    prepare(folder)
+    (folder / "1.png").write_text("mine")
+    before = contents(tmp_path / "out")
+    assert run(picture(tmp_path / "face.png"), "--k", "2", "--overwrite") == 1
+    assert f"{folder}: {named} is not a result of infer.py; move it or use --out" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+
+
+def test_overwrite_fills_a_folder_without_results(run: Callable[..., int], tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "face"
+    folder.mkdir(parents=True)
+    (folder / "7.png").write_text("mine")
+    assert run(picture(tmp_path / "face.png"), "--k", "2", "--overwrite") == 0
+    assert run(picture(tmp_path / "face.png"), "--k", "1", "--overwrite") == 0
+    assert (folder / "7.png").read_text() == "mine" and not (folder / "2.png").exists()
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("kind", ["folder", "text", "picture"])
+def test_overview_in_the_way(
+    kind: str, overwrite: list[str], run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    target = tmp_path / "out" / "overview.png"
+    target.parent.mkdir()
+    {"folder": target.mkdir, "text": lambda: target.write_text("mine"), "picture": lambda: picture(target)}[kind]()
+    before = contents(target.parent)
+    assert run(picture(tmp_path / "face.png"), *overwrite) == 1
+    assert "overview.png: is not a result" in capsys.readouterr().err
+    after = contents(target.parent)
+    assert {name: after.get(name) for name in before} == before and "face/report.json" in after
+
+
 def test_file_in_the_way(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "face").write_text("mine")
@@ -308,6 +372,155 @@ def test_failure_while_writing_leaves_nothing(
     monkeypatch.setattr("infer.write_json", full)
     assert run(picture(tmp_path / "face.png")) == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_overview_that_cannot_be_written(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(picture: Image.Image, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("infer.save_overview", full)
+    assert run(picture(tmp_path / "face.png")) == 1
+    assert "overview.png: could not be written ([Errno 28] No space left" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["face"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd\nthing"), MemoryError(), OSError(5, "odd"), ValueError("odd")])
+def test_one_bad_face_never_stops_the_others(
+    error: Exception, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def reads(path: Path) -> torch.Tensor:
+        if path.name == "bad.png":
+            raise error
+        return read_image(path)
+
+    monkeypatch.setattr("infer.read_image", reads)
+    assert run(picture(tmp_path / "bad.png"), picture(tmp_path / "good.png"), "--k", "1") == 1
+    assert (tmp_path / "out" / "good" / "report.json").exists() and not (tmp_path / "out" / "bad").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'bad.png'}: ") and ("odd" in line or "memory" in line)
+
+
+def test_circular_link_beside_a_good_face(run: Callable[..., int], tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    picture(faces / "good.png")
+    try:
+        (faces / "bad.png").symlink_to("bad.png")
+    except OSError:
+        pytest.skip("no symbolic links here")
+    assert run(faces, "--k", "1") == 1
+    assert (tmp_path / "out" / "good" / "report.json").exists()
+
+
+def test_interrupted(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def reads(path: Path) -> torch.Tensor:
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        return read_image(path)
+
+    monkeypatch.setattr("infer.read_image", reads)
+    assert run(picture(tmp_path / "a.png"), picture(tmp_path / "b.png"), "--k", "1") == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_nobody_reads_on(bundle: Path, tmp_path: Path) -> None:
+    """A pipe whose reader has gone, as that of `| head -1`, neither stops the work nor makes noise."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    faces = [str(picture(tmp_path / name)) for name in ("a.png", "b.png")]
+    command = [sys.executable, "infer.py", *faces, "--k", "1", "--bundle", str(bundle), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "b", "overview.png"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_others_may_read_what_the_umask_lets_them(run: Callable[..., int], tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        assert run(picture(tmp_path / "face.png"), "--k", "1") == 0
+    finally:
+        os.umask(old)
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+
+
+@pytest.mark.parametrize("parts", ["generator", "encoder"])
+def test_broken_weights(
+    parts: str, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def breaks(path: Path, device: torch.device) -> Bundle:
+        bundle = load_bundle(path, device)
+        for tensor in getattr(bundle, parts).parameters():
+            tensor.fill_(torch.nan)
+        return bundle
+
+    monkeypatch.setattr("infer.load_bundle", breaks)
+    assert run(picture(tmp_path / "face.png")) == 1
+    assert f"the bundle's weights are broken: its {parts}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("Input/output error")])
+def test_bundle_that_cannot_be_read(
+    error: Exception, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def breaks(path: Path, device: torch.device) -> Bundle:
+        raise error
+
+    monkeypatch.setattr("infer.load_bundle", breaks)
+    assert run(picture(tmp_path / "face.png")) == 1
+    assert "cannot be used" in (message := capsys.readouterr().err) and "Input/output error" in message
+
+
+def test_smaller_than_the_bundle_takes(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def starts_at_8(path: Path, device: torch.device) -> Bundle:
+        return dataclasses.replace(load_bundle(path, device), lr_sizes=(8, 32))
+
+    monkeypatch.setattr("infer.load_bundle", starts_at_8)
+    assert run(picture(tmp_path / "small.png", 7, 7), picture(tmp_path / "good.png"), "--k", "1") == 1
+    assert "small.png: 7 x 7 px is less than the 8 px" in capsys.readouterr().err
+    assert (tmp_path / "out" / "good").is_dir()
+
+
+def test_other_files_in_a_folder(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    picture(faces / "a.png")
+    (faces / "b.heic").touch()
+    assert run(faces, "--k", "1") == 0
+    assert capsys.readouterr().err == f"note: {faces}: 1 other file skipped (.heic)\n"
+    assert run("", faces, "--k", "1", "--overwrite") == 1
+    assert "empty name" in capsys.readouterr().err
+
+
+def test_both_programs_ask_for_deterministic_kernels(run: Callable[..., int], tmp_path: Path) -> None:
+    import torch.backends.cudnn as cudnn
+
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        for call in (lambda: run(picture(tmp_path / "face.png")), lambda: evaluate.main(["--out", str(tmp_path)])):
+            cudnn.deterministic, cudnn.benchmark = False, True
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("infer.load_bundle", stopped)
+                patch.setattr("evaluate.load_bundle", stopped)
+                assert call() == 1
+            assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def stopped(*arguments: object) -> None:
+    raise ValueError("enough")
 
 
 def test_names_with_any_letters(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

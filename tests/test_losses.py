@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from losses.downscaling import downscaling_loss
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.path_length import path_lengths
@@ -91,7 +90,7 @@ def test_path_lengths_need_the_codes_gradient() -> None:
         path_lengths(torch.zeros(2, 3, 8, 4), ws)
 
 
-# --- identity, latent, downscaling ---
+# --- identity, latent ---
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(0.0, 0.0), (60.0, 0.5), (90.0, 1.0), (180.0, 2.0)])
@@ -110,22 +109,6 @@ def test_mean_latent_distance_by_hand(per_layer: bool) -> None:
     offsets[1, 2] = torch.tensor([0.0, -1.0])
     expected = torch.tensor([0.0, (5.0 + 1.0) / 4.0])
     torch.testing.assert_close(mean_latent_distance(w_avg + offsets, w_avg), expected, atol=1e-6, rtol=1e-6)
-
-
-def halve(images: Tensor) -> Tensor:
-    return torch.nn.functional.avg_pool2d(images, 2)
-
-
-def test_downscaling_loss_is_in_unit_range() -> None:
-    images = torch.ones(3, 3, 8, 8)  # white
-    lr = torch.ones(3, 3, 4, 4) * torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1, 1)  # white, grey, black
-    torch.testing.assert_close(downscaling_loss(images, lr, halve), torch.tensor([0.0, 0.25, 1.0]))
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 8, 8), (1, 3, 4, 4)])
-def test_downscaling_loss_refuses_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="shape of lr"):
-        downscaling_loss(torch.zeros(3, 3, 8, 8), torch.zeros(shape), halve)
 
 
 # --- perceptual ---

@@ -6,16 +6,17 @@ import copy
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from models import pretrained
 from models.frozen import Frozen
-from models.pretrained import find_weights
+from models.pretrained import check_tensors, find_weights, tensors_sha256
 
 CONTENT = b"weights"
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 
 @pytest.fixture
@@ -39,56 +40,90 @@ FOLDERS = ["own", "hub/checkpoints", "repository/weights", "shared/weights", "sh
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_folder_is_searched(machine: Path, folder: str) -> None:
     path = put(machine / folder / "net.pt")
-    assert find_weights("net.pt", None, SHA256) == path
+    assert find_weights("net.pt") == path
 
 
 def test_earlier_folders_win(machine: Path) -> None:
     paths = [put(machine / folder / "net.pt") for folder in FOLDERS]
     for path in paths:
-        assert find_weights("net.pt", None, SHA256) == path
+        assert find_weights("net.pt") == path
         path.unlink()
 
 
-def test_wrong_checksum_is_refused(machine: Path) -> None:
-    path = put(machine / "own" / "net.pt", b"damaged")
-    with pytest.raises(ValueError, match=f"{path}.*{SHA256}"):
-        find_weights("net.pt", None, SHA256)
-    assert path.exists()
+def test_own_folder_may_lie_in_the_home(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(machine))
+    monkeypatch.setenv(pretrained.VARIABLE, "~/w")
+    assert find_weights("net.pt", url=put(machine / "web" / "net.pt").as_uri()) == machine / "w" / "net.pt"
+
+
+def test_names_are_tried_in_order(machine: Path) -> None:
+    second = put(machine / "own" / "second.pt")
+    assert find_weights("first.pt", "second.pt") == second
+    first = put(machine / "shared" / "weights" / "first.pt")  # in the last of the folders, yet more welcome
+    assert find_weights("first.pt", "second.pt") == first
+
+
+def test_last_name_is_downloaded(machine: Path) -> None:
+    origin = put(machine / "web" / "second.pt")
+    assert find_weights("first.pt", "second.pt", url=origin.as_uri()) == machine / "own" / "second.pt"
 
 
 def test_missing_file_says_what_to_put_where(machine: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
-        find_weights("net.pt", None, SHA256, source="the zoo")
+        find_weights("net.pt", "other.pt", source="the zoo")
     message = str(error.value)
-    for part in ("net.pt", SHA256, str(machine / "own" / "net.pt"), pretrained.VARIABLE, "the zoo"):
+    for part in (str(machine / "own" / "net.pt"), str(machine / "own" / "other.pt"), pretrained.VARIABLE, "the zoo"):
         assert part in message
 
 
 def test_download_to_own_folder(machine: Path) -> None:
-    origin = put(machine / "web" / "net.pt")
-    path = find_weights("net.pt", origin.as_uri(), SHA256)
-    assert path == machine / "own" / "net.pt"
+    name = f"net-{DIGITS}.pt"
+    path = find_weights(name, url=put(machine / "web" / name).as_uri())
+    assert path == machine / "own" / name
     assert path.read_bytes() == CONTENT
 
 
 def test_download_to_hub_without_own_folder(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(pretrained.VARIABLE)
     origin = put(machine / "web" / "net.pt")
-    assert find_weights("net.pt", origin.as_uri(), SHA256) == machine / "hub" / "checkpoints" / "net.pt"
+    assert find_weights("net.pt", url=origin.as_uri()) == machine / "hub" / "checkpoints" / "net.pt"
 
 
-@pytest.mark.parametrize(("name", "sha256"), [("net.pt", SHA256), ("net-0123abcd.pt", None)])
-def test_bad_download_leaves_nothing(machine: Path, name: str, sha256: str | None) -> None:
-    origin = put(machine / "web" / name, b"something else")
-    with pytest.raises(ValueError, match="SHA-256"):
-        find_weights(name, origin.as_uri(), sha256)
+def test_bad_download_leaves_nothing(machine: Path) -> None:
+    origin = put(machine / "web" / f"net-{DIGITS}.pt", b"something else")
+    with pytest.raises(ValueError, match=f"SHA-256 {DIGITS}"):
+        find_weights(origin.name, url=origin.as_uri())
     assert list((machine / "own").iterdir()) == []
 
 
 def test_failed_download_says_what_to_put_where(machine: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(machine / "own" / "net.pt")):
-        find_weights("net.pt", (machine / "web" / "absent.pt").as_uri(), SHA256)
+        find_weights("net.pt", url=(machine / "web" / "absent.pt").as_uri())
     assert list((machine / "own").iterdir()) == []
+
+
+# --- checksums of tensors ---
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor(1.5, dtype=torch.float16)}
+
+
+def test_tensor_checksum_ignores_order_format_and_counters() -> None:
+    expected = tensors_sha256(tensors())
+    assert tensors_sha256(dict(reversed(tensors().items()))) == expected
+    assert tensors_sha256({**tensors(), "n.num_batches_tracked": torch.tensor(7)}) == expected
+    assert tensors_sha256({**tensors(), "b": torch.arange(6.0).view(2, 3).T.contiguous().T}) == expected
+    by_hand = b"a torch.float16 []\n\x00\x3e" + b"b torch.float32 [2, 3]\n" + np.arange(6, dtype="<f4").tobytes()
+    assert expected == hashlib.sha256(by_hand).hexdigest()
+
+
+@pytest.mark.parametrize("change", [{"b": torch.arange(6.0)}, {"a": torch.tensor(1.5)}, {"c": torch.zeros(0)}])
+def test_other_tensors_are_refused(change: dict[str, torch.Tensor]) -> None:
+    expected = tensors_sha256(tensors())
+    check_tensors(tensors(), expected, "net.pt", "the net")
+    with pytest.raises(ValueError, match=f"net.pt to hold the net .*{expected}.*Delete or replace"):
+        check_tensors({**tensors(), **change}, expected, "net.pt", "the net")
 
 
 class Judge(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -44,6 +45,19 @@ def test_infer_commands(command, tmp_path):
     done = subprocess.run([sys.executable, ROOT / words[1], *words[2:]], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--help" in command or (tmp_path / "out" / Path(words[2]).stem / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["infer.py", "evaluate.py", "train.py", "-m data.samples"]
+    + [f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py"))],
+)
+def test_every_script_explains_itself(script):
+    command = [sys.executable, *script.split(), "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout.lower() and "--help" in done.stdout
 
 
 @bundle

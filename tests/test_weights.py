@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_overflow_is_refused_and_the_old_file_stays(tmp_path) -> None:
     with pytest.raises(ValueError, match="synthesis.b8.conv0.weight"):
         save_generator(generator, path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tensors_that_are_not_finite_are_refused(tmp_path, value) -> None:
+    generator = make()
+    generator.w_avg[0] = value
+    with pytest.raises(ValueError, match=r"not finite.*mapping\.w_avg"):
+        save_generator(generator, tmp_path / "generator.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["generator.pt", "generator", "generator.safetensors.bak"])
+def test_another_suffix_is_refused(tmp_path, name) -> None:
+    with pytest.raises(ValueError, match=rf"\.safetensors.*{name}"):
+        save_generator(make(), tmp_path / "new" / name)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -147,7 +164,49 @@ def test_code_in_a_file_is_not_executed(tmp_path, legacy) -> None:
 @pytest.mark.parametrize("content", [[1, 2], {"G": {}}, {"G_ema": 3}, torch.zeros(3)])
 def test_pt_without_a_generator_is_refused(tmp_path, content) -> None:
     torch.save(content, tmp_path / "network.pt")
-    with pytest.raises(ValueError, match="G_ema"):
+    with pytest.raises(ValueError, match="G_ema.*Supported are.*safetensors"):
+        load_generator(tmp_path / "network.pt")
+
+
+def test_formats_to_come_are_told_of(tmp_path) -> None:
+    torch.save(
+        {"g_ema": {"conv1.conv.weight": torch.zeros(3)}, "latent_avg": torch.zeros(3)}, tmp_path / "stylegan2.pt"
+    )
+    with pytest.raises(ValueError, match="g_ema.*rosinality's .pt and NVIDIA's .pkl are not read yet"):
+        load_generator(tmp_path / "stylegan2.pt")
+    (tmp_path / "ffhq.pkl").write_bytes(pickle.dumps({"G_ema": Path("network")}))
+    with pytest.raises(ValueError, match="ffhq.pkl.*NVIDIA's .pkl are not read yet"):
+        load_generator(tmp_path / "ffhq.pkl")
+
+
+STRANGE = {
+    "number": 3.0,
+    "list": [1.0],
+    "none": None,
+    "sparse": torch.zeros(3, 3).to_sparse(),
+    "complex": torch.zeros(3, dtype=torch.complex64),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_values_that_are_no_tensors_are_named(tmp_path, kind) -> None:
+    tensors = {**ada_tensors(make()), "synthesis.b8.torgb.bias": STRANGE[kind]}
+    torch.save({"G_ema": tensors}, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match=r"expected named tensors.*synthesis\.b8\.torgb\.bias"):
+        load_generator(tmp_path / "network.pt")
+
+
+def test_names_that_are_no_text_are_refused(tmp_path) -> None:
+    torch.save({"G_ema": {**ada_tensors(make()), 7: torch.zeros(3)}}, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match="expected named tensors.*7"):
+        load_generator(tmp_path / "network.pt")
+
+
+@pytest.mark.parametrize("name", ["mapping.fc0.weight", "synthesis.b4.conv1.weight"])
+@pytest.mark.parametrize("shape", [(), (12,), (2, 3, 4), (0, 3, 3, 3), (12, 0)])
+def test_tensors_of_other_dimensions_are_named(tmp_path, name, shape) -> None:
+    torch.save({"G_ema": {**ada_tensors(make()), name: torch.zeros(shape)}}, tmp_path / "network.pt")
+    with pytest.raises(ValueError, match=f"{name} with"):
         load_generator(tmp_path / "network.pt")
 
 

@@ -1,9 +1,7 @@
 """Draws the sample inputs: faces of nobody, made by the bundle's own generator and downscaled.
 
-    python samples/make.py
-    python samples/make.py --bundle runs/mine --out faces
-
-It runs from any folder; the paths that it is given count from there.
+    python -m data.samples
+    python -m data.samples --bundle runs/mine --out faces
 
 Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
 photos; figures in the README are measured on photos of people it never saw.
@@ -18,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from data.operator import Downscale
 from data.reading import write_png
 from models import Generator, load_generator
 from models.bundle import DEFAULT_BUNDLE
+from models.pretrained import ROOT
 
 # Seed and LR size of each sample, chosen by eye for variety.
 SAMPLES = ((1, 16), (2, 16), (3, 16), (4, 8), (5, 8), (6, 32))
@@ -37,14 +34,14 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="default: bundles/celeba64")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="default: samples")
+    parser.add_argument("--out", type=Path, default=ROOT / "samples", help="default: samples")
     args = parser.parse_args()
     try:
         generator = load_generator(args.bundle / "generator.safetensors")
         args.out.mkdir(parents=True, exist_ok=True)
         draw(generator, args.out)
     except (ValueError, OSError) as error:
-        print(f"samples/make.py: {error}", file=sys.stderr)
+        print(f"data.samples: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,0 +1,105 @@
+"""bundle.json: what a bundle says about itself, and whether this software can follow it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FORMAT = "amortized-pulse/bundle/1"
+INFO, GENERATOR, ENCODER, LATENTS = "bundle.json", "generator.safetensors", "encoder.safetensors", "latents.safetensors"
+PARTS = (GENERATOR, ENCODER, LATENTS)
+
+_INFO_TYPES = {
+    "name": str,
+    "resolution": int,
+    "lr_sizes": list,
+    "licence": str,
+    "training_data": str,
+    "parts": dict,
+    "encoder": dict,
+}
+_ENCODER_TYPES = {"resolution": int, "num_ws": int, "w_dim": int, "backbone": str, "width": int, "canvas": int}
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Reads and checks bundle.json.
+
+    Args:
+        path: The bundle's folder.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not what this version of the software understands.
+    """
+    if not (path / INFO).is_file():
+        raise FileNotFoundError(
+            f"Expected a bundle at {path}, found no {INFO} there; name a folder that holds one, "
+            "such as bundles/celeba64 of a complete checkout."
+        )
+    try:
+        info = json.loads((path / INFO).read_bytes())
+    except ValueError as error:  # both malformed JSON and malformed UTF-8
+        raise ValueError(f"{path / INFO}: expected JSON, found something else ({error}); copy it again.") from error
+    check_info(info, path / INFO)
+    return info
+
+
+def check_info(info: Any, path: Path) -> None:
+    """Refuses notes that are missing, of a wrong type, or out of range.
+
+    Args:
+        info: The content of bundle.json.
+        path: Named in errors.
+
+    Raises:
+        ValueError: If it is not what this version of the software understands.
+    """
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        found = info.get("format") if isinstance(info, dict) else type(info).__name__
+        raise ValueError(
+            f"{path}: expected the format {FORMAT!r}, found {found!r}; the bundle is for another version of this "
+            "software: update, or export it again."
+        )
+    wrong = [name for name, kind in _INFO_TYPES.items() if not isinstance(info.get(name), kind)]
+    if wrong:
+        wanted = ", ".join(f"{name} ({_INFO_TYPES[name].__name__})" for name in wrong)
+        raise ValueError(f"{path}: expected {wanted}, found {[info.get(name) for name in wrong]}; write it anew.")
+    sizes = info["lr_sizes"]
+    whole = len(sizes) == 2 and all(type(size) is int for size in sizes)  # True is an int to isinstance
+    if not whole or not 1 <= sizes[0] <= sizes[1] <= info["resolution"]:
+        raise ValueError(
+            f"{path}: expected lr_sizes [smallest, largest] within 1 … {info['resolution']} px, found {sizes}."
+        )
+
+
+def check_encoder(config: dict[str, Any], path: Path) -> None:
+    """Refuses settings of the wrong type, and backbones that timm would look for outside.
+
+    timm takes names such as "hf-hub:owner/model" for places on the network.
+
+    Args:
+        config: Arguments of `models.encoder.Encoder`.
+        path: Named in errors.
+
+    Raises:
+        ValueError: If a setting has a wrong type or is out of range, or timm has no such backbone.
+    """
+    import timm  # late: it takes longer to import than to encode a face
+
+    numbers = [name for name in _ENCODER_TYPES if name in config and _ENCODER_TYPES[name] is int]
+    wrong = {name: config[name] for name in numbers if type(config[name]) is not int or not 1 <= config[name] <= 2**16}
+    name = config.get("backbone", "resnet18")
+    if not isinstance(name, str):
+        wrong["backbone"] = name
+    if wrong:
+        wanted = ", ".join(f"{name} ({_ENCODER_TYPES[name].__name__})" for name in wrong)
+        raise ValueError(f"{path}: expected an encoder with {wanted}, numbers from 1 to 65536, found {wrong}.")
+    if ":" in name or "/" in name or not timm.is_model(name):
+        raise ValueError(
+            f"{path}: expected a backbone that the installed timm {timm.__version__} has by name, found {name!r}; "
+            "update timm, or copy the bundle again from where it came."
+        )
