@@ -21,7 +21,7 @@ PROBE = 0.25
 
 @torch.no_grad()
 def calibrate_spread(
-    encoder: Encoder, generator: Generator, faces: Tensor, budget: float = 1.4, limit: float = 1.0, seed: int = 0
+    encoder: Encoder, generator: Generator, faces: Tensor, budget: float = 1.6, limit: float = 1.0, seed: int = 0
 ) -> None:
     """Fills the encoder's `spread` for each of its LR sizes.
 
