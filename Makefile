@@ -18,13 +18,20 @@ help: ## List the targets
 setup: .venv/.installed ## Make .venv and install what is pinned in constraints.txt (the other targets do it too)
 	@:
 
+# The stamp holds what was installed for: a newer date of these files alone installs nothing.
+WANTED = cat pyproject.toml constraints.txt | cksum
+
 .venv/.installed: pyproject.toml constraints.txt
+	@if [ -f $@ ] && [ "$$(cat $@)" = "$$($(WANTED))" ]; then touch $@; else $(MAKE) --no-print-directory install; fi
+
+.PHONY: install
+install:
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and \
 		"Expected Python 3.11 or newer, $(PYTHON) is " + v + "; name another: make PYTHON=python3.12 ...")'
-	@echo "Installing into .venv: a minute or so, longer on a slow connection (torch is large)."
+	@echo "Installing into .venv: some minutes, and some 6 GB where torch comes with CUDA."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
-	@touch $@
+	@$(WANTED) > .venv/.installed
 
 demo: export HF_HUB_OFFLINE := 1
 demo: .venv/.installed ## Upsample the faces in samples/ into demo/

@@ -15,9 +15,6 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
 COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
-bundle = pytest.mark.skipif(
-    not (ROOT / "bundles/celeba64/bundle.json").exists(), reason="the default bundle is not in this checkout"
-)
 
 
 def test_every_file_that_is_named_exists():
@@ -34,7 +31,6 @@ def test_every_make_target_exists():
     assert not [t for t in targets if not re.search(rf"^{t}:.*## ", makefile, flags=re.M)]
 
 
-@bundle
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "infer.py" in c], ids=lambda c: c.split("python ")[1])
 def test_infer_commands(command, tmp_path):
     sample = sorted((ROOT / "samples").glob("*.png"))[0].read_bytes()
@@ -60,7 +56,6 @@ def test_every_script_explains_itself(script):
     assert "usage:" in done.stdout.lower() and "--help" in done.stdout
 
 
-@bundle
 def test_python_example(monkeypatch):
     monkeypatch.chdir(ROOT)
     scope: dict = {}
