@@ -37,7 +37,7 @@ from models.bundle_info import (
 )
 from models.generator import Generator
 from models.pretrained import ROOT
-from models.weights import load_generator, save_generator, sha256_of, write_safetensors
+from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
@@ -221,14 +221,7 @@ def _write_parts(folder: Path, generator: Generator, encoder: Encoder) -> None:
     notes = {"generator_sha256": sha256_of(folder / GENERATOR)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     statistics = {name[len(_LATENTS_PREFIX) :]: t for name, t in state.items() if name.startswith(_LATENTS_PREFIX)}
-    network = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-        if not name.startswith(_LATENTS_PREFIX)
-    }
-    overflow = [name for name, tensor in network.items() if not tensor.isfinite().all()]
-    if overflow:
-        raise ValueError(f"Expected tensors within float16's range (65504), got larger ones in {', '.join(overflow)}.")
+    network = to_half({name: tensor for name, tensor in state.items() if not name.startswith(_LATENTS_PREFIX)})
     write_safetensors(network, folder / ENCODER, notes)
     write_safetensors({name: tensor.float() for name, tensor in statistics.items()}, folder / LATENTS, notes)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import banded
 from models.layers import SQRT2, EqualLinear, blur, upsample_2x, upsampling_filter
 
 NOISE_MODES = ("const", "random", "none")
@@ -91,16 +92,26 @@ class SynthesisLayer(nn.Module):
         w_dim: Width of the style code.
         resolution: Size of the output in pixels.
         up: Double the size first: a transposed convolution followed by the binomial filter.
+        conv_clamp: Limit of the magnitude before the gain √2, None for none. Official weights that were trained with
+            float16 layers have 256, and rely on it.
     """
 
     noise_const: Tensor
     upsampling_filter: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        up: bool,
+        conv_clamp: float | None = None,
+    ) -> None:
         super().__init__()
         self.up = up
         self.resolution = resolution
-        self.conv_clamp: float | None = None  # official weights need 256; their reader comes later
+        self.conv_clamp = conv_clamp
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -130,7 +141,8 @@ class SynthesisLayer(nn.Module):
             x = blur(x, self.upsampling_filter)  # (B, C_out, 2H, 2W)
         else:
             x = F.conv2d(x, self.weight, padding=1)
-        x = x * demodulation[:, :, None, None].to(x.dtype) + (self.bias * SQRT2)[:, None, None].to(x.dtype)
+        bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
+        x = torch.addcmul(bias.to(x.dtype), x, demodulation[:, :, None, None].to(x.dtype))
         if noise is not None:
             x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
         x = F.leaky_relu(x, 0.2)
@@ -143,20 +155,24 @@ class ToRGB(nn.Module):
     Args:
         in_channels: Channels of the features.
         w_dim: Width of the style code.
+        conv_clamp: Limit of the magnitude, None for none.
     """
 
-    def __init__(self, in_channels: int, w_dim: int) -> None:
+    def __init__(self, in_channels: int, w_dim: int, conv_clamp: float | None = None) -> None:
         super().__init__()
-        self.conv_clamp: float | None = None  # as in SynthesisLayer
+        self.conv_clamp = conv_clamp
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(3))
         self.weight_gain = 1.0 / math.sqrt(in_channels)
 
+    def styles(self, w: Tensor) -> Tensor:
+        """Gives the factors (B, C) of the features for style codes (B, D)."""
+        return self.affine(w) * self.weight_gain
+
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Maps features (B, C, H, W) and styles (B, D) to float32 colour (B, 3, H, W)."""
-        styles = self.affine(w) * self.weight_gain  # (B, C)
-        x = F.conv2d(x * styles[:, :, None, None].to(x.dtype), self.weight)
+        """Maps features (B, C, H, W) and style codes (B, D) to float32 colour (B, 3, H, W)."""
+        x = F.conv2d(x * self.styles(w)[:, :, None, None].to(x.dtype), self.weight)
         x = x.float() + self.bias[:, None, None]
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
 
@@ -169,19 +185,22 @@ class SynthesisBlock(nn.Module):
         out_channels: Channels of this block.
         w_dim: Width of the style code.
         resolution: Size of this block in pixels.
+        conv_clamp: See `SynthesisLayer`.
     """
 
     upsampling_filter: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, resolution: int, conv_clamp: float | None = None
+    ) -> None:
         super().__init__()
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=True)
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, True, conv_clamp)
             self.register_buffer("upsampling_filter", upsampling_filter(), persistent=False)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, up=False)
-        self.torgb = ToRGB(out_channels, w_dim)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, False, conv_clamp)
+        self.torgb = ToRGB(out_channels, w_dim, conv_clamp)
         self.is_first = in_channels == 0
 
     @property
@@ -219,15 +238,16 @@ class SynthesisNetwork(nn.Module):
         resolution: Output size in pixels.
         channels: Widths per resolution, coarse to fine.
         w_dim: Width of the style codes.
+        conv_clamp: See `SynthesisLayer`.
     """
 
-    def __init__(self, resolution: int, channels: Sequence[int], w_dim: int) -> None:
+    def __init__(self, resolution: int, channels: Sequence[int], w_dim: int, conv_clamp: float | None = None) -> None:
         super().__init__()
         self.w_dim = w_dim
         self.resolutions = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
         below = 0
         for size, width in zip(self.resolutions, channels, strict=True):
-            setattr(self, f"b{size}", SynthesisBlock(below, width, w_dim, size))
+            setattr(self, f"b{size}", SynthesisBlock(below, width, w_dim, size, conv_clamp))
             below = width
         self.num_layers = 2 * len(self.resolutions) - 1
         self.num_ws = self.num_layers + 1
@@ -273,14 +293,18 @@ class SynthesisNetwork(nn.Module):
             ValueError: If the mode is unknown, or codes or noise have the wrong shape.
         """
         maps = self._noise_maps(ws, noise_mode, noise)
-        styles = ws.unbind(dim=1)
-        x, rgb, first = None, None, 0
-        for block in self.blocks:
-            count = len(block.layers)
-            # The colour output shares its style with the first layer of the next block.
-            x, rgb = block(x, rgb, styles[first : first + count + 1], maps[first : first + count])
-            first += count
-        assert rgb is not None
+        codes = ws.unbind(dim=1)
+        # Per block: one code per layer and one for the colour output, which shares it with the next block's first layer.
+        starts = [max(0, 2 * i - 1) for i in range(len(self.blocks))]
+        styles = [codes[start : 2 * i + 2] for i, start in enumerate(starts)]
+        noises = [maps[start : 2 * i + 1] for i, start in enumerate(starts)]
+        small = sum(size < banded.SMALLEST for size in self.resolutions) if banded.pays(ws) else len(self.blocks)
+        x, rgb = None, None
+        for i, block in enumerate(self.blocks[:small]):
+            x, rgb = block(x, rgb, styles[i], noises[i])
+        assert x is not None and rgb is not None
+        if small < len(self.blocks):
+            return banded.draw_blocks(self.blocks[small:], x, rgb, styles[small:], noises[small:])
         return rgb
 
     def _noise_maps(self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None) -> list[Tensor | None]:
@@ -327,6 +351,7 @@ class Generator(nn.Module):
         w_dim: Width D of the latent w.
         mapping_layers: Depth of the mapping network.
         mapping_lr_multiplier: Relative learning rate of the mapping network.
+        conv_clamp: Limit of the features' magnitude, None for none; see `SynthesisLayer`.
 
     Raises:
         ValueError: If the resolution is not supported or the widths do not match it.
@@ -344,6 +369,7 @@ class Generator(nn.Module):
         w_dim: int = 512,
         mapping_layers: int = 8,
         mapping_lr_multiplier: float = 0.01,
+        conv_clamp: float | None = None,
     ) -> None:
         super().__init__()
         if resolution not in (32, 64, 128, 256, 512, 1024):
@@ -358,7 +384,8 @@ class Generator(nn.Module):
         self.channels = channels
         self.z_dim = z_dim
         self.w_dim = w_dim
-        self.synthesis = SynthesisNetwork(resolution, channels, w_dim)
+        self.conv_clamp = conv_clamp
+        self.synthesis = SynthesisNetwork(resolution, channels, w_dim, conv_clamp)
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers, self.num_ws, mapping_lr_multiplier)
 
@@ -368,14 +395,15 @@ class Generator(nn.Module):
         return self.mapping.w_avg
 
     @property
-    def config(self) -> dict[str, int | list[int]]:
-        """The constructor's arguments that determine every tensor's shape."""
+    def config(self) -> dict[str, int | list[int] | float | None]:
+        """The constructor's arguments that make the same generator again; its tensors show all but `conv_clamp`."""
         return {
             "resolution": self.resolution,
             "channels": list(self.channels),
             "z_dim": self.z_dim,
             "w_dim": self.w_dim,
             "mapping_layers": self.mapping.num_layers,
+            "conv_clamp": self.conv_clamp,
         }
 
     def forward(self, z: Tensor, truncation_psi: float = 1.0, noise_mode: str = "const") -> Tensor:

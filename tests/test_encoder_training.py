@@ -15,11 +15,14 @@ from lightning import Callback, Trainer
 from PIL import Image
 from torch import Tensor
 
-from models.bundle import load_bundle
+from models.bundle import load_bundle, save_bundle
+from models.encoder import create_encoder
 from models.frozen import Frozen
 from models.generator import Generator
-from models.weights import save_generator
+from models.latents import LatentStatistics
+from models.weights import load_generator, save_generator
 from train import main
+from training.encoder import EncoderTraining
 
 
 class PixelDistance(Frozen):
@@ -131,3 +134,32 @@ def test_it_learns(folder, monkeypatch):
     train(folder, monkeypatch, record, "run", 30, save_every=100, learning_rate=2e-3, often=[8], often_share=1.0)
     # Against the start, not the first ten: the loss rises before it falls. Without learning it ends at 0.99.
     assert np.mean(record.losses[-10:]) < 0.8 * record.losses[0]
+
+
+def small_bundle(path, resolution: int = 32) -> None:
+    """Writes a bundle of another generator, its encoder's weights at random."""
+    torch.manual_seed(2)
+    channels = (8, 8, 6, 4, 4)[: resolution.bit_length() - 2]
+    generator = Generator(resolution, channels, z_dim=8, w_dim=8, mapping_layers=2)
+    encoder = create_encoder(resolution, "base", 8)
+    encoder.latents.fit(generator, 1000)
+    save_bundle(path, generator, encoder, {"name": "t", "licence": "l", "training_data": "d"})
+
+
+def test_an_encoder_to_start_from_keeps_its_weights_and_takes_the_new_statistics(folder) -> None:
+    small_bundle(folder / "old")
+    module = EncoderTraining(str(folder / "generator.safetensors"), init_encoder=str(folder / "old"), weight_identity=0)
+    old, fresh = load_bundle(folder / "old").encoder.state_dict(), LatentStatistics(8)
+    fresh.fit(load_generator(folder / "generator.safetensors"))
+    for encoder in (module.encoder, module.encoder_ema):
+        state = encoder.state_dict()
+        assert all(torch.equal(state[name], old[name]) for name in old if not name.startswith("latents."))
+        for name, tensor in fresh.state_dict().items():
+            assert torch.equal(state[f"latents.{name}"], tensor)
+            assert not torch.equal(tensor, old[f"latents.{name}"])
+
+
+def test_an_encoder_of_another_shape_is_refused(folder) -> None:
+    small_bundle(folder / "old", 64)
+    with pytest.raises(ValueError, match="init_encoder"):
+        EncoderTraining(str(folder / "generator.safetensors"), init_encoder=str(folder / "old"), weight_identity=0)

@@ -45,7 +45,7 @@ def test_infer_commands(command, tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["infer.py", "evaluate.py", "train.py", "-m data.samples"]
+    ["infer.py", "evaluate.py", "train.py", "-m data.samples", "-m models.weights"]
     + [f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py"))],
 )
 def test_every_script_explains_itself(script):

@@ -41,6 +41,8 @@ class EncoderTraining(LightningModule):
     Args:
         generator: Weights of the generator, see `models.load_generator`.
         variant: Which encoder, see `models.create_encoder`.
+        init_encoder: Bundle whose encoder to start from, None to start from scratch: when a generator has been trained
+            on, its old encoder needs a fraction of the steps.
         learning_rate: AdamW's, at its peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
         warmup_steps: Steps over which the learning rate rises.
         weight_l2: λ₂.
@@ -65,6 +67,7 @@ class EncoderTraining(LightningModule):
         self,
         generator: str = "bundles/celeba64/generator.safetensors",
         variant: str = "base",
+        init_encoder: str | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
         weight_l2: float = 1.0,
@@ -95,11 +98,26 @@ class EncoderTraining(LightningModule):
         self._generator_sha256 = sha256_of(generator)
         self.encoder = create_encoder(loaded.resolution, variant, loaded.w_dim)
         self.encoder.latents.fit(loaded)
+        if init_encoder is not None:
+            self._start_from(init_encoder)
         self.encoder_ema = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
         self._generator: tuple[Generator] = (loaded,)
         self._lpips = (LPIPS(),)
         self._identity: tuple[Identity, ...] = (Identity(),) if weight_identity else ()
+
+    def _start_from(self, path: str) -> None:
+        from models.bundle import load_bundle
+
+        loaded = load_bundle(path).encoder
+        if loaded.config != self.encoder.config:
+            raise ValueError(
+                f"Expected an encoder with {self.encoder.config} in {path}, got one with {loaded.config}; start from "
+                "one for a generator of the same shape, or from scratch without init_encoder."
+            )
+        statistics = copy.deepcopy(self.encoder.latents.state_dict())  # those of the present generator stay
+        self.encoder.load_state_dict(loaded.state_dict())
+        self.encoder.latents.load_state_dict(statistics)
 
     # ---------------------------------------------------------------- set-up
 

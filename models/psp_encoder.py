@@ -1,0 +1,271 @@
+"""The encoders of pSp and e4e, so that their published weights can be measured beside ours.
+
+An IR-SE50 backbone (the residual units of Deng et al. 2019 with the channel attention of Hu et al. 2018) gives
+features at 1/4, 1/8 and 1/16 of a face of 256 px; a feature pyramid (Lin et al. 2017) merges them, and one
+convolutional head per style reads a level down to a single place: styles 0 to 2 from 1/16, 3 to 6 from 1/8, the rest
+from 1/4. In pSp (Richardson et al. 2021) each head gives its style as an offset from the mean latent. In e4e (Tov et
+al. 2021) the first head gives one offset for all styles, and the others what their style adds to it.
+
+Tensor names are those of the published checkpoints under `encoder.`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import EqualLinear
+from models.weights.layouts import checkpoint_from_dictionary, is_named_tensor
+from models.weights.loading import make_generator
+from models.weights.torch_files import read_torch_file
+
+SIZE = 256
+UNITS = (3, 4, 14, 3)  # residual units per stage of a network 50 deep; the first of each halves the size
+FIRST_MEDIUM, FIRST_FINE = 3, 7
+KINDS = {"GradualStyleEncoder": "psp", "Encoder4Editing": "e4e"}
+
+
+class Squeeze(nn.Module):
+    """Channel attention: x · σ(W₂ relu(W₁ mean(x))), with 1/16 of the channels in between (Hu et al. 2018).
+
+    Args:
+        channels: Channels of the features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // 16, 1, bias=False)
+        self.fc2 = nn.Conv2d(channels // 16, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weighs the channels of features (B, C, H, W)."""
+        mean = x.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        return x * self.fc2(self.fc1(mean).relu()).sigmoid()
+
+
+class ResidualUnit(nn.Module):
+    """A unit of IR-SE: normalise, convolve, PReLU, convolve, normalise, weigh the channels; added to its input.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: 2 halves the size, 1 keeps it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.shortcut_layer = (
+            nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            if in_channels != out_channels
+            else None
+        )
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.PReLU(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            Squeeze(out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
+        skip = x[:, :, :: self.stride, :: self.stride] if self.shortcut_layer is None else self.shortcut_layer(x)
+        return skip + self.res_layer(x)
+
+
+class Map2Style(nn.Module):
+    """Reads one style from a level of the pyramid: convolutions of stride 2 down to one place, and a linear layer.
+
+    Args:
+        width: Channels of the level, and width D of the style.
+        size: Height and width of the level, a power of two.
+    """
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        while size > 1:
+            layers += [nn.Conv2d(width, width, 3, stride=2, padding=1), nn.LeakyReLU()]
+            size //= 2
+        self.convs = nn.Sequential(*layers)
+        self.linear = EqualLinear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (B, D, S, S) to styles (B, D)."""
+        return self.linear(self.convs(features).flatten(1))
+
+
+class PspEncoder(nn.Module):
+    """The encoder of pSp, or of e4e, from faces of 256 px to W+.
+
+    Args:
+        num_ws: Number of styles L.
+        kind: "psp", or "e4e" whose first head gives all styles and whose others add to it.
+        widths: Channels of the stem and of the backbone's four stages; the last is also the width D of a style.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+
+    latent_avg: Tensor
+
+    def __init__(self, num_ws: int, kind: str = "psp", widths: Sequence[int] = (64, 64, 128, 256, 512)) -> None:
+        super().__init__()
+        if kind not in KINDS.values():
+            raise ValueError(f"Expected the kind 'psp' or 'e4e', got {kind!r}.")
+        stem, *stages = widths
+        self.num_ws, self.kind, self.w_dim = num_ws, kind, stages[-1]
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
+        )
+        units, below = [], stem
+        for width, count in zip(stages, UNITS, strict=True):
+            for i in range(count):
+                units.append(ResidualUnit(below, width, 1 if i else 2))
+                below = width
+        self.body = nn.Sequential(*units)
+        self.latlayer1 = nn.Conv2d(stages[2], self.w_dim, 1)
+        self.latlayer2 = nn.Conv2d(stages[1], self.w_dim, 1)
+        self.styles = nn.ModuleList(Map2Style(self.w_dim, SIZE // self._stride(i)) for i in range(num_ws))
+        self.register_buffer("latent_avg", torch.zeros(num_ws, self.w_dim))
+
+    @staticmethod
+    def _stride(style: int) -> int:
+        return 16 if style < FIRST_MEDIUM else 8 if style < FIRST_FINE else 4
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes faces.
+
+        Args:
+            images: Faces (B, 3, 256, 256) in [-1, 1], aligned as the encoder's training data.
+
+        Returns:
+            Style codes (B, L, D), the mean latent added.
+
+        Raises:
+            ValueError: If the images have another shape.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
+            raise ValueError(
+                f"Expected colour faces (B, 3, {SIZE}, {SIZE}), got {tuple(images.shape)}; resize them first, for "
+                "example by data.operator."
+            )
+        levels = self._pyramid(images)
+        styles = [head(levels[self._stride(i)]) for i, head in enumerate(self.styles)]
+        codes = torch.stack(styles, dim=1)  # (B, L, D)
+        if self.kind == "e4e":
+            codes = torch.cat([codes[:, :1], codes[:, 1:] + codes[:, :1]], dim=1)
+        return codes + self.latent_avg
+
+    def _pyramid(self, images: Tensor) -> dict[int, Tensor]:
+        """Gives the levels (B, D, 256 / s, 256 / s) by their stride s."""
+        x, ends = self.input_layer(images), []
+        for i, unit in enumerate(self.body):
+            x = unit(x)
+            if i + 1 in (sum(UNITS[:2]), sum(UNITS[:3]), sum(UNITS)):
+                ends.append(x)
+        fine, medium, coarse = ends
+        medium = self.latlayer1(medium) + _enlarged(coarse)
+        return {16: coarse, 8: medium, 4: self.latlayer2(fine) + _enlarged(medium)}
+
+
+def _enlarged(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+def load_psp_encoder(path: str | Path, device: torch.device | str = "cpu", kind: str | None = None) -> PspEncoder:
+    """Reads the encoder of a pSp or e4e checkpoint; `load_generator` reads the generator from the same file.
+
+    Args:
+        path: The `.pt` file.
+        device: Where to put it.
+        kind: "psp" or "e4e", for files that do not say; both have the same tensors. None for what the file says.
+
+    Returns:
+        The encoder, in eval mode, without gradients on its parameters; its `kind` says which it is.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no such encoder, or one that reads anything but colour pictures.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a pSp or e4e checkpoint at {path}, found no such file.")
+    content = read_torch_file(path)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a pSp or e4e checkpoint, a dictionary with tensors under 'state_dict'.")
+    options = _options(content)
+    tensors = {n[8:]: t for n, t in state.items() if is_named_tensor(n, t) and n.startswith("encoder.")}
+    encoder = _empty(tensors, kind or _kind(options, path), path)
+    tensors["latent_avg"] = _offset(content, options, encoder, path)
+    wanted = {name: t.shape for name, t in encoder.state_dict().items()}
+    wrong = sorted(n for n in wanted.keys() | tensors.keys() if n not in tensors or wanted.get(n) != tensors[n].shape)
+    if wrong:
+        raise ValueError(f"{path}: tensors do not make a pSp encoder; missing, surplus or misshaped: {wrong[:10]}.")
+    encoder.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, assign=True)
+    return encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last).to(device)
+
+
+def _options(content: dict) -> dict[str, Any]:
+    options = content.get("opts", {})
+    return vars(options) if isinstance(options, argparse.Namespace) else options if isinstance(options, dict) else {}
+
+
+def _kind(options: dict[str, Any], path: Path) -> str:
+    name = options.get("encoder_type")
+    if name is None:
+        raise ValueError(
+            f"{path}: does not say its encoder's type (opts, encoder_type), and pSp and e4e have the same tensors; "
+            "pass kind='psp' or kind='e4e'."
+        )
+    if name not in KINDS:
+        raise ValueError(f"{path}: expected an encoder of the type {' or '.join(KINDS)}, got {name}.")
+    return KINDS[name]
+
+
+def _empty(tensors: dict[str, Tensor], kind: str, path: Path) -> PspEncoder:
+    """Builds the encoder with the widths and the number of styles of a file's tensors, without memory for its own."""
+    stem = tensors.get("input_layer.0.weight")
+    ends = [tensors.get(f"body.{last - 1}.res_layer.3.weight") for last in accumulate(UNITS)]  # of every stage
+    count = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.weight", name)) for name in tensors)
+    kernels = [k for k in (stem, *ends) if k is not None and k.ndim == 4 and 0 not in k.shape]
+    if len(kernels) < 5 or count == 0:
+        raise ValueError(
+            f"{path}: expected the tensors of a pSp or e4e encoder with an IR-SE50 backbone under 'encoder.', "
+            f"got {sorted(tensors)[:5] or 'none'}."
+        )
+    channels = kernels[0].shape[1]
+    if channels != 3:
+        raise ValueError(
+            f"{path}: expected an encoder of colour pictures, got one that reads {channels} channels: sketches or "
+            "label maps (label_nc, input_nc), or a picture beside a first guess; only those of 3 channels are read."
+        )
+    with torch.device("meta"):
+        return PspEncoder(count, kind, [kernel.shape[0] for kernel in kernels])
+
+
+def _offset(content: dict, options: dict[str, Any], encoder: PspEncoder, path: Path) -> Tensor:
+    """Finds what is added to every code (L, D): the mean latent, unless the encoder was trained without."""
+    average = content.get("latent_avg")
+    if not options.get("start_from_latent_avg", average is not None):
+        return torch.zeros(encoder.num_ws, encoder.w_dim)
+    if average is None:  # e4e computes it from its decoder then
+        average = make_generator(checkpoint_from_dictionary(content, path), path).w_avg
+    shapes = ((encoder.w_dim,), (1, encoder.w_dim), (encoder.num_ws, encoder.w_dim))
+    if not isinstance(average, Tensor) or tuple(average.shape) not in shapes:
+        found = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__
+        raise ValueError(
+            f"{path}: expected the mean latent {shapes[0]} or {shapes[2]} under 'latent_avg', got {found}."
+        )
+    return average.float().expand(encoder.num_ws, -1).clone()

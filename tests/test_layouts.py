@@ -1,0 +1,288 @@
+"""Foreign layouts: files as their programs write them draw the pictures of the generator they were made from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import benchmarks.parity
+from models.generator import Generator
+from models.layers import upsampling_filter
+from models.weights import load_generator
+from models.weights.layouts import checkpoint_from_dictionary
+from models.weights.loading import make_generator
+
+# Written down from the reference programs by hand: their layers and colour outputs, and what these are in ours.
+LAYERS = [
+    ("", "b4.conv1"),
+    ("0", "b8.conv0"),
+    ("1", "b8.conv1"),
+    ("2", "b16.conv0"),
+    ("3", "b16.conv1"),
+    ("4", "b32.conv0"),
+    ("5", "b32.conv1"),
+    ("6", "b64.conv0"),
+    ("7", "b64.conv1"),
+]
+COLOURS = [("to_rgb1", "b4"), ("to_rgbs.0", "b8"), ("to_rgbs.1", "b16"), ("to_rgbs.2", "b32"), ("to_rgbs.3", "b64")]
+SHAPES = {
+    "32 px": {"resolution": 32, "channels": [8, 6, 6, 4], "z_dim": 10, "w_dim": 10, "mapping_layers": 2},
+    "64 px": {"resolution": 64, "channels": [8, 8, 6, 4, 4], "z_dim": 12, "w_dim": 12, "mapping_layers": 8},
+}
+HERE = Path("network.pt")
+
+
+def make(shape: str = "32 px") -> Generator:
+    """A generator in which no two tensors of one shape are the same."""
+    torch.manual_seed(0)
+    generator = Generator(**SHAPES[shape]).eval().requires_grad_(False)
+    for tensor in generator.state_dict().values():
+        tensor += torch.randn_like(tensor) * 0.3
+    return generator
+
+
+def rosinality(generator: Generator) -> dict[str, Tensor]:
+    own, file = generator.state_dict(), {}
+    for i in range(generator.mapping.num_layers):
+        for part in ("weight", "bias"):
+            file[f"style.{i + 1}.{part}"] = own[f"mapping.fc{i}.{part}"]
+    file["input.input"] = own["synthesis.b4.const"][None]
+    for number, (index, layer) in enumerate(LAYERS[: 2 * len(generator.channels) - 1]):
+        name, layer = f"convs.{index}" if index else "conv1", f"synthesis.{layer}"
+        file[f"{name}.conv.weight"] = own[f"{layer}.weight"][None]
+        file[f"{name}.conv.modulation.weight"] = own[f"{layer}.affine.weight"]
+        file[f"{name}.conv.modulation.bias"] = own[f"{layer}.affine.bias"]
+        file[f"{name}.noise.weight"] = own[f"{layer}.noise_strength"][None]
+        file[f"{name}.activate.bias"] = own[f"{layer}.bias"]
+        file[f"noises.noise_{number}"] = own[f"{layer}.noise_const"][None, None]
+        if layer.endswith("conv0"):
+            file[f"{name}.conv.blur.kernel"] = upsampling_filter()
+    for name, block in COLOURS[: len(generator.channels)]:
+        file[f"{name}.conv.weight"] = own[f"synthesis.{block}.torgb.weight"][None]
+        file[f"{name}.conv.modulation.weight"] = own[f"synthesis.{block}.torgb.affine.weight"]
+        file[f"{name}.conv.modulation.bias"] = own[f"synthesis.{block}.torgb.affine.bias"]
+        file[f"{name}.bias"] = own[f"synthesis.{block}.torgb.bias"].view(1, 3, 1, 1)
+        if name != "to_rgb1":
+            file[f"{name}.upsample.kernel"] = upsampling_filter()
+    return file
+
+
+def basicsr(generator: Generator) -> dict[str, Tensor]:
+    own, file = generator.state_dict(), {}
+    for i in range(generator.mapping.num_layers):
+        for part in ("weight", "bias"):
+            file[f"style_mlp.{i + 1}.{part}"] = own[f"mapping.fc{i}.{part}"]
+    file["constant_input.weight"] = own["synthesis.b4.const"][None]
+    for number, (index, layer) in enumerate(LAYERS[: 2 * len(generator.channels) - 1]):
+        name, layer = f"style_convs.{index}" if index else "style_conv1", f"synthesis.{layer}"
+        file[f"{name}.weight"] = own[f"{layer}.noise_strength"][None]
+        file[f"{name}.modulated_conv.weight"] = own[f"{layer}.weight"][None]
+        file[f"{name}.modulated_conv.modulation.weight"] = own[f"{layer}.affine.weight"]
+        file[f"{name}.modulated_conv.modulation.bias"] = own[f"{layer}.affine.bias"]
+        file[f"{name}.activate.bias"] = own[f"{layer}.bias"]
+        file[f"noises.noise{number}"] = own[f"{layer}.noise_const"][None, None]
+    for name, block in COLOURS[: len(generator.channels)]:
+        file[f"{name}.bias"] = own[f"synthesis.{block}.torgb.bias"].view(1, 3, 1, 1)
+        file[f"{name}.modulated_conv.weight"] = own[f"synthesis.{block}.torgb.weight"][None]
+        file[f"{name}.modulated_conv.modulation.weight"] = own[f"synthesis.{block}.torgb.affine.weight"]
+        file[f"{name}.modulated_conv.modulation.bias"] = own[f"synthesis.{block}.torgb.affine.bias"]
+    return file
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def psp(generator: Generator) -> dict:
+    state = {"encoder.input_layer.0.weight": torch.zeros(64, 3, 3, 3), **under("decoder.", rosinality(generator))}
+    rows = generator.w_avg.repeat(generator.num_ws, 1)  # (L, D)
+    return {"state_dict": state, "latent_avg": rows, "opts": {"encoder_type": "GradualStyleEncoder", "device": "cuda"}}
+
+
+def gfpgan(generator: Generator) -> dict:
+    rest = {"conv_body_first.0.weight": torch.zeros(8, 3, 1, 1), "final_linear.weight": torch.zeros(4, 4)}
+    return {"params_ema": rest | under("stylegan_decoder.", basicsr(generator)), "latent_avg": generator.w_avg}
+
+
+FILES: dict[str, tuple[str, Callable[[Generator], dict]]] = {
+    "rosinality": ("rosinality", lambda g: {"g_ema": rosinality(g), "g": {}, "d": {}, "latent_avg": g.w_avg}),
+    "rosinality bare": ("rosinality", lambda g: {**rosinality(g), "latent_avg": g.w_avg[None]}),
+    "BasicSR": ("BasicSR", lambda g: {"params": {"x": 1}, "params_ema": basicsr(g), "latent_avg": g.w_avg}),
+    "BasicSR bare": ("BasicSR", lambda g: {**basicsr(g), "latent_avg": g.w_avg}),
+    "GFPGAN": ("GFPGAN, its decoder", gfpgan),
+    "pSp": ("pSp or e4e, its decoder", psp),
+    "ADA bare": ("StyleGAN2-ADA names", lambda g: dict(g.state_dict())),
+}
+
+
+def read(content: dict) -> Generator:
+    return make_generator(checkpoint_from_dictionary(content, HERE), HERE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.filterwarnings("ignore:.*alone, without the rest of GFPGAN")
+def test_every_layout_draws_the_same_pictures(tmp_path, kind, shape) -> None:
+    generator, (layout, content) = make(shape), FILES[kind]
+    torch.save(content(generator), tmp_path / "network.pt")
+    loaded = load_generator(tmp_path / "network.pt")
+    assert loaded.config == generator.config
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    z = torch.randn(2, generator.z_dim)
+    torch.testing.assert_close(loaded(z, 0.7), generator(z, 0.7))
+    assert checkpoint_from_dictionary(content(generator), HERE).layout == layout
+
+
+def test_nothing_is_copied() -> None:
+    file = rosinality(make())
+    tensors = checkpoint_from_dictionary({"g_ema": file}, HERE).tensors
+    assert tensors["synthesis.b8.conv0.weight"].data_ptr() == file["convs.0.conv.weight"].data_ptr()
+    assert tensors["synthesis.b8.torgb.bias"].data_ptr() == file["to_rgbs.0.bias"].data_ptr()
+
+
+@pytest.mark.parametrize("key", ["g", "params"])
+def test_weights_that_are_not_averaged_are_read_with_a_warning(key) -> None:
+    generator = make()
+    with pytest.warns(UserWarning, match=f"no averaged weights.*'{key}'"):
+        loaded = read({key: (rosinality if key == "g" else basicsr)(generator), "latent_avg": generator.w_avg})
+    assert torch.equal(loaded.synthesis.b8.conv0.weight, generator.synthesis.b8.conv0.weight)
+
+
+def test_averaged_weights_are_preferred_without_a_warning() -> None:
+    content = {"g": under("x", rosinality(make("64 px"))), "g_ema": rosinality(make()), "latent_avg": make().w_avg}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(content).resolution == 32
+
+
+def test_gfpgan_warns_that_its_decoder_alone_is_read() -> None:
+    with pytest.warns(UserWarning, match="decoder alone"):
+        checkpoint = checkpoint_from_dictionary(gfpgan(make()), HERE)
+    assert "alone" in checkpoint.notes["part"] and not any("conv_body" in name for name in checkpoint.tensors)
+
+
+# --- what files may lack ---
+
+
+def test_a_missing_mean_latent_is_computed() -> None:
+    loaded = read({"g_ema": rosinality(make())})
+    rng = torch.Generator().manual_seed(1)
+    wanted = loaded.mapping(torch.randn(100_000, loaded.z_dim, generator=rng))[:, 0]
+    error = wanted.std(dim=0) / 100_000**0.5  # of a mean
+    assert ((loaded.w_avg - wanted.mean(dim=0)).abs() < 6 * error).all() and (loaded.w_avg.abs() > 20 * error).any()
+
+
+def test_rows_that_differ_are_no_mean_latent() -> None:
+    content = psp(make())
+    content["latent_avg"][3] += 1
+    with pytest.warns(UserWarning, match="differs between styles"):
+        assert "mapping.w_avg" not in checkpoint_from_dictionary(content, HERE).tensors
+
+
+@pytest.mark.parametrize("average", [3.0, torch.tensor(1.0), torch.zeros(0, 10), torch.zeros(10).to_sparse()])
+def test_a_mean_latent_that_is_none_is_refused(average) -> None:
+    with pytest.raises(ValueError, match=r"expected the mean latent .* under 'latent_avg'"):
+        read({"g_ema": rosinality(make()), "latent_avg": average})
+
+
+def test_a_mean_latent_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mapping\.w_avg"):
+        read({"g_ema": rosinality(make()), "latent_avg": torch.zeros(11)})
+
+
+def test_missing_noise_is_drawn_the_same_every_time() -> None:
+    generator = make("64 px")
+    file = {name: tensor for name, tensor in rosinality(generator).items() if not name.startswith("noises.")}
+    content = {"g_ema": file, "latent_avg": generator.w_avg}
+    with pytest.warns(UserWarning, match="no noise maps for 9 of 9 layers"):
+        first, second = read(content), read(content)
+    maps = torch.cat([layer.noise_const.flatten() for layer in first.synthesis.layers])
+    assert abs(maps.mean()) < 0.05 and abs(maps.std() - 1) < 0.05
+    z = torch.randn(1, generator.z_dim)
+    assert torch.equal(first(z), second(z))
+    torch.testing.assert_close(first(z, noise_mode="none"), generator(z, noise_mode="none"))
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("name", ["convs.2.conv.blur.kernel", "to_rgbs.1.upsample.kernel"])
+@pytest.mark.parametrize("taps", [[1, 2, 1], [1, 1, 1, 1], [1, 3, 3, 2]])
+def test_another_filter_is_refused(name, taps) -> None:
+    kernel = torch.outer(torch.tensor(taps), torch.tensor(taps)).float()
+    file = {**rosinality(make()), name: kernel / kernel.sum() * 4}
+    with pytest.raises(ValueError, match=f"another filter in {name}"):
+        read({"g_ema": file})
+
+
+STRANGERS = {
+    "StyleGAN1": ("g_running", ["generator.progression.0.conv1.conv.weight_orig", "style.1.linear.weight_orig"]),
+    "StyleGAN1 generator": ("g_ema", ["g_mapping.dense0.weight", "g_synthesis.blocks.4x4.const"]),
+    "StyleGAN3": ("G_ema", ["mapping.fc0.weight", "synthesis.input.freqs", "synthesis.L0_36_512.weight"]),
+    "StyleGAN3 generator": (None, ["mapping.fc0.weight", "synthesis.L14_256_3.weight"]),
+    "conditional": ("G_ema", ["mapping.embed.weight", "mapping.fc0.weight", "synthesis.b4.conv1.weight"]),
+    "SWAGAN": ("g_ema", ["input.input", "conv1.conv.weight", "to_rgbs.0.iwt.ll"]),
+    "'clean'": ("params_ema", ["stylegan_decoder.constant_input.weight", "stylegan_decoder.style_conv1.bias"]),
+    "bilinearly": ("params_ema", ["constant_input.weight", "style_convs.3.bias"]),
+    "discriminator": ("params", ["conv_body.0.0.weight", "final_linear.0.weight"]),
+    "a discriminator": (None, ["b64.fromrgb.weight", "b4.conv.weight"]),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_networks_of_other_kinds_are_refused_by_name(kind) -> None:
+    key, names = STRANGERS[kind]
+    tensors = {name: torch.zeros(1) for name in names}
+    with pytest.raises(ValueError, match=f"{HERE}.*{kind}.*Supported are"):
+        checkpoint_from_dictionary({key: tensors} if key else tensors, HERE)
+
+
+def test_a_discriminator_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="discriminator, and no generator"):
+        checkpoint_from_dictionary({"d": {"convs.0.0.weight": torch.zeros(1)}, "args": 3}, HERE)
+
+
+def test_unknown_networks_are_refused_with_the_names_found() -> None:
+    tensors = {"layer1.0.weight": torch.zeros(3), "layer1.0.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"'state_dict' is no generator.*layer1\.0\.bias, layer1\.0\.weight"):
+        checkpoint_from_dictionary({"state_dict": tensors}, HERE)
+
+
+@pytest.mark.parametrize("name", ["convs.17.conv.weight", "convs.17.noise.weight", "noises.noise_99", "extra.weight"])
+def test_tensors_beyond_the_layout_are_named_and_cost_no_memory(name) -> None:
+    # Noise maps of layer 17 would be 2048 px, those of layer 99 more than there is memory on earth.
+    with pytest.raises(ValueError, match=f"surplus.*{name}"):
+        read({"g_ema": {**rosinality(make()), name: torch.zeros(1)}})
+
+
+@pytest.mark.parametrize("change", ["missing", "misshaped"])
+def test_wrong_tensors_are_named_as_in_ada(change) -> None:
+    file = rosinality(make())
+    if change == "missing":
+        del file["convs.3.conv.modulation.weight"]
+    else:
+        file["convs.3.conv.modulation.weight"] = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"synthesis\.b16\.conv1\.affine\.weight"):
+        read({"g_ema": file})
+
+
+def test_values_that_are_no_tensors_are_named() -> None:
+    with pytest.raises(ValueError, match=r"expected named tensors.*'g_ema'.*'conv1\.noise\.weight' \(float\)"):
+        read({"g_ema": {**rosinality(make()), "conv1.noise.weight": 1.0}})
+
+
+# --- the benchmark that compares with the reference programs ---
+
+
+@pytest.mark.parametrize(("command", "hint"), [("", "clone one"), ("--rosinality .", "with model.py in it")])
+def test_parity_says_what_it_needs(tmp_path, monkeypatch, capsys, command, hint) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        benchmarks.parity.main(command.split())
+    assert hint in capsys.readouterr().err

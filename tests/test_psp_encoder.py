@@ -1,0 +1,246 @@
+"""The encoders of pSp and e4e: their files are read, and their arithmetic is that of the papers, written out here."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.generator import Generator
+from models.psp_encoder import PspEncoder, load_psp_encoder
+from models.weights import load_generator
+
+WIDTHS = (16, 16, 24, 32, 16)  # stem and stages; the first stage has an identity for its shortcut, as at full size
+STAGES = [(2, 16, 16), (6, 16, 24), (20, 24, 32), (23, 32, 16)]  # last unit, channels in, channels out
+TYPES = {"psp": "GradualStyleEncoder", "e4e": "Encoder4Editing"}
+
+
+def normalisation(width: int) -> dict[str, Tensor]:
+    return {
+        "weight": torch.rand(width) + 0.5,
+        "bias": torch.randn(width) * 0.1,
+        "running_mean": torch.randn(width) * 0.1,
+        "running_var": torch.rand(width) + 0.5,
+        "num_batches_tracked": torch.tensor(7),
+    }
+
+
+def tensors_of(num_ws: int, channels: int = 3) -> dict[str, Tensor]:
+    """Random tensors with the names of pSp's checkpoints, written down by hand."""
+    torch.manual_seed(0)
+    parts: dict[str, dict[str, Tensor]] = {}
+
+    def conv(name: str, width_in: int, width_out: int, size: int, bias: bool = False) -> None:
+        parts[name] = {"weight": torch.randn(width_out, width_in, size, size) / (width_in * size**2) ** 0.5}
+        if bias:
+            parts[name]["bias"] = torch.randn(width_out) * 0.1
+
+    conv("input_layer.0", channels, 16, 3)
+    parts["input_layer.1"] = normalisation(16)
+    parts["input_layer.2"] = {"weight": torch.rand(16)}
+    first = 0
+    for last, below, width in STAGES:
+        for i in range(first, last + 1):
+            unit, entry = f"body.{i}", below if i == first else width
+            if entry != width:
+                conv(f"{unit}.shortcut_layer.0", entry, width, 1)
+                parts[f"{unit}.shortcut_layer.1"] = normalisation(width)
+            parts[f"{unit}.res_layer.0"] = normalisation(entry)
+            conv(f"{unit}.res_layer.1", entry, width, 3)
+            parts[f"{unit}.res_layer.2"] = {"weight": torch.rand(width)}
+            conv(f"{unit}.res_layer.3", width, width, 3)
+            parts[f"{unit}.res_layer.4"] = normalisation(width)
+            conv(f"{unit}.res_layer.5.fc1", width, width // 16, 1)
+            conv(f"{unit}.res_layer.5.fc2", width // 16, width, 1)
+        first = last + 1
+    for i in range(num_ws):
+        for j in range(4 if i < 3 else 5 if i < 7 else 6):
+            conv(f"styles.{i}.convs.{2 * j}", 16, 16, 3, bias=True)
+        parts[f"styles.{i}.linear"] = {"weight": torch.randn(16, 16), "bias": torch.randn(16)}
+    conv("latlayer1", 32, 16, 1, bias=True)
+    conv("latlayer2", 24, 16, 1, bias=True)
+    return {f"{name}.{kind}": tensor for name, part in parts.items() for kind, tensor in part.items()}
+
+
+def oracle(t: dict[str, Tensor], images: Tensor, num_ws: int, kind: str) -> Tensor:
+    """The codes (B, L, 16) before the mean latent is added."""
+
+    def normalise(x: Tensor, name: str) -> Tensor:
+        mean, variance = (t[f"{name}.running_{what}"][:, None, None] for what in ("mean", "var"))
+        return (x - mean) / (variance + 1e-5).sqrt() * t[f"{name}.weight"][:, None, None] + t[f"{name}.bias"][
+            :, None, None
+        ]
+
+    def rectify(x: Tensor, slope: Tensor | float) -> Tensor:
+        return torch.where(x > 0, x, x * slope)
+
+    x = normalise(F.conv2d(images, t["input_layer.0.weight"], padding=1), "input_layer.1")
+    x = rectify(x, t["input_layer.2.weight"][:, None, None])
+    ends = []
+    for i in range(24):
+        name, stride = f"body.{i}", 2 if i in (0, 3, 7, 21) else 1
+        y = F.conv2d(normalise(x, f"{name}.res_layer.0"), t[f"{name}.res_layer.1.weight"], padding=1)
+        y = rectify(y, t[f"{name}.res_layer.2.weight"][:, None, None])
+        y = F.conv2d(y, t[f"{name}.res_layer.3.weight"], stride=stride, padding=1)
+        y = normalise(y, f"{name}.res_layer.4")
+        hidden = (y.mean(dim=(2, 3)) @ t[f"{name}.res_layer.5.fc1.weight"][:, :, 0, 0].T).clamp(min=0)
+        y = y * torch.sigmoid(hidden @ t[f"{name}.res_layer.5.fc2.weight"][:, :, 0, 0].T)[:, :, None, None]
+        if f"{name}.shortcut_layer.0.weight" in t:
+            x = F.conv2d(x, t[f"{name}.shortcut_layer.0.weight"], stride=stride)
+            x = normalise(x, f"{name}.shortcut_layer.1")
+        else:
+            x = x[:, :, ::stride, ::stride]
+        x = x + y
+        if i in (6, 20, 23):
+            ends.append(x)
+    fine, medium, coarse = ends
+
+    def add(above: Tensor, below: Tensor, name: str) -> Tensor:
+        merged = F.conv2d(below, t[f"{name}.weight"], t[f"{name}.bias"])
+        return merged + F.interpolate(above, size=merged.shape[2:], mode="bilinear", align_corners=True)
+
+    medium = add(coarse, medium, "latlayer1")
+    fine = add(medium, fine, "latlayer2")
+    styles = []
+    for i in range(num_ws):
+        y = coarse if i < 3 else medium if i < 7 else fine
+        j = 0
+        while f"styles.{i}.convs.{j}.weight" in t:
+            name = f"styles.{i}.convs.{j}"
+            y = rectify(F.conv2d(y, t[f"{name}.weight"], t[f"{name}.bias"], stride=2, padding=1), 0.01)
+            j += 2
+        styles.append(y[:, :, 0, 0] @ t[f"styles.{i}.linear.weight"].T / 4 + t[f"styles.{i}.linear.bias"])  # 4 = √16
+    if kind == "e4e":
+        styles = [styles[0], *(styles[0] + delta for delta in styles[1:])]
+    return torch.stack(styles, dim=1)
+
+
+def checkpoint(num_ws: int, kind: str, **more: object) -> dict:
+    state = {f"encoder.{name}": tensor for name, tensor in tensors_of(num_ws).items()}
+    options = {"encoder_type": TYPES[kind], "start_from_latent_avg": True, "device": "cuda:0", "test_workers": None}
+    content = {"state_dict": state, "opts": options, "latent_avg": torch.randn(16).repeat(num_ws, 1)}
+    return {**content, **more}
+
+
+def load(folder, content: object, **arguments: object) -> PspEncoder:
+    torch.save(content, folder / "encoder.pt")
+    return load_psp_encoder(folder / "encoder.pt", **arguments)
+
+
+@pytest.mark.parametrize(("kind", "num_ws"), [("psp", 9), ("e4e", 14)])
+def test_encoder_does_the_arithmetic_of_its_paper(tmp_path, kind, num_ws) -> None:
+    content = checkpoint(num_ws, kind)
+    encoder = load(tmp_path, content)
+    assert (encoder.kind, encoder.num_ws, encoder.w_dim) == (kind, num_ws, 16)
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    images = torch.rand(2, 3, 256, 256) * 2 - 1
+    found = encoder(images)
+    assert found.shape == (2, num_ws, 16)
+    wanted = oracle(tensors_of(num_ws), images, num_ws, kind)
+    torch.testing.assert_close(found - content["latent_avg"], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["row", "single row", "without", "not used", "namespace"])
+def test_mean_latent_is_added_as_the_file_says(tmp_path, change) -> None:
+    content = checkpoint(8, "psp")
+    wanted = content["latent_avg"].clone()
+    if change == "row":
+        content["latent_avg"] = wanted[0]
+    elif change == "single row":
+        content["latent_avg"] = wanted[:1]
+    elif change == "without":
+        del content["latent_avg"], content["opts"]["start_from_latent_avg"]
+        wanted = torch.zeros_like(wanted)
+    elif change == "not used":
+        content["opts"]["start_from_latent_avg"] = False
+        wanted = torch.zeros_like(wanted)
+    else:
+        content["opts"] = argparse.Namespace(**content["opts"])
+    assert torch.equal(load(tmp_path, content).latent_avg, wanted)
+
+
+def test_missing_mean_latent_is_that_of_the_decoder(tmp_path) -> None:
+    torch.manual_seed(1)
+    generator = Generator(32, [8, 6, 6, 4], z_dim=16, w_dim=16, mapping_layers=2)
+    content = checkpoint(8, "e4e")
+    # In our names: the layout of decoders is the subject of test_layouts.py.
+    content["state_dict"] |= {f"decoder.{n}": t for n, t in generator.state_dict().items() if n != "mapping.w_avg"}
+    del content["latent_avg"]
+    encoder = load(tmp_path, content)
+    decoder = load_generator(tmp_path / "encoder.pt")
+    assert decoder.w_avg.abs().max() > 1e-3
+    assert torch.equal(encoder.latent_avg, decoder.w_avg.expand(8, -1))
+
+
+def test_type_can_be_told_for_files_that_do_not_say(tmp_path) -> None:
+    content = checkpoint(8, "e4e")
+    del content["opts"]
+    with pytest.raises(ValueError, match=r"encoder\.pt.*same tensors; pass kind='psp' or kind='e4e'"):
+        load(tmp_path, content)
+    assert load(tmp_path, content, kind="e4e").kind == "e4e"
+    with pytest.raises(ValueError, match="'psp' or 'e4e', got 'ours'"):
+        load(tmp_path, content, kind="ours")
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("channels", [1, 6, 19])
+def test_encoders_of_sketches_and_label_maps_are_refused(tmp_path, channels) -> None:
+    content = checkpoint(8, "psp")
+    content["state_dict"]["encoder.input_layer.0.weight"] = torch.zeros(16, channels, 3, 3)
+    with pytest.raises(ValueError, match=rf"reads {channels} channels.*label_nc"):
+        load(tmp_path, content)
+
+
+def test_encoders_of_other_types_are_refused(tmp_path) -> None:
+    content = checkpoint(8, "psp")
+    content["opts"]["encoder_type"] = "BackboneEncoderUsingLastLayerIntoW"
+    with pytest.raises(ValueError, match="GradualStyleEncoder or Encoder4Editing, got BackboneEncoderUsing"):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "misshaped"])
+def test_wrong_tensors_are_named(tmp_path, change) -> None:
+    content, name = checkpoint(8, "psp"), "body.5.res_layer.4.running_var"
+    if change == "missing":
+        del content["state_dict"][f"encoder.{name}"]
+    elif change == "surplus":
+        name = "body.24.res_layer.0.weight"
+        content["state_dict"][f"encoder.{name}"] = torch.zeros(3)
+    else:
+        content["state_dict"][f"encoder.{name}"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize("content", [[1], {"g_ema": {}}, {"state_dict": 3}])
+def test_files_of_other_kinds_are_refused(tmp_path, content) -> None:
+    with pytest.raises(ValueError, match="expected a pSp or e4e checkpoint"):
+        load(tmp_path, content)
+
+
+def test_checkpoints_without_an_encoder_are_refused(tmp_path) -> None:
+    content = checkpoint(8, "psp", state_dict={"decoder.input.input": torch.zeros(1, 8, 4, 4)})
+    with pytest.raises(ValueError, match="IR-SE50.*under 'encoder.'"):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize("average", [3.0, torch.zeros(15), torch.zeros(7, 16), torch.zeros(())])
+def test_offsets_of_another_shape_are_refused(tmp_path, average) -> None:
+    with pytest.raises(ValueError, match=r"expected the mean latent \(16,\) or \(8, 16\)"):
+        load(tmp_path, checkpoint(8, "psp", latent_avg=average))
+
+
+def test_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        load_psp_encoder(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("shape", [(3, 256, 256), (1, 3, 128, 128), (1, 1, 256, 256), (1, 3, 256, 192)])
+def test_images_of_another_shape_are_refused(shape) -> None:
+    with pytest.raises(ValueError, match=r"\(B, 3, 256, 256\).*resize"):
+        PspEncoder(8, widths=WIDTHS)(torch.zeros(shape))
