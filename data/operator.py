@@ -13,50 +13,13 @@ pixel, and PULSE's padding puts them half an input pixel further on; so does thi
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-KEYS_A = -0.5
-EPSILON = 1e-3  # a face whose downscaling error is at most this explains the low-resolution picture
+from data.taps import EPSILON, KEYS_A, resize_weights
 
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Evaluates the cubic convolution kernel of Keys (1981), eq. 4 with a = -1/2; zero for |x| ≥ 2."""
-    x, a = np.abs(x), KEYS_A
-    inner = ((a + 2) * x - (a + 3)) * x**2 + 1
-    outer = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))
-
-
-def _reflect(positions: np.ndarray, size: int) -> np.ndarray:
-    """Folds positions into 0 … size-1 by a triangle wave: mirrors at the edge pixels without repeating them."""
-    if size == 1:
-        return np.zeros_like(positions)
-    period = 2 * (size - 1)
-    folded = positions % period
-    return np.minimum(folded, period - folded)
-
-
-# The cache holds numpy arrays, not tensors: a tensor first made under inference_mode, a fake-tensor trace or a device
-# context would stay of that kind for every later caller, and a caller could write into it.
-@lru_cache(maxsize=128)
-def _weights(size_in: int, size_out: int) -> np.ndarray:
-    """Computes the resampling weights in float64 and returns them as float32 (size_out, size_in)."""
-    factor = size_in / size_out
-    stretch = max(factor, 1.0)
-    centres = (np.arange(size_out) + 0.5) * factor - 0.5  # (size_out,)
-    if size_in > size_out and size_in % (2 * size_out) == size_out:
-        centres += 0.5  # an odd whole factor: PULSE's taps lie half a pixel further on
-    first = np.ceil(centres - 2 * stretch).astype(np.int64)
-    positions = first[:, None] + np.arange(int(np.ceil(4 * stretch)) + 1)  # (size_out, taps)
-    taps = _cubic((positions - centres[:, None]) / stretch)
-    taps /= taps.sum(axis=1, keepdims=True)
-    matrix = np.zeros((size_out, size_in))
-    np.add.at(matrix, (np.arange(size_out)[:, None], _reflect(positions, size_in)), taps)
-    return matrix.astype(np.float32)
+__all__ = ["EPSILON", "KEYS_A", "Downscale", "downscaling_error", "resize_matrix", "upscale_bicubic"]
 
 
 @torch.compiler.assume_constant_result
@@ -80,9 +43,9 @@ def resize_matrix(size_in: int, size_out: int) -> Tensor:
         Keys 1981, Cubic convolution interpolation for digital image processing.
         Menon et al. 2020, PULSE, the operator DS.
     """
-    if size_in < 1 or size_out < 1:
-        raise ValueError(f"Expected sizes of at least 1 pixel, got {size_in} -> {size_out}.")
-    return torch.tensor(_weights(int(size_in), int(size_out)), device="cpu")
+    # The cache holds numpy arrays, not tensors: a tensor first made under inference_mode, a fake-tensor trace or a device
+    # context would stay of that kind for every later caller, and a caller could write into it.
+    return torch.tensor(resize_weights(int(size_in), int(size_out)), device="cpu")
 
 
 def _resize(images: Tensor, size_out: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Pictures of results: one face with its candidates and where they disagree, and an overview of many faces."""
+"""Pictures of results: one face with its candidates and where they disagree, and an overview of many faces.
+
+Images are arrays, or tensors on the CPU without gradient; torch itself is not needed.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
-from data.reading import to_uint8
+from data.picture_files import picture_of
 
 TILE = 160  # px; the least that a tile of a sheet measures
 COLUMNS = 8
@@ -23,7 +26,7 @@ _RAMP = np.array([(0, 0, 0), (64, 16, 112), (172, 36, 120), (242, 104, 72), (253
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
-def disagreement(images: Tensor) -> Tensor:
+def disagreement(images: ArrayLike) -> np.ndarray:
     """Measures where candidates differ: the standard deviation over k of each pixel, mean over colours.
 
     Args:
@@ -32,10 +35,10 @@ def disagreement(images: Tensor) -> Tensor:
     Returns:
         Map (R, R), in units of [0, 1] pictures, 0 for a single candidate.
     """
-    return (images.clamp(-1, 1) / 2).std(dim=0, correction=0).mean(dim=0)
+    return (np.asarray(images).clip(-1, 1) / 2).std(axis=0).mean(axis=0)
 
 
-def heat(values: Tensor, maximum: float) -> Image.Image:
+def heat(values: ArrayLike, maximum: float) -> Image.Image:
     """Colours a map from black (0) over purple, red and orange to nearly white (maximum and above).
 
     Args:
@@ -45,12 +48,12 @@ def heat(values: Tensor, maximum: float) -> Image.Image:
     Returns:
         An RGB picture of the same size.
     """
-    place = np.clip(values.cpu().numpy() / maximum, 0, 1) * (len(_RAMP) - 1)
+    place = np.clip(np.asarray(values) / maximum, 0, 1) * (len(_RAMP) - 1)
     channels = [np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def face_sheet(lr: Tensor, images: Tensor, errors: Sequence[float]) -> Image.Image:
+def face_sheet(lr: ArrayLike, images: ArrayLike, errors: Sequence[float]) -> Image.Image:
     """Draws one face: the input, its candidates with their downscaling errors, and where they disagree.
 
     Args:
@@ -61,7 +64,8 @@ def face_sheet(lr: Tensor, images: Tensor, errors: Sequence[float]) -> Image.Ima
     Returns:
         An RGB picture; more than eight tiles go on in further rows.
     """
-    side = images.shape[-1] * -(-TILE // images.shape[-1])
+    lr, images = np.asarray(lr), np.asarray(images)
+    side = _side(images)
     spread = disagreement(images)
     largest = float(spread.max())
     tiles = [(f"input, {lr.shape[-1]} px", _tile(lr, side, Image.Resampling.NEAREST))]
@@ -73,7 +77,7 @@ def face_sheet(lr: Tensor, images: Tensor, errors: Sequence[float]) -> Image.Ima
     return _arrange(rows, side)
 
 
-def overview(faces: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
+def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
     """Draws one row per face: the input, then its candidates, seven at most.
 
     Args:
@@ -83,11 +87,11 @@ def overview(faces: Sequence[tuple[str, Tensor, Tensor]]) -> Image.Image:
     Returns:
         An RGB picture.
     """
-    side = faces[0][2].shape[-1] * -(-TILE // faces[0][2].shape[-1])
+    side = _side(np.asarray(faces[0][2]))
     rows = []
     for title, lr, images in faces:
-        row = [(title, _tile(lr, side, Image.Resampling.NEAREST))]
-        shown = enumerate(images[: COLUMNS - 1], start=1)
+        row = [(title, _tile(np.asarray(lr), side, Image.Resampling.NEAREST))]
+        shown = enumerate(np.asarray(images)[: COLUMNS - 1], start=1)
         row += [(str(i), _tile(image, side, Image.Resampling.BICUBIC)) for i, image in shown]
         rows.append(row)
     return _arrange(rows, side)
@@ -114,9 +118,13 @@ def is_overview(path: Path) -> bool:
         return False
 
 
-def _tile(image: Tensor, side: int, resampling: Image.Resampling) -> Image.Image:
-    pixels = to_uint8(image.detach()).permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, 3)
-    return _enlarge(Image.fromarray(pixels), side, resampling)
+def _side(images: np.ndarray) -> int:
+    """Gives the side of a tile in pixels: the least multiple of the faces' size that is no less than TILE."""
+    return images.shape[-1] * -(-TILE // images.shape[-1])
+
+
+def _tile(image: np.ndarray, side: int, resampling: Image.Resampling) -> Image.Image:
+    return _enlarge(picture_of(image), side, resampling)
 
 
 def _enlarge(picture: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:

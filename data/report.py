@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import ArrayLike
 
-from data.operator import EPSILON
+from data.picture_files import write_pixels
 from data.pictures import face_sheet
-from data.reading import write_png
+from data.taps import EPSILON
 
 FORMAT = "amortized-pulse/report/1"
 REPORT = "report.json"
@@ -71,8 +71,8 @@ def make_report(errors: Sequence[float], notes: Mapping[str, Any]) -> dict[str, 
     return {**notes, "format": FORMAT, "k": len(candidates), "epsilon": EPSILON, "candidates": candidates}
 
 
-def write_face(folder: Path, lr: Tensor, images: Tensor, ws: Tensor, report: Mapping[str, Any]) -> None:
-    """Writes everything about one face but timing.json.
+def write_face(folder: Path, lr: ArrayLike, images: ArrayLike, ws: ArrayLike, report: Mapping[str, Any]) -> None:
+    """Writes everything about one face but timing.json; from arrays, or from tensors on the CPU without gradient.
 
     Args:
         folder: An existing folder.
@@ -81,12 +81,12 @@ def write_face(folder: Path, lr: Tensor, images: Tensor, ws: Tensor, report: Map
         ws: Their codes (k, L, D).
         report: From `make_report`.
     """
-    write_png(lr, folder / "input.png")
-    for i, image in enumerate(images, start=1):
-        write_png(image, folder / f"{i}.png")
+    write_pixels(np.asarray(lr), folder / "input.png")
+    for i, image in enumerate(np.asarray(images), start=1):
+        write_pixels(image, folder / f"{i}.png")
     errors = [candidate["downscaling_error"] for candidate in report["candidates"]]
     face_sheet(lr, images, errors).save(folder / "grid.png")
-    np.savez(folder / "latents.npz", ws=ws.cpu().numpy().astype(np.float32))
+    np.savez(folder / "latents.npz", ws=np.asarray(ws, np.float32))
     write_json(report, folder / REPORT)
 
 

@@ -144,5 +144,5 @@ def _finish(layer: SynthesisLayer, x: Tensor, noise: Tensor | None, top: int, bo
         x.add_(noise[:, :, top:bottom])
     F.leaky_relu_(x, 0.2)
     if layer.conv_clamp is not None:
-        x.clamp_(-layer.conv_clamp * SQRT2, layer.conv_clamp * SQRT2)
+        x.clamp_(-layer.conv_clamp, layer.conv_clamp)
     return x

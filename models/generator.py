@@ -92,7 +92,7 @@ class SynthesisLayer(nn.Module):
         w_dim: Width of the style code.
         resolution: Size of the output in pixels.
         up: Double the size first: a transposed convolution followed by the binomial filter.
-        conv_clamp: Limit of the magnitude before the gain √2, None for none. Official weights that were trained with
+        conv_clamp: Limit of the result's magnitude, None for none. Official weights that were trained with
             float16 layers have 256, and rely on it.
     """
 
@@ -146,7 +146,7 @@ class SynthesisLayer(nn.Module):
         if noise is not None:
             x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
         x = F.leaky_relu(x, 0.2)
-        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp * SQRT2, self.conv_clamp * SQRT2)
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
 
 
 class ToRGB(nn.Module):
@@ -294,7 +294,7 @@ class SynthesisNetwork(nn.Module):
         """
         maps = self._noise_maps(ws, noise_mode, noise)
         codes = ws.unbind(dim=1)
-        # Per block: one code per layer and one for the colour output, which shares it with the next block's first layer.
+        # One code per layer of a block and one for its colour, which shares it with the next block's first layer.
         starts = [max(0, 2 * i - 1) for i in range(len(self.blocks))]
         styles = [codes[start : 2 * i + 2] for i, start in enumerate(starts)]
         noises = [maps[start : 2 * i + 1] for i, start in enumerate(starts)]

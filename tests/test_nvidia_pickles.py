@@ -75,7 +75,7 @@ def reference(generator: Generator, ws: torch.Tensor, clamp: float | None) -> to
         else:
             x = F.conv2d(x, weight, padding=1)
         x = x + t[f"{name}.noise_const"] * t[f"{name}.noise_strength"] + t[f"{name}.bias"][:, None, None]
-        return (F.leaky_relu(x, 0.2) * math.sqrt(2)).clamp(-limit * math.sqrt(2), limit * math.sqrt(2))
+        return (F.leaky_relu(x, 0.2) * math.sqrt(2)).clamp(-limit, limit)
 
     x, rgb, index, codes = t["synthesis.b4.const"][None], None, 0, ws.double()
     for size in generator.synthesis.resolutions:

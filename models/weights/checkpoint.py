@@ -21,7 +21,7 @@ class Checkpoint:
         layout: Whose layout the file has, in words, such as "rosinality".
         tensors: Tensors by their StyleGAN2-ADA names (`mapping.fc0.weight`, `synthesis.b4.conv1.weight`, …), without
             filters, in the file's number types. `mapping.w_avg` is missing if the file has no mean latent.
-        conv_clamp: Limit of the features' magnitude before the gain √2, None for none; not to be seen in the tensors.
+        conv_clamp: Limit of the features' magnitude, None for none; not to be seen in the tensors.
         notes: What else the file says about itself, such as name and licence.
     """
 

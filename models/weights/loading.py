@@ -86,8 +86,11 @@ def make_generator(checkpoint: Checkpoint, path: str | Path) -> Generator:
     """
     tensors = checkpoint.tensors
     config = {**infer_config(tensors, path), "conv_clamp": checkpoint.conv_clamp}
-    with torch.device("meta"):  # shapes alone: a small file cannot ask for much memory
-        wanted = {name: t.shape for name, t in Generator(**config).state_dict().items()}
+    try:
+        with torch.device("meta"):  # shapes alone: a small file cannot ask for much memory
+            wanted = {name: t.shape for name, t in Generator(**config).state_dict().items()}
+    except ValueError as error:  # of sizes that no StyleGAN2 has
+        raise ValueError(f"{path}: {error}") from error
     has_mean = "mapping.w_avg" in tensors
     if not has_mean:
         del wanted["mapping.w_avg"]
