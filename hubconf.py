@@ -30,7 +30,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 
 def _check_packages() -> None:
     """Refuses to mix with another project's packages of the same names, of which Python holds one at a time."""
-    for name in ("data", "models"):
+    for name in ("data", "models", "search"):
         places = list(getattr(sys.modules.get(name), "__path__", [str(_ROOT / name)]))
         if [pathlib.Path(place).resolve() for place in places] != [_ROOT / name]:
             raise ImportError(
@@ -45,6 +45,7 @@ _check_packages()
 import models.bundle  # noqa: E402
 import models.encoder  # noqa: E402
 import models.weights.cards  # noqa: E402
+import search.candidates  # noqa: E402
 
 
 def generator(path_or_name: str = "celeba64", device: torch.device | str = "cpu") -> Generator:

@@ -13,18 +13,26 @@ A sharp photo, downscaled to 16 px first, to see what can be told from so little
 
     python infer.py photo.jpg --downscale 16
 
+Candidates that explain the input better, by a short search, and the remainder added back in the end:
+
+    python infer.py face.png --refine 10 --consistency exact
+
+PULSE as published, from random codes:
+
+    python infer.py face.png --method pulse --start random --refine 100
+
 For face.png it writes
     out/face/grid.png      look at this one: the input, the candidates, and where they disagree
     out/face/1.png …       the candidates; the first is the best guess
     out/face/input.png     the low-resolution face as it was used
     out/face/report.json   how far each candidate, downscaled, is from the input, and what made it
-    out/face/latents.npz   the codes `ws` that draw the candidates
+    out/face/latents.npz   the codes `ws` that draw the candidates, and the noise maps of a search that has its own
     out/face/timing.json   seconds; the only file that differs between two calls
     out/overview.png       the first 16 faces of the call in one picture
 
 The exit status is 0 if everything was written, 1 if something was not (each face is named with the reason), 2 if the
 command itself was wrong, and 130 after Ctrl-C, which leaves the faces that were finished. --overwrite replaces what an
-earlier call wrote, and nothing else.
+earlier call wrote, and nothing else. A search that does not come within --epsilon writes its best, and says so.
 """
 
 from __future__ import annotations
@@ -38,7 +46,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +65,10 @@ from data.report import (
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.determinism import use_deterministic_kernels
 from models.device import choose_device
+from search.candidates import find_candidates, start_codes
+from search.command import add_search_options, read_plan, search_bar, tell_of_search, write_latents
+from search.consistency import make_consistent
+from search.loop import draw
 
 OVERVIEW_ROWS = 16
 MAX_REASON = 600  # characters
@@ -66,13 +77,17 @@ BAR_FROM = 4  # faces; fewer are done before a progress bar helps
 
 @dataclass(frozen=True)
 class Face:
-    """What one input became: its title, LR picture (3, s, s), candidates (k, 3, R, R), their errors, its folder."""
+    """What one input became: its title, LR picture (3, s, s), candidates (k, 3, R, R), their errors, its folder.
+
+    `found` counts the candidates within --epsilon, None if nothing was searched.
+    """
 
     title: str
     lr: Tensor
     images: Tensor
     errors: list[float]
     folder: Path
+    found: int | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
     )
+    add_search_options(parser.add_argument_group("search"))
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
 
@@ -154,6 +170,10 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.d
         parser.error(f"--k: expected 1 to {MAX_K} candidates, got {args.k}")
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or a larger number, got {args.seed}")
+    try:
+        args.plan = read_plan(args)
+    except ValueError as error:
+        parser.error(str(error))
     for name in ("out", "bundle"):
         if not getattr(args, name):  # as from an unset variable; Path("") would be the current folder
             parser.error(f"--{name}: expected a folder, got an empty name")
@@ -195,9 +215,17 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
     lr, origin = _low_resolution(path, bundle.lr_sizes, args.downscale)
     read = time.perf_counter()
     # Every face has the same random numbers, so that it comes out the same alone and in company.
-    ws = bundle.encode(lr[None], args.k, np.random.default_rng(args.seed))[0].cpu()  # (k, L, D)
-    encoded = time.perf_counter()
-    images = from_uint8(to_uint8(bundle.generate(ws).cpu()))  # (k, 3, R, R), as they are written
+    if args.refine:
+        with search_bar(path.name, args.k) as callback:
+            found = find_candidates(bundle, lr[None], args.k, args.plan, callback)
+        ws = found.ws  # (k, L, D)
+    else:
+        found, ws = None, start_codes(bundle, lr[None], args.k, args.plan)
+    coded = time.perf_counter()
+    images = bundle.generate(ws) if found is None else draw(bundle.generator.synthesis, found)
+    if args.consistency:
+        images = make_consistent(images, lr[None].to(images.device))
+    images = from_uint8(to_uint8(images.cpu()))  # (k, 3, R, R), as they are written
     generated = time.perf_counter()
     errors = downscaling_error(images, lr[None], Downscale(lr.shape[-1])).tolist()
     notes = {
@@ -208,12 +236,16 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
         "seed": args.seed,
         "bundle": {"name": bundle.name, "hash": bundle.hash},
     }
+    report = make_report(errors, notes)
+    tell_of_search(report, args, found)
     with complete_or_nothing(folder, args.overwrite, args.k) as partial:
-        write_face(partial, lr, images, ws, make_report(errors, notes))
-        seconds = {"read": read - start, "encode": encoded - read, "generate": generated - encoded}
-        seconds["write"] = time.perf_counter() - generated
+        write_face(partial, lr, images, ws, report)
+        if found is not None and found.noise is not None:
+            write_latents(found, partial / "latents.npz")
+        seconds = {"read": read - start, "search" if args.refine else "encode": coded - read}
+        seconds |= {"generate": generated - coded, "write": time.perf_counter() - generated}
         write_json({name: round(value, 4) for name, value in seconds.items()}, partial / "timing.json")
-    return Face(folder.name, lr, images, errors, folder)
+    return Face(folder.name, lr, images, errors, folder, report.get("found"))
 
 
 def _low_resolution(path: Path, lr_sizes: tuple[int, int], downscale: int | None) -> tuple[Tensor, list[int]]:
@@ -283,7 +315,8 @@ def _reason(error: BaseException) -> str:
 def _line(path: Path, face: Face) -> str:
     errors = [f"{error:.1e}" for error in face.errors]
     shown = " ".join(errors) if len(errors) <= 4 else f"{min(face.errors):.1e} to {max(face.errors):.1e}"
-    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown} -> {face.folder}"
+    search = "" if face.found is None else f", {face.found} of {len(errors)} found"
+    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown}{search} -> {face.folder}"
 
 
 def _progress(items: list[tuple[Path, str]]) -> Iterable[tuple[Path, str]]:

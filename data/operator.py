@@ -43,8 +43,8 @@ def resize_matrix(size_in: int, size_out: int) -> Tensor:
         Keys 1981, Cubic convolution interpolation for digital image processing.
         Menon et al. 2020, PULSE, the operator DS.
     """
-    # The cache holds numpy arrays, not tensors: a tensor first made under inference_mode, a fake-tensor trace or a device
-    # context would stay of that kind for every later caller, and a caller could write into it.
+    # Arrays are cached, not tensors: a tensor first made under inference_mode, a fake-tensor trace or a device context
+    # would stay of that kind for every later caller, and a caller could write into it.
     return torch.tensor(resize_weights(int(size_in), int(size_out)), device="cpu")
 
 

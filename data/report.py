@@ -72,7 +72,7 @@ def make_report(errors: Sequence[float], notes: Mapping[str, Any]) -> dict[str, 
 
 
 def write_face(folder: Path, lr: ArrayLike, images: ArrayLike, ws: ArrayLike, report: Mapping[str, Any]) -> None:
-    """Writes everything about one face but timing.json; from arrays, or from tensors on the CPU without gradient.
+    """Writes everything about one face but timing.json; from arrays, or from tensors wherever they are.
 
     Args:
         folder: An existing folder.
@@ -81,13 +81,19 @@ def write_face(folder: Path, lr: ArrayLike, images: ArrayLike, ws: ArrayLike, re
         ws: Their codes (k, L, D).
         report: From `make_report`.
     """
-    write_pixels(np.asarray(lr), folder / "input.png")
-    for i, image in enumerate(np.asarray(images), start=1):
+    lr, images, ws = _as_array(lr), _as_array(images), _as_array(ws)
+    write_pixels(lr, folder / "input.png")
+    for i, image in enumerate(images, start=1):
         write_pixels(image, folder / f"{i}.png")
     errors = [candidate["downscaling_error"] for candidate in report["candidates"]]
     face_sheet(lr, images, errors).save(folder / "grid.png")
-    np.savez(folder / "latents.npz", ws=np.asarray(ws, np.float32))
+    np.savez(folder / "latents.npz", ws=ws.astype(np.float32))
     write_json(report, folder / REPORT)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """Turns a tensor into an array without knowing torch, which programs that have arrays do not need."""
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -130,21 +130,28 @@ class Bundle:
         self._check_weights("generator", images)
         return images.unflatten(0, ws.shape[:-2])  # (B, 3, R, R) or (B, k, 3, R, R)
 
-    def upsample(self, lr: Tensor, k: int = 4, *, rng: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws k faces for each low-resolution face: `generate(encode(lr, k, rng))`.
+    def upsample(
+        self, lr: Tensor, k: int = 4, refine: int = 0, *, rng: np.random.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws k faces for each low-resolution face, `generate(encode(lr, k, rng))`, after a search if wanted.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
             k: Candidates per face.
+            refine: Steps of a search that brings each candidate closer to `lr`, see `search.refine`.
             rng: See `encode`.
 
         Returns:
             Faces (B, k, 3, R, R), about [-1, 1] but not clamped, and their codes (B, k, L, D).
 
         Raises:
-            ValueError: See `encode`.
+            ValueError: See `encode`; or if `refine` is negative.
         """
         ws = self.encode(lr, k, rng)
+        if refine:
+            from search.candidates import refine_codes  # late: it imports this package
+
+            ws = refine_codes(self, lr, ws, refine)
         return self.generate(ws), ws
 
     def _check_weights(self, network: str, output: Tensor) -> None:

@@ -103,7 +103,7 @@ print(tuple(images.shape), tuple(ws.shape))
     assert done.stdout.strip() == "(1, 2, 3, 64, 64) (1, 2, 10, 256)"
 
 
-@pytest.mark.parametrize("name", ["models", "data"])
+@pytest.mark.parametrize("name", ["models", "data", "search"])
 def test_another_package_of_the_same_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     hubconf._check_packages()
     other = types.ModuleType(name)

@@ -192,6 +192,14 @@ def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
         ["--device", "cuda:99"],
         ["--out", ""],
         ["--bundle", ""],
+        ["--refine", "-1"],
+        ["--epsilon", "0"],
+        ["--epsilon", "nan"],
+        ["--method", "pulse"],
+        ["--method", "rls", "--refine", "9"],
+        ["--method", "pulse", "--refine", "9", "--start", "mean"],
+        ["--start", "nowhere"],
+        ["--consistency", "rough"],
     ],
 )
 def test_wrong_options(options: list[str], run: Callable[..., int], tmp_path: Path) -> None:
@@ -521,6 +529,78 @@ def test_both_programs_ask_for_deterministic_kernels(run: Callable[..., int], tm
 
 def stopped(*arguments: object) -> None:
     raise ValueError("enough")
+
+
+def test_refined(run: Callable[..., int], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = picture(tmp_path / "face.png")
+    assert run(path, "--k", "2", out="plain") == 0
+    assert run(path, "--k", "2", "--refine", "3", out="a") == run(path, "--k", "2", "--refine", "3", out="b") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    plain, refined = (report_of(tmp_path / name / "face") for name in ("plain", "a"))
+    assert refined["search"] == {"method": "ours", "steps": 3} and "search" not in plain
+    assert refined["found"] == 0 and "0 of 2 found" in capsys.readouterr().out  # noise cannot be a face, but is written
+    for before, after in zip(plain["candidates"], refined["candidates"], strict=True):
+        assert after["downscaling_error"] < before["downscaling_error"]
+        assert after["steps"] >= 1 and after["generator_passes"] <= 11 and not after["within_epsilon"]
+    ws = np.load(tmp_path / "a" / "face" / "latents.npz")["ws"]
+    drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
+    assert torch.equal(drawn[1], to_uint8(read_image(tmp_path / "a" / "face" / "2.png")))
+    assert "search" in json.loads((tmp_path / "a" / "face" / "timing.json").read_text())
+
+
+def test_epsilon(run: Callable[..., int], tmp_path: Path) -> None:
+    """Candidates that are good enough from the start are left as they are."""
+    path = picture(tmp_path / "face.png")
+    assert run(path, "--k", "2", "--epsilon", "1", out="a") == 0
+    assert run(path, "--k", "2", "--epsilon", "1", "--refine", "2", out="b") == 0
+    first, second = (report_of(tmp_path / name / "face") for name in "ab")
+    assert first["epsilon"] == 1 and [c["within_epsilon"] for c in first["candidates"]] == [True, True]
+    assert second["found"] == 2 and [c["steps"] for c in second["candidates"]] == [0, 0]
+    for name in ("1.png", "2.png", "latents.npz"):
+        assert (tmp_path / "a" / "face" / name).read_bytes() == (tmp_path / "b" / "face" / name).read_bytes()
+
+
+def test_pulse(run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
+    options = ["--k", "2", "--method", "pulse", "--start", "random", "--refine", "2"]
+    path = picture(tmp_path / "face.png")
+    assert run(path, *options, out="a") == run(path, *options, out="b") == run(path, *options, "--seed", "1") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a")["face/1.png"] != contents(tmp_path / "out")["face/1.png"]
+    folder = tmp_path / "a" / "face"
+    assert (report_of(folder)["search"], report_of(folder)["start"]) == ({"method": "pulse", "steps": 2}, "random")
+    latents = np.load(folder / "latents.npz")
+    assert sorted(latents) == [f"noise_{i}" for i in range(7)] + ["ws"]
+    noise = [torch.from_numpy(latents[f"noise_{i}"]) for i in range(7)]
+    drawn = load_bundle(bundle).generator.synthesis(torch.from_numpy(latents["ws"]), noise=noise)
+    assert torch.equal(to_uint8(drawn.detach())[0], to_uint8(read_image(folder / "1.png")))
+
+
+@pytest.mark.parametrize("start", ["random", "mean"])
+def test_other_starts(start: str, run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
+    assert run(picture(tmp_path / "face.png"), "--k", "2", "--start", start) == 0
+    folder = tmp_path / "out" / "face"
+    assert report_of(folder)["start"] == start
+    ws = torch.from_numpy(np.load(folder / "latents.npz")["ws"])
+    assert torch.equal(ws[:, 0], ws[:, -1]) and not torch.equal(ws[0], ws[1])
+    w_avg = load_bundle(bundle).encoder.latents.w_avg
+    assert torch.allclose(ws[0, 0], w_avg) == (start == "mean")
+
+
+def test_exact_consistency(run: Callable[..., int], tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(100, 150, (8, 8, 3), dtype=np.uint8)  # so that nothing is clamped
+    Image.fromarray(grey).save(tmp_path / "face.png")
+    assert run(tmp_path / "face.png", "--k", "2", "--consistency", "exact") == 0
+    report = report_of(tmp_path / "out" / "face")
+    assert report["consistency"].startswith("exact: ")
+    assert all(candidate["downscaling_error"] < 1e-3 for candidate in report["candidates"])
+
+
+def test_progress_bar_on_a_terminal(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run(picture(tmp_path / "face.png"), "--k", "2", "--refine", "2") == 0
+    assert re.search(r"face\.png: 100%.* 4/4 ", capsys.readouterr().err)
 
 
 def test_names_with_any_letters(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

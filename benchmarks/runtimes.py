@@ -1,0 +1,147 @@
+"""Measures onnxruntime against torch: encoding and drawing in one process, and starting both programs from nothing.
+
+The two take turns, so that their ratio holds even where the times do not. A start runs the whole command on one face,
+after one start that is not counted, which brings the files into the system's cache.
+
+    python -m export.onnx --out exported
+    python benchmarks/runtimes.py --model exported
+    python benchmarks/runtimes.py --model exported --batches 1 --rounds 5 --starts 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from export.session import load_models  # noqa: E402
+from models.bundle import DEFAULT_BUNDLE, load_bundle  # noqa: E402
+
+LR_SIZE = 16
+
+
+def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Times calls in turns.
+
+    Args:
+        calls: What to time.
+        rounds: How often, after one round that is not counted.
+
+    Returns:
+        The median of each, in seconds.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds + 1):
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return [statistics.median(times[1:]) for times in seconds]
+
+
+def compare_networks(bundle_path: str, model: str, batches: Sequence[int], threads: int, rounds: int) -> None:
+    """Prints the times of encoding and drawing, per batch, and their ratio."""
+    torch.set_num_threads(threads)
+    bundle, models = load_bundle(bundle_path), load_models(model, threads)
+    rng = np.random.default_rng(0)
+    for batch in batches:
+        lr = rng.uniform(-1, 1, (batch, 3, LR_SIZE, LR_SIZE)).astype(np.float32)
+        ws = models.encode(lr)[:, 0]  # (B, L, D)
+        lr_tensor, ws_tensor = torch.from_numpy(lr), torch.from_numpy(ws)
+        for name, ours, theirs in (
+            ("encode", lambda x=lr_tensor: bundle.encode(x), lambda x=lr: models.encode(x)),
+            ("generate", lambda x=ws_tensor: bundle.generate(x), lambda x=ws: models.generate(x)),
+        ):
+            eager, exported = take_turns([ours, theirs], rounds)
+            print(f"| {name}, batch {batch} | {_ms(eager)} | {_ms(exported)} | {eager / exported:.2f} |", flush=True)
+
+
+def compare_starts(bundle_path: str, model: str, threads: int, starts: int) -> None:
+    """Prints how long each program takes from its start to the files of one face, and its peak memory."""
+    with tempfile.TemporaryDirectory() as holder:
+        face = Path(holder) / "face.png"
+        pixels = np.random.default_rng(0).integers(0, 256, (LR_SIZE, LR_SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(face)
+        common = [str(face), "--k", "1", "--out", str(Path(holder) / "out"), "--overwrite"]
+        bundle, exported = Path(bundle_path).resolve(), Path(model).resolve()
+        commands = [
+            [sys.executable, "infer.py", *common, "--bundle", str(bundle), "--device", "cpu"],
+            [sys.executable, "-m", "export.run", *common, "--model", str(exported), "--threads", str(threads)],
+        ]
+        peaks: list[float] = [0.0, 0.0]
+
+        def start(i: int) -> None:
+            peaks[i] = peak_megabytes(commands[i], threads)
+
+        eager, without = take_turns([lambda: start(0), lambda: start(1)], starts)
+    print(f"| start to one face | {_ms(eager)} | {_ms(without)} | {eager / without:.2f} |")
+    print(f"| peak memory | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB | {peaks[0] / peaks[1]:.2f} |")
+
+
+def peak_megabytes(command: Sequence[str], threads: int) -> float:
+    """Runs a command to its end.
+
+    Args:
+        command: The program and its arguments, in the repository's root.
+        threads: Of torch; onnxruntime takes its own option.
+
+    Returns:
+        The most memory that it held, in MB; NaN where the system does not tell.
+
+    Raises:
+        RuntimeError: If the command fails.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        if not hasattr(os, "wait4"):
+            status, peak = process.wait(), float("nan")
+        else:
+            _, waited, usage = os.wait4(process.pid, 0)
+            status = process.returncode = os.waitstatus_to_exitcode(waited)
+            peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
+        errors.seek(0)
+        if status:
+            raise RuntimeError(f"{' '.join(command)} ended with {status}: {errors.read()[-500:]}")
+    return peak
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: Command line without the program's name; that of the process if None.
+    """
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--bundle", default=str(DEFAULT_BUNDLE), help="what was exported (default: bundles/celeba64)")
+    parser.add_argument("--model", required=True, help="folder that export.onnx wrote")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=20, help="of encoding and drawing (default: 20)")
+    parser.add_argument("--starts", type=int, default=3, help="of each program, 0 for none (default: 3)")
+    args = parser.parse_args(arguments)
+    print(f"| {args.threads} threads | torch | onnxruntime | ratio |\n|---|---|---|---|", flush=True)
+    compare_networks(args.bundle, args.model, args.batches, args.threads, args.rounds)
+    if args.starts:
+        compare_starts(args.bundle, args.model, args.threads, args.starts)
+
+
+if __name__ == "__main__":
+    main()

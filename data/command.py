@@ -1,0 +1,157 @@
+"""What the commands that upsample faces have in common, without torch: lines for the user, inputs, the overview."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from data.picture_files import centre_square, from_bytes, read_pixels, to_bytes
+from data.pictures import is_overview, overview, save_overview
+from data.report import complete_file
+from data.taps import resize
+
+OVERVIEW_ROWS = 16
+MAX_REASON = 600  # characters
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """An input as it is upsampled.
+
+    Attributes:
+        image: The face (3, s, s) in [-1, 1], in steps of 8 bit as input.png holds it.
+        origin: Width and height of the picture in pixels.
+        cropped: Whether only its centre counts.
+    """
+
+    image: np.ndarray
+    origin: tuple[int, int]
+    cropped: bool
+
+
+@dataclass(frozen=True)
+class Face:
+    """What one input became.
+
+    Attributes:
+        title: Its title in the overview.
+        lr: The low-resolution face (3, s, s) in [-1, 1].
+        images: Its candidates (k, 3, R, R) in [-1, 1].
+        errors: Their downscaling errors.
+        folder: Where they were written.
+    """
+
+    title: str
+    lr: np.ndarray
+    images: np.ndarray
+    errors: list[float]
+    folder: Path
+
+
+def low_resolution(path: Path | str, lr_sizes: tuple[int, int], downscale: int | None) -> LowResolution:
+    """Reads a picture and makes it the low-resolution face that is upsampled.
+
+    Args:
+        path: The picture.
+        lr_sizes: Smallest and largest size in pixels that the bundle takes.
+        downscale: Size in pixels to downscale it to first, None to take it as it is.
+
+    Returns:
+        The face.
+
+    Raises:
+        ValueError: If the picture cannot be read, or is too small or too large.
+    """
+    image = read_pixels(path)
+    height, width = image.shape[-2:]
+    rows, columns = centre_square(height, width)
+    image = image[:, rows, columns]
+    size = image.shape[-1]
+    smallest, largest = lr_sizes
+    if size < smallest:
+        raise ValueError(
+            f"{width} x {height} px is less than the {smallest} px that this bundle takes; use a larger picture"
+        )
+    if downscale is None and size > largest:
+        raise ValueError(
+            f"{width} x {height} px is more than the {largest} px that this bundle takes; "
+            "--downscale PX makes a low-resolution face of it first, such as --downscale 16"
+        )
+    if downscale is not None and size < downscale:
+        raise ValueError(f"{width} x {height} px cannot be downscaled to {downscale} px; leave out --downscale for it")
+    if downscale is not None:
+        image = resize(image, downscale)
+    return LowResolution(from_bytes(to_bytes(image)), (width, height), height != width)
+
+
+def write_overview(faces: Sequence[Face], out: Path, overwrite: bool) -> bool:
+    """Draws the overview of the faces that were written, and says what to look at.
+
+    Args:
+        faces: The first OVERVIEW_ROWS of them.
+        out: The folder that gets overview.png.
+        overwrite: Replace the overview of an earlier call.
+
+    Returns:
+        Whether all went well.
+    """
+    if not faces:
+        return True
+    target = out / "overview.png"
+    first = faces[0].folder / "grid.png"
+    try:
+        finished = not os.path.lexists(target) or is_overview(target)
+        if not finished:
+            complain(f"{target}: is not a result of infer.py; move it or use --out")
+        elif target.exists() and not overwrite:
+            complain(f"note: {target} is of an earlier call and stays; --overwrite replaces it")
+        else:
+            with complete_file(target) as partial:
+                save_overview(overview([(face.title, face.lr, face.images) for face in faces]), partial)
+            first = target if len(faces) > 1 else first
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        complain(f"{target}: could not be written ({reason_of(error)}); the faces are complete")
+        finished = False
+    say(f"Open {first}")
+    return finished
+
+
+def line_of(path: Path, face: Face) -> str:
+    """Says in one line what became of an input."""
+    errors = [f"{error:.1e}" for error in face.errors]
+    shown = " ".join(errors) if len(errors) <= 4 else f"{min(face.errors):.1e} to {max(face.errors):.1e}"
+    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown} -> {face.folder}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Says what went wrong in one line; some errors come without words, or with a page of them."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; close other programs"
+    text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
+
+
+def say(text: str) -> None:
+    """Prints a line of results."""
+    _print(text, sys.stdout)
+
+
+def complain(text: str) -> None:
+    """Prints a line about what went wrong."""
+    _print(text, sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Prints a line, with escapes for what the stream cannot show: file names may hold any bytes."""
+    encoding = stream.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; the faces are written nevertheless
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

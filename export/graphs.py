@@ -1,0 +1,206 @@
+"""The graphs that are exported: an encoder and a generator whose every input is an array, and their ONNX files.
+
+encoder.onnx: canvas (B, 3, C, C), lr_size (B,), noise (B, n, D) -> best (B, L, D), ws (B, n + 1, L, D).
+    Faces arrive on the canvas, so that one batch may mix sizes; the random part arrives as noise, so that the graph
+    itself is deterministic.
+generator.onnx: ws (B, L, D), and noise maps where wanted -> images (B, 3, R, R).
+    The noise maps are inputs whose defaults are the stored maps: a caller who leaves them out gets constant noise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from export.metadata import ENCODER, GENERATOR, Metadata, to_props
+from models.bundle import Bundle
+from models.encoder import Encoder
+from models.generator import Generator
+
+OPSET = 18  # the oldest that torch's exporter writes by itself; newer ones shut out older runtimes for nothing
+_BATCH, _SAMPLES, _NOISE_BATCH = "batch", "samples", "noise_batch"
+
+
+class EncoderGraph(nn.Module):
+    """The encoder with its random numbers as an input.
+
+    Args:
+        encoder: The encoder.
+    """
+
+    places: Tensor
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("places", encoder.spread_sizes.log2())
+        self.ends = float(self.places[0]), float(self.places[-1])
+
+    def forward(self, canvas: Tensor, lr_size: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes faces.
+
+        Args:
+            canvas: LR faces (B, 3, C, C) in [-1, 1], as `Encoder.on_canvas` gives them.
+            lr_size: Their LR sizes in pixels (B,).
+            noise: Standard normal (B, n, D).
+
+        Returns:
+            The best guesses (B, L, D), and the codes (B, n + 1, L, D), the best guess first.
+        """
+        best = self.encoder.best_guess(canvas, lr_size)
+        # `Encoder.spread_at` for tensors: the rows are an octave apart, and a hat function weighs the two nearest.
+        octave = lr_size.log2().clamp(*self.ends)  # (B,)
+        hats = (1 - (octave[:, None] - self.places).abs()).clamp(min=0)  # (B, rows)
+        spread = hats @ self.encoder.spread  # (B, L)
+        return best, self.encoder.mix(best, noise, spread[:, :, None])  # the axis more keeps faces apart from layers
+
+
+class GeneratorGraph(nn.Module):
+    """The synthesis network with its noise maps as inputs.
+
+    Args:
+        generator: The generator.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.synthesis = generator.synthesis
+
+    def forward(self, ws: Tensor, noise: list[Tensor]) -> Tensor:
+        """Draws images (B, 3, R, R) from codes (B, L, D), with one noise map (1, 1, H, W) per layer."""
+        return self.synthesis(ws, noise=noise)
+
+
+def write_encoder(bundle: Bundle, folder: Path) -> None:
+    """Exports the encoder of a bundle as encoder.onnx.
+
+    Args:
+        bundle: On the CPU.
+        folder: Gets the file.
+    """
+    encoder = bundle.encoder
+    # Sizes of an example; no two are equal, and none is 1, which the exporter would take for a constant.
+    example = {
+        "canvas": torch.zeros(2, 3, encoder.canvas, encoder.canvas),
+        "lr_size": torch.full((2,), float(bundle.lr_sizes[1])),
+        "noise": torch.zeros(2, 3, encoder.w_dim),
+    }
+    batch, samples = torch.export.Dim(_BATCH, min=1, max=2**16), torch.export.Dim(_SAMPLES, min=1, max=2**16)
+    shapes = {"canvas": {0: batch}, "lr_size": {0: batch}, "noise": {0: batch, 1: samples}}
+    model = _export(EncoderGraph(encoder), example, shapes, list(example), ["best", "ws"])
+    _save(model, describe(bundle, "encoder"), folder / ENCODER)
+
+
+def write_generator(bundle: Bundle, folder: Path) -> None:
+    """Exports the generator of a bundle as generator.onnx.
+
+    Args:
+        bundle: On the CPU.
+        folder: Gets the file.
+    """
+    generator = bundle.generator
+    stored = [layer.noise_const[None, None].clone() for layer in generator.synthesis.layers]
+    names = [f"noise_{i}" for i in range(len(stored))]
+    example = {"ws": torch.zeros(2, generator.num_ws, generator.w_dim), "noise": stored}
+    shapes = {"ws": {0: torch.export.Dim(_BATCH, min=1, max=2**16)}, "noise": [{} for _ in stored]}
+    model = _export(GeneratorGraph(generator), example, shapes, ["ws", *names], ["images"])
+    _give_defaults(model, dict(zip(names, stored, strict=True)))
+    _save(model, describe(bundle, "generator"), folder / GENERATOR)
+
+
+def describe(bundle: Bundle, role: str) -> Metadata:
+    """Says what a model of a bundle is.
+
+    Args:
+        bundle: The bundle.
+        role: "encoder" or "generator".
+
+    Returns:
+        Its metadata.
+    """
+    encoder, size = bundle.encoder, bundle.resolution
+    layers, width, canvas = encoder.num_ws, encoder.w_dim, encoder.canvas
+    smallest, largest = bundle.lr_sizes
+    codes = f"float32 ({{}}, {layers}, {width}), style codes"
+    values = {
+        "encoder": {
+            "canvas": f"float32 (batch, 3, {canvas}, {canvas}), RGB in [-1, 1], the low-resolution face resized "
+            "bicubically (a = -0.5, reflected borders)",
+            "lr_size": f"float32 (batch,), its size before that in pixels, {smallest} to {largest}",
+            "noise": f"float32 (batch, samples, {width}), standard normal, one row for each further candidate",
+            "best": codes.format("batch") + " of the best guess",
+            "ws": codes.format("batch, 1 + samples") + ", the best guess first",
+        },
+        "generator": {
+            "ws": codes.format("batch"),
+            "noise_0, noise_1, …": "float32 (batch or 1, 1, height, width), standard normal, one per layer from coarse "
+            "to fine; left out, the stored maps count",
+            "images": f"float32 (batch, 3, {size}, {size}), RGB, about [-1, 1] but not clamped",
+        },
+    }
+    return Metadata(
+        role=role,
+        name=bundle.name,
+        bundle_sha256=bundle.hash,
+        resolution=size,
+        lr_sizes=bundle.lr_sizes,
+        canvas=canvas,
+        num_ws=layers,
+        w_dim=width,
+        licence=bundle.info["licence"],
+        training_data=bundle.info["training_data"],
+        values=values[role],
+    )
+
+
+def _export(
+    graph: nn.Module, example: dict[str, Any], shapes: dict[str, Any], inputs: list[str], outputs: list[str]
+) -> onnx.ModelProto:
+    """Traces a graph and turns it into an ONNX model."""
+    with warnings.catch_warnings():
+        # Inputs that share the batch are to share its name, which the exporter finds worth telling.
+        warnings.filterwarnings("ignore", message=".*axis name.*will not be used")
+        program = torch.onnx.export(
+            graph.eval(),
+            kwargs=example,
+            dynamo=True,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program; it is made for torch 2.11 and later.")
+    return program.model_proto
+
+
+def _give_defaults(model: onnx.ModelProto, defaults: dict[str, Tensor]) -> None:
+    """Makes inputs optional, and lets their batch differ from that of the codes: one map for all, or one for each."""
+    for value in model.graph.input:
+        if value.name in defaults:
+            value.type.tensor_type.shape.dim[0].dim_param = _NOISE_BATCH
+            model.graph.initializer.append(onnx.numpy_helper.from_array(defaults[value.name].numpy(), value.name))
+
+
+def _save(model: onnx.ModelProto, about: Metadata, path: Path) -> None:
+    """Writes a model with its metadata, without what the exporter notes about our source files."""
+    graph = model.graph
+    del graph.value_info[:]  # inferred for a noise batch of 1; onnxruntime infers shapes anew
+    for node in graph.node:
+        node.ClearField("metadata_props")  # stack traces, with the paths of this machine
+        node.ClearField("doc_string")
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+    graph.ClearField("metadata_props")
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, to_props(about))
+    model.producer_name, model.producer_version = "amortized-pulse", f"torch {torch.__version__}"
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

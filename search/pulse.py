@@ -1,0 +1,158 @@
+"""PULSE (Menon et al. 2020) as published: projected gradient descent on the sphere of the Gaussianised W+.
+
+    100 · max(‖D(g(w)) − y‖², ε) + 0.05 · GEOCROSS(w),    w = lrelu₀.₂(σ u + μ)
+
+with the mean square in units of [0, 1], u (L, D) on the spheres of its start, Adam at 0.4 times a cycle that ends in a
+drop, and noise maps: the first ones trained, each on its own sphere, the last one zero.
+
+Unlike the published code, a row ends once it is within ε, and the evaluation with the smallest error is kept; the code
+goes on with the geodesic term alone, and hands out its last face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.generator import SynthesisNetwork
+from search.loop import Codes, Found, Problem, Rows, Step, search
+from search.optimisers import Adam
+from search.sphere import GaussianMap, OnSphere, geodesic_cross_as_published
+
+NOISE_KINDS = ("zero", "fixed", "trainable")
+
+
+@dataclass(frozen=True)
+class PulseSettings:
+    """The settings of PULSE; the defaults are the published code's.
+
+    Attributes:
+        epsilon: Tolerance ε of the downscaling error.
+        steps: Steps at most.
+        learning_rate: Peak of the schedule.
+        l2: Weight of the downscaling error.
+        geocross: Weight of the geodesic cross loss.
+        noise: "zero", "fixed" (random) or "trainable" (random, the first maps are searched).
+        trainable_maps: How many.
+
+    Raises:
+        ValueError: If the kind of noise is unknown.
+    """
+
+    epsilon: float = 2e-3
+    steps: int = 100
+    learning_rate: float = 0.4
+    l2: float = 100.0
+    geocross: float = 0.05
+    noise: str = "trainable"
+    trainable_maps: int = 5
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        if self.noise not in NOISE_KINDS:
+            raise ValueError(f"Expected noise to be one of {', '.join(NOISE_KINDS)}, got {self.noise!r}.")
+
+
+PRESETS = {"code": PulseSettings(), "paper": PulseSettings(epsilon=1e-3)}
+
+
+def cycle_with_drop(number: float, steps: int) -> float:
+    """The schedule's factor: from 0.1 up to 1 and back in 90 % of the steps, then down to 0.001.
+
+    Args:
+        number: The step, from 0.
+        steps: Steps in all.
+
+    Returns:
+        The factor of the learning rate, "linear1cycledrop" in the published code.
+    """
+    cycle = 0.9 * steps
+    if number < cycle:
+        return 0.1 + 0.9 * (1 - abs(2 * number / cycle - 1))
+    return 0.1 + (number - cycle) / (0.1 * steps) * (0.001 - 0.1)
+
+
+def pulse_noise(synthesis: SynthesisNetwork, rngs: list[np.random.Generator], kind: str) -> list[Tensor]:
+    """Draws a noise map per layer and row, (N, 1, H, W): standard normal, or zero; the last is zero in any case.
+
+    Args:
+        synthesis: The network that they are for.
+        rngs: Source of each row's numbers.
+        kind: See `PulseSettings.noise`.
+    """
+    device = synthesis.layers[0].noise_const.device
+    maps = []
+    for i, layer in enumerate(synthesis.layers):
+        shape = (1, layer.resolution, layer.resolution)
+        if kind == "zero" or i == synthesis.num_layers - 1:
+            maps.append(torch.zeros(len(rngs), *shape, device=device))
+        else:
+            drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
+            maps.append(torch.from_numpy(drawn).to(device))
+    return maps
+
+
+def pulse_problem(
+    synthesis: SynthesisNetwork, to_w: GaussianMap, operator: Callable[[Tensor], Tensor], settings: PulseSettings
+) -> Problem:
+    """States PULSE for `search.loop`: variables "u" and the searched maps, the other maps constant, as "noise 0" ….
+
+    Args:
+        synthesis: The network that draws.
+        to_w: The Gaussianised W.
+        operator: The downscaling D.
+        settings: Weights and ε.
+
+    Returns:
+        The problem.
+    """
+
+    def decode(variables: Rows, constants: Rows) -> Codes:
+        maps = variables | constants
+        return Codes(to_w.to_w(variables["u"]), [maps[f"noise {i}"] for i in range(synthesis.num_layers)])
+
+    def loss(variables: Rows, codes: Codes, residuals: Tensor) -> Tensor:
+        error = residuals.square().sum(dim=1).clamp(min=settings.epsilon)
+        return settings.l2 * error + settings.geocross * geodesic_cross_as_published(codes.ws)
+
+    return Problem(decode, synthesis, operator, loss=loss)
+
+
+def pulse(
+    synthesis: SynthesisNetwork,
+    to_w: GaussianMap,
+    operator: Callable[[Tensor], Tensor],
+    target: Tensor,
+    start: Tensor,
+    noise: list[Tensor],
+    settings: PulseSettings = PRESETS["paper"],
+    callback: Callable[[Step], None] | None = None,
+    at_once: int | None = None,
+) -> Found:
+    """Searches with PULSE.
+
+    Args:
+        synthesis: The network that draws.
+        to_w: The Gaussianised W.
+        operator: The downscaling D.
+        target: LR pictures (N, 3, s, s) in [-1, 1], one per row.
+        start: Where to start, u (N, L, D); standard normal in the paper. Every style stays at its own length.
+        noise: Maps (N, 1, H, W) per layer, see `pulse_noise`.
+        settings: One of `PRESETS`, or others.
+        callback: See `search.loop.search`.
+        at_once: See `search.loop.search`.
+
+    Returns:
+        The best of each row; whether it was found says its error. "Not found" is a face all the same.
+    """
+    searched = min(settings.trainable_maps, len(noise) - 1) if settings.noise == "trainable" else 0
+    maps = {f"noise {i}": tensor for i, tensor in enumerate(noise)}
+    variables = {"u": start} | {name: maps.pop(name) for name in list(maps)[:searched]}
+    rate = settings.learning_rate
+    optimiser = OnSphere(Adam(lambda number: rate * cycle_with_drop(number, settings.steps)))
+    problem = pulse_problem(synthesis, to_w, operator, settings)
+    return search(problem, variables, maps, target, optimiser, settings.steps, settings.epsilon, callback, at_once)

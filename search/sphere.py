@@ -1,0 +1,131 @@
+"""PULSE's geometry: the Gaussianised W, the sphere that its codes stay on, and the angles between styles.
+
+A vector of D standard normal numbers lies near the sphere of radius √D. PULSE keeps every style there, at the radius
+that it started with, in coordinates in which the generator's own codes are nearly standard normal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.latents import LatentStatistics, gaussianize, ungaussianize
+from search.loop import Optimiser, Point, Rows
+
+_INSIDE_ROOT = 1e-9  # as in the published code: keeps the gradients of norms finite at zero
+
+
+@dataclass(frozen=True)
+class GaussianMap:
+    """PULSE's map from standard normal u to codes, w = lrelu₀.₂(σ u + μ), with μ and σ those of v = lrelu₅(w).
+
+    Attributes:
+        mean: μ (D,).
+        std: σ (D,), above 0.
+
+    References:
+        Menon et al. 2020, section 3.3.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, statistics: LatentStatistics) -> GaussianMap:
+        """Takes the mean and the diagonal of the covariance; `LatentStatistics.fit` measures both on mapped samples."""
+        return cls(statistics.mean, statistics.factor.square().sum(dim=1).sqrt())
+
+    def to_w(self, u: Tensor) -> Tensor:
+        """Maps (…, D) to codes w (…, D)."""
+        return ungaussianize(u * self.std + self.mean)
+
+    def from_w(self, w: Tensor) -> Tensor:
+        """The inverse of `to_w`."""
+        return (gaussianize(w) - self.mean) / self.std
+
+
+def radius(x: Tensor) -> Tensor:
+    """The length of each row's styles, or of its noise map: r = √(Σ x² + 1e-9) over all but the first two dimensions.
+
+    Args:
+        x: Codes (N, L, D) or noise maps (N, 1, H, W).
+
+    Returns:
+        Lengths (N, L, 1) or (N, 1, 1, 1).
+    """
+    return (x.square().sum(dim=tuple(range(2, x.ndim)), keepdim=True) + _INSIDE_ROOT).sqrt()
+
+
+class OnSphere:
+    """Keeps every variable on the sphere of its start's own radius, x ← r₀ x / ‖x‖ after each step of an optimiser.
+
+    Args:
+        optimiser: Takes the steps.
+
+    References:
+        Menon et al. 2020, the published code's SphericalOptimizer.
+    """
+
+    def __init__(self, optimiser: Optimiser) -> None:
+        self.optimiser = optimiser
+
+    @property
+    def passes(self) -> int:
+        """Those of the optimiser."""
+        return self.optimiser.passes
+
+    def start(self, variables: Rows) -> Rows:
+        """The optimiser's state, with the radii."""
+        return self.optimiser.start(variables) | {f"radius {name}": radius(x) for name, x in variables.items()}
+
+    def step(self, number: int, point: Point, state: Rows) -> tuple[Rows, Rows]:
+        """Takes the optimiser's step and projects."""
+        radii = {name: r for name, r in state.items() if name.startswith("radius ")}
+        variables, state = self.optimiser.step(number, point, state)
+        return {name: x / radius(x) * radii[f"radius {name}"] for name, x in variables.items()}, state | radii
+
+
+def squared_angles(ws: Tensor) -> Tensor:
+    """Measures the squared angle between any two styles, θ = 2 atan2(‖a − b‖, ‖a + b‖), for codes of equal length.
+
+    Args:
+        ws: Codes (N, L, D).
+
+    Returns:
+        θ² (N, L, L), radians².
+    """
+    a, b = ws[:, :, None], ws[:, None]
+    apart = ((a - b).square().sum(dim=3) + _INSIDE_ROOT).sqrt()
+    together = ((a + b).square().sum(dim=3) + _INSIDE_ROOT).sqrt()
+    return (2 * torch.atan2(apart, together)).square()
+
+
+def geodesic_cross(ws: Tensor) -> Tensor:
+    """The geodesic cross loss as the paper writes it, Σ_{i<j} θ_ij².
+
+    Args:
+        ws: Codes (N, L, D).
+
+    Returns:
+        Loss per row (N,).
+
+    References:
+        Menon et al. 2020, GEOCROSS in the supplement.
+    """
+    return torch.triu(squared_angles(ws), diagonal=1).sum(dim=(1, 2))
+
+
+def geodesic_cross_as_published(ws: Tensor) -> Tensor:
+    """The geodesic cross loss at the scale of the published code, 512 / 8 · mean of θ_ij² over all ordered pairs.
+
+    The weight 0.05 belongs to this scale. A style's zero angle to itself counts as a pair.
+
+    Args:
+        ws: Codes (N, L, D), after the map to W.
+
+    Returns:
+        Loss per row (N,).
+    """
+    return squared_angles(ws).mean(dim=(1, 2)) * (512 / 8)
