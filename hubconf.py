@@ -45,7 +45,7 @@ _check_packages()
 import models.bundle  # noqa: E402
 import models.encoder  # noqa: E402
 import models.weights.cards  # noqa: E402
-import search.candidates  # noqa: E402
+import search.candidates  # noqa: E402, F401
 
 
 def generator(path_or_name: str = "celeba64", device: torch.device | str = "cpu") -> Generator:
