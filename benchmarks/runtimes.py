@@ -31,6 +31,18 @@ from export.session import load_models  # noqa: E402
 from models.bundle import DEFAULT_BUNDLE, load_bundle  # noqa: E402
 
 LR_SIZE = 16
+# A process starts with the peak of the one that it was forked from, so that a small one has to start what is measured.
+LAUNCHER = """
+import subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+try:
+    import resource
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
+except ImportError:  # Windows
+    print("nan")
+sys.exit(status)
+"""
 
 
 def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
@@ -81,17 +93,15 @@ def compare_starts(bundle_path: str, model: str, threads: int, starts: int) -> N
             [sys.executable, "infer.py", *common, "--bundle", str(bundle), "--device", "cpu"],
             [sys.executable, "-m", "export.run", *common, "--model", str(exported), "--threads", str(threads)],
         ]
-        peaks: list[float] = [0.0, 0.0]
-
-        def start(i: int) -> None:
-            peaks[i] = peak_megabytes(commands[i], threads)
-
-        eager, without = take_turns([lambda: start(0), lambda: start(1)], starts)
+        eager, without = take_turns(
+            [lambda: run_once(commands[0], threads), lambda: run_once(commands[1], threads)], starts
+        )
+        peaks = [float(run_once([sys.executable, "-c", LAUNCHER, *command], threads)) for command in commands]
     print(f"| start to one face | {_ms(eager)} | {_ms(without)} | {eager / without:.2f} |")
     print(f"| peak memory | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB | {peaks[0] / peaks[1]:.2f} |")
 
 
-def peak_megabytes(command: Sequence[str], threads: int) -> float:
+def run_once(command: Sequence[str], threads: int) -> str:
     """Runs a command to its end.
 
     Args:
@@ -99,24 +109,16 @@ def peak_megabytes(command: Sequence[str], threads: int) -> float:
         threads: Of torch; onnxruntime takes its own option.
 
     Returns:
-        The most memory that it held, in MB; NaN where the system does not tell.
+        What it printed.
 
     Raises:
         RuntimeError: If the command fails.
     """
-    with tempfile.TemporaryFile("w+") as errors:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
-        if not hasattr(os, "wait4"):
-            status, peak = process.wait(), float("nan")
-        else:
-            _, waited, usage = os.wait4(process.pid, 0)
-            status = process.returncode = os.waitstatus_to_exitcode(waited)
-            peak = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
-        errors.seek(0)
-        if status:
-            raise RuntimeError(f"{' '.join(command)} ended with {status}: {errors.read()[-500:]}")
-    return peak
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
+    return done.stdout
 
 
 def _ms(seconds: float) -> str:
