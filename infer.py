@@ -38,24 +38,30 @@ earlier call wrote, and nothing else. A search that does not come within --epsil
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor
 
+from data.command import (
+    OVERVIEW_ROWS,
+    Face,
+    check_size,
+    complain,
+    line_of,
+    reason_of,
+    say,
+    warn_of_crop,
+    write_overview,
+)
 from data.operator import Downscale, downscaling_error
-from data.pictures import is_overview, overview, save_overview
 from data.reading import find_images, from_uint8, read_image, square, to_uint8
 from data.report import (
     MAX_K,
     check_free,
-    complete_file,
     complete_or_nothing,
     folder_names,
     make_report,
@@ -70,24 +76,7 @@ from search.command import add_search_options, read_plan, search_bar, tell_of_se
 from search.consistency import make_consistent
 from search.loop import draw
 
-OVERVIEW_ROWS = 16
-MAX_REASON = 600  # characters
 BAR_FROM = 4  # faces; fewer are done before a progress bar helps
-
-
-@dataclass(frozen=True)
-class Face:
-    """What one input became: its title, LR picture (3, s, s), candidates (k, 3, R, R), their errors, its folder.
-
-    `found` counts the candidates within --epsilon, None if nothing was searched.
-    """
-
-    title: str
-    lr: Tensor
-    images: Tensor
-    errors: list[float]
-    folder: Path
-    found: int | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except KeyboardInterrupt:
-        _complain("interrupted; the faces that were finished stay")
+        complain("interrupted; the faces that were finished stay")
         return 130
 
 
@@ -113,22 +102,22 @@ def _run(arguments: Sequence[str] | None) -> int:
     use_deterministic_kernels()  # the same command is to write the same bytes
     found = find_images(args.inputs)
     for path, remark in found.skipped:
-        _complain(f"note: {path}: {remark}")
+        complain(f"note: {path}: {remark}")
     for path, reason in found.problems:
-        _complain(f"{path}: {reason}")
+        complain(f"{path}: {reason}")
     if not found.images:
-        _complain("nothing to do: no picture was found")
+        complain("nothing to do: no picture was found")
         return 1
     try:
         bundle = load_bundle(args.bundle, device)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        _complain(f"the bundle {args.bundle} cannot be used: {_reason(error)}")
+        complain(f"the bundle {args.bundle} cannot be used: {reason_of(error)}")
         return 1
     smallest, largest = bundle.lr_sizes
     if args.downscale is not None and not smallest <= args.downscale <= largest:
         parser.error(f"--downscale: expected {smallest} to {largest} px for this bundle, got {args.downscale}")
     faces, failed = _upsample_all(found.images, bundle, args)
-    finished = _finish(faces, args)
+    finished = write_overview(faces, args.out, args.overwrite)
     return int(bool(found.problems) or failed > 0 or not finished)
 
 
@@ -199,10 +188,10 @@ def _upsample_all(paths: list[Path], bundle: Bundle, args: argparse.Namespace) -
             face = _upsample_one(path, args.out / name, bundle, args)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed += 1
-            reason = _reason(error)
-            _complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
+            reason = reason_of(error)
+            complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
             continue
-        _say(_line(path, face))
+        say(line_of(path, face))
         if len(faces) < OVERVIEW_ROWS:
             faces.append(face)
     return faces, failed
@@ -256,67 +245,12 @@ def _low_resolution(path: Path, lr_sizes: tuple[int, int], downscale: int | None
     """
     image = read_image(path)
     height, width = image.shape[-2:]
-    image, cropped = square(image)
-    size = image.shape[-1]
-    smallest, largest = lr_sizes
-    if size < smallest:
-        raise ValueError(
-            f"{width} x {height} px is less than the {smallest} px that this bundle takes; use a larger picture"
-        )
-    if downscale is None and size > largest:
-        raise ValueError(
-            f"{width} x {height} px is more than the {largest} px that this bundle takes; "
-            "--downscale PX makes a low-resolution face of it first, such as --downscale 16"
-        )
-    if downscale is not None and size < downscale:
-        raise ValueError(f"{width} x {height} px cannot be downscaled to {downscale} px; leave out --downscale for it")
-    if cropped:
-        _complain(f"warning: {path}: {width} x {height} px is not square; only its centre of {size} x {size} px counts")
+    image, _ = square(image)
+    check_size(width, height, lr_sizes, downscale)
+    warn_of_crop(path, width, height)
     if downscale is not None:
         image = Downscale(downscale)(image[None])[0]
     return from_uint8(to_uint8(image)), [width, height]
-
-
-def _finish(faces: list[Face], args: argparse.Namespace) -> bool:
-    """Draws the overview and says what to look at.
-
-    Returns:
-        Whether all went well.
-    """
-    if not faces:
-        return True
-    target = args.out / "overview.png"
-    first = faces[0].folder / "grid.png"
-    try:
-        finished = not os.path.lexists(target) or is_overview(target)
-        if not finished:
-            _complain(f"{target}: is not a result of infer.py; move it or use --out")
-        elif target.exists() and not args.overwrite:
-            _complain(f"note: {target} is of an earlier call and stays; --overwrite replaces it")
-        else:
-            with complete_file(target) as partial:
-                save_overview(overview([(face.title, face.lr, face.images) for face in faces]), partial)
-            first = target if len(faces) > 1 else first
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        _complain(f"{target}: could not be written ({_reason(error)}); the faces are complete")
-        finished = False
-    _say(f"Open {first}")
-    return finished
-
-
-def _reason(error: BaseException) -> str:
-    """Says what went wrong in one line; some errors come without words, or with a page of them."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory; close other programs"
-    text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
-
-
-def _line(path: Path, face: Face) -> str:
-    errors = [f"{error:.1e}" for error in face.errors]
-    shown = " ".join(errors) if len(errors) <= 4 else f"{min(face.errors):.1e} to {max(face.errors):.1e}"
-    search = "" if face.found is None else f", {face.found} of {len(errors)} found"
-    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown}{search} -> {face.folder}"
 
 
 def _progress(items: list[tuple[Path, str]]) -> Iterable[tuple[Path, str]]:
@@ -325,28 +259,6 @@ def _progress(items: list[tuple[Path, str]]) -> Iterable[tuple[Path, str]]:
     from tqdm import tqdm
 
     return tqdm(items, unit="face")
-
-
-def _say(text: str) -> None:
-    _print(text, sys.stdout)
-
-
-def _complain(text: str) -> None:
-    _print(text, sys.stderr)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    """Prints a line, with escapes for what the stream cannot show: file names may hold any bytes."""
-    encoding = stream.encoding or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        if "tqdm" in sys.modules and sys.stderr.isatty():
-            sys.modules["tqdm"].tqdm.write(text, file=stream)  # above the bar
-        else:
-            print(text, file=stream)
-        stream.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; the faces are written nevertheless
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from data.picture_files import centre_square, from_bytes, read_pixels, to_bytes
 from data.pictures import is_overview, overview, save_overview
 from data.report import complete_file
 from data.taps import resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OVERVIEW_ROWS = 16
 MAX_REASON = 600  # characters
@@ -27,12 +30,10 @@ class LowResolution:
     Attributes:
         image: The face (3, s, s) in [-1, 1], in steps of 8 bit as input.png holds it.
         origin: Width and height of the picture in pixels.
-        cropped: Whether only its centre counts.
     """
 
     image: np.ndarray
     origin: tuple[int, int]
-    cropped: bool
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,49 @@ class Face:
         images: Its candidates (k, 3, R, R) in [-1, 1].
         errors: Their downscaling errors.
         folder: Where they were written.
+        found: How many candidates a search brought within its tolerance, None if nothing was searched.
     """
 
     title: str
-    lr: np.ndarray
-    images: np.ndarray
+    lr: np.ndarray | Tensor
+    images: np.ndarray | Tensor
     errors: list[float]
     folder: Path
+    found: int | None = None
+
+
+def check_size(width: int, height: int, lr_sizes: tuple[int, int], downscale: int | None) -> None:
+    """Checks that a picture can be upsampled.
+
+    Args:
+        width: Of the picture in pixels.
+        height: Of the picture in pixels.
+        lr_sizes: Smallest and largest size in pixels that the bundle takes.
+        downscale: Size in pixels that it is downscaled to first, None to take it as it is.
+
+    Raises:
+        ValueError: If its centre square is too small or too large.
+    """
+    size = min(width, height)
+    smallest, largest = lr_sizes
+    if size < smallest:
+        raise ValueError(
+            f"{width} x {height} px is less than the {smallest} px that this bundle takes; use a larger picture"
+        )
+    if downscale is None and size > largest:
+        raise ValueError(
+            f"{width} x {height} px is more than the {largest} px that this bundle takes; "
+            "--downscale PX makes a low-resolution face of it first, such as --downscale 16"
+        )
+    if downscale is not None and size < downscale:
+        raise ValueError(f"{width} x {height} px cannot be downscaled to {downscale} px; leave out --downscale for it")
+
+
+def warn_of_crop(path: Path | str, width: int, height: int) -> None:
+    """Says that only the centre of a picture counts, if it is not square."""
+    if width != height:
+        size = min(width, height)
+        complain(f"warning: {path}: {width} x {height} px is not square; only its centre of {size} x {size} px counts")
 
 
 def low_resolution(path: Path | str, lr_sizes: tuple[int, int], downscale: int | None) -> LowResolution:
@@ -72,22 +109,10 @@ def low_resolution(path: Path | str, lr_sizes: tuple[int, int], downscale: int |
     height, width = image.shape[-2:]
     rows, columns = centre_square(height, width)
     image = image[:, rows, columns]
-    size = image.shape[-1]
-    smallest, largest = lr_sizes
-    if size < smallest:
-        raise ValueError(
-            f"{width} x {height} px is less than the {smallest} px that this bundle takes; use a larger picture"
-        )
-    if downscale is None and size > largest:
-        raise ValueError(
-            f"{width} x {height} px is more than the {largest} px that this bundle takes; "
-            "--downscale PX makes a low-resolution face of it first, such as --downscale 16"
-        )
-    if downscale is not None and size < downscale:
-        raise ValueError(f"{width} x {height} px cannot be downscaled to {downscale} px; leave out --downscale for it")
+    check_size(width, height, lr_sizes, downscale)
     if downscale is not None:
         image = resize(image, downscale)
-    return LowResolution(from_bytes(to_bytes(image)), (width, height), height != width)
+    return LowResolution(from_bytes(to_bytes(image)), (width, height))
 
 
 def write_overview(faces: Sequence[Face], out: Path, overwrite: bool) -> bool:
@@ -126,7 +151,8 @@ def line_of(path: Path, face: Face) -> str:
     """Says in one line what became of an input."""
     errors = [f"{error:.1e}" for error in face.errors]
     shown = " ".join(errors) if len(errors) <= 4 else f"{min(face.errors):.1e} to {max(face.errors):.1e}"
-    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown} -> {face.folder}"
+    search = "" if face.found is None else f", {face.found} of {len(errors)} found"
+    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown}{search} -> {face.folder}"
 
 
 def reason_of(error: BaseException) -> str:
@@ -152,6 +178,10 @@ def _print(text: str, stream: TextIO) -> None:
     encoding = stream.encoding or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        print(text, file=stream, flush=True)
+        if "tqdm" in sys.modules and sys.stderr.isatty():
+            sys.modules["tqdm"].tqdm.write(text, file=stream)  # above the bar
+        else:
+            print(text, file=stream)
+        stream.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; the faces are written nevertheless
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

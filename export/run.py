@@ -36,6 +36,7 @@ from data.command import (
     low_resolution,
     reason_of,
     say,
+    warn_of_crop,
     write_overview,
 )
 from data.finding import find_images
@@ -154,9 +155,7 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
     start = time.perf_counter()
     given = low_resolution(path, models.about.lr_sizes, args.downscale)
     lr, (width, height) = given.image, given.origin
-    if given.cropped:
-        size = min(width, height)
-        complain(f"warning: {path}: {width} x {height} px is not square; only its centre of {size} x {size} px counts")
+    warn_of_crop(path, width, height)
     read = time.perf_counter()
     # Every face has the same random numbers, so that it comes out the same alone and in company.
     ws = models.encode(lr[None], args.k, np.random.default_rng(args.seed))[0]  # (k, L, D)

@@ -389,7 +389,7 @@ def test_overview_that_cannot_be_written(
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("infer.save_overview", full)
+    monkeypatch.setattr("data.command.save_overview", full)
     assert run(picture(tmp_path / "face.png")) == 1
     assert "overview.png: could not be written ([Errno 28] No space left" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["face"]
