@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from data.augment import AUGMENTATIONS, ColourJitter
 from data.faces import Faces
 
 
@@ -20,17 +22,28 @@ class ResumableSampler(DistributedSampler):
         rank: This process among `world_size`.
         world_size: Number of processes that share an epoch.
         skip: Samples of this process already seen in the first epoch.
+        epochs: Give pairs (epoch, index) in place of indices, for data sets that change a picture in every epoch: in
+            the workers, whose copy of the data set nobody tells the epoch, the key is the only way to learn it.
     """
 
-    def __init__(self, dataset: Dataset, seed: int = 0, rank: int = 0, world_size: int = 1, skip: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        skip: int = 0,
+        epochs: bool = False,
+    ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed, drop_last=True)
         self.skip = skip
+        self.epochs = epochs
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         """Gives the indices of one epoch; after a resume, those that are left of it."""
         indices = list(super().__iter__())[self.skip :]
         self.skip = 0
-        return iter(indices)
+        return iter([(self.epoch, index) for index in indices] if self.epochs else indices)
 
 
 class FaceData(LightningDataModule):
@@ -38,14 +51,19 @@ class FaceData(LightningDataModule):
 
     Args:
         train: Zip or folder of training faces, see `data.faces.find_data`.
-        val: Zip or folder of validation faces: other people.
+        val: Zip or folder of validation faces: other people. With a split it may be that of the training faces.
         resolution: Size R in pixels.
         batch_size: Faces per step and process.
         num_workers: Decoding processes; 0 decodes in the training process, which is best when the decoded faces fit
             into memory.
         val_limit: Use only the first so many validation faces; None for all.
         train_limit: Use only the first so many training faces; None for all.
-        seed: Determines the order of the training faces.
+        seed: Determines the order of the training faces, and their changes.
+        split: Train on the "train" part of this split of `train`, and validate on the `val_part` of this split of
+            `val`: "celeba", "celebahq", "ffhq", or a folder of lists, see `data.splits`; None to use all pictures.
+        val_part: The part for validation, "val" or "test".
+        augment: "flip": training mirrors every second face, by chance (`training.batches.faces_from_bytes`);
+            "flip-colour": colours change a little as well (`data.augment`), which wants `num_workers`.
     """
 
     def __init__(
@@ -58,8 +76,13 @@ class FaceData(LightningDataModule):
         val_limit: int | None = None,
         train_limit: int | None = None,
         seed: int = 0,
+        split: str | None = None,
+        val_part: Literal["val", "test"] = "val",
+        augment: Literal["flip", "flip-colour"] = "flip",
     ) -> None:
         super().__init__()
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"Expected augment to be one of {', '.join(AUGMENTATIONS)}, got {augment!r}.")
         self.save_hyperparameters()
         self.train_faces: Faces
         self.val_faces: Faces
@@ -68,24 +91,30 @@ class FaceData(LightningDataModule):
         """Opens the datasets that the stage needs."""
         h = self.hparams
         if stage == "fit":
-            self.train_faces = Faces(h.train, h.resolution, h.train_limit, shared=h.num_workers > 0)
+            self.train_faces = Faces(
+                h.train, h.resolution, h.train_limit, shared=h.num_workers > 0, split=h.split, part="train"
+            )
             if len(self.train_faces) < h.batch_size:
                 raise ValueError(
                     f"Expected {h.batch_size} training faces or more, a batch, got {len(self.train_faces)}."
                 )
-        self.val_faces = Faces(h.val, h.resolution, h.val_limit, shared=h.num_workers > 0)
+        self.val_faces = Faces(
+            h.val, h.resolution, h.val_limit, shared=h.num_workers > 0, split=h.split, part=h.val_part
+        )
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Gives batches of uint8 (B, 3, R, R), from where an interrupted epoch stopped."""
         h, trainer = self.hparams, self.trainer
         assert trainer is not None
         epoch, seen = self._progress()
+        coloured = h.augment == "flip-colour"
+        faces = ColourJitter(self.train_faces, h.seed) if coloured else self.train_faces
         sampler = ResumableSampler(
-            self.train_faces, h.seed, trainer.global_rank, trainer.world_size, skip=seen * h.batch_size
+            faces, h.seed, trainer.global_rank, trainer.world_size, skip=seen * h.batch_size, epochs=coloured
         )
         sampler.set_epoch(epoch)  # Lightning sets it too, but only after workers have drawn their first batches.
         return DataLoader(
-            self.train_faces, h.batch_size, sampler=sampler, num_workers=h.num_workers, drop_last=True,
+            faces, h.batch_size, sampler=sampler, num_workers=h.num_workers, drop_last=True,
             persistent_workers=h.num_workers > 0,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from data.splits import MAPPING, PARTS, check_sizes, split_names
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +30,13 @@ UNREADABLE = (
     zlib.error,
     EOFError,
 )
+
+
+def data_folders() -> list[Path]:
+    """Lists the folders in which data is looked for, in order."""
+    own = os.environ.get("AMORTIZED_PULSE_DATA")
+    folders = [Path.cwd(), *([Path(own).expanduser()] if own else [])]
+    return [*folders, ROOT / "datasets", ROOT.parent / "shared" / "data"]
 
 
 def find_data(name: str | Path) -> Path:
@@ -45,10 +55,7 @@ def find_data(name: str | Path) -> Path:
         FileNotFoundError: If there is none; the message says what to put where.
     """
     name = Path(name).expanduser()
-    own = os.environ.get("AMORTIZED_PULSE_DATA")
-    folders = [Path.cwd(), *([Path(own).expanduser()] if own else [])]
-    folders += [ROOT / "datasets", ROOT.parent / "shared" / "data"]
-    for folder in folders:
+    for folder in data_folders():
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(
@@ -65,6 +72,72 @@ def _is_picture(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not hidden
 
 
+class Contents:
+    """The files of a data set, a zip or a folder with its subfolders.
+
+    Args:
+        source: See `find_data`.
+
+    Raises:
+        FileNotFoundError: If the source does not exist.
+        ValueError: If it is no zip.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = find_data(source)
+        self._zip: zipfile.ZipFile | None = None
+        if self.source.is_dir():
+            self.files = sorted(str(path.relative_to(self.source)) for path in self.source.rglob("*"))
+            return
+        try:
+            with zipfile.ZipFile(self.source) as archive:
+                self.files = sorted(archive.namelist())
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{self.source}: neither a folder nor a complete zip ({error}).") from error
+
+    def __getstate__(self) -> dict:
+        """Leaves the open zip behind: every worker opens its own."""
+        return {**self.__dict__, "_zip": None}
+
+    @property
+    def pictures(self) -> list[str]:
+        """The pictures by name, without hidden files and what macOS adds to zips."""
+        return [name for name in self.files if _is_picture(name)]
+
+    def open(self, name: str) -> io.BytesIO | Path:
+        """Gives a file of the data set: where it lies, or what the zip holds."""
+        if self.source.is_dir():
+            return self.source / name
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.source)
+        return io.BytesIO(self._zip.read(name))
+
+    def companion(self, name: str) -> bytes:
+        """Reads a text that belongs to the data set: from within it, beside it, or where data is looked for.
+
+        Args:
+            name: The file's name, without folders.
+
+        Returns:
+            Its content.
+
+        Raises:
+            FileNotFoundError: If there is none; says what to put where.
+        """
+        inside = [file for file in self.files if Path(file).name == name]
+        if inside:
+            file = self.open(inside[0])
+            return file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        beside = self.source.resolve().parent
+        for folder in (beside, beside.parent, *data_folders()):
+            if (folder / name).is_file():
+                return (folder / name).read_bytes()
+        origin = " It comes with CelebAMask-HQ (https://github.com/switchablenorms/CelebAMask-HQ)." * (name == MAPPING)
+        raise FileNotFoundError(
+            f"Expected {name} in {self.source}, beside it, or in {ROOT / 'datasets'}; not found.{origin} Put it there."
+        )
+
+
 class Faces(Dataset[Tensor]):
     """Square face pictures at one resolution, as bytes.
 
@@ -76,10 +149,13 @@ class Faces(Dataset[Tensor]):
         cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes.
         shared: Keep them in shared memory, so that the workers of a data loader fill one cache; without workers it
             only costs /dev/shm, which is small in containers (64 MB in Docker, unless run with --shm-size).
+        split: Use one part alone, "celeba", "celebahq", "ffhq" or a folder of lists, see `data.splits.split_names`;
+            None for all pictures. A standard split that is not complete is used with a warning.
+        part: Which part: "train", "val" or "test".
 
     Raises:
-        FileNotFoundError: If the source does not exist.
-        ValueError: If it is no zip, or holds no picture.
+        FileNotFoundError: If the source does not exist, or a text that the split needs.
+        ValueError: If it is no zip, holds no picture, or does not fit the split.
     """
 
     def __init__(
@@ -89,21 +165,18 @@ class Faces(Dataset[Tensor]):
         limit: int | None = None,
         cache_bytes: int = 4 * 2**30,
         shared: bool = False,
+        split: str | None = None,
+        part: str = "train",
     ) -> None:
-        self.source = find_data(source)
+        self.contents = Contents(source)
+        self.source = self.contents.source
         self.resolution = resolution
-        self._zip: zipfile.ZipFile | None = None
-        if self.source.is_dir():
-            names = [str(path.relative_to(self.source)) for path in self.source.rglob("*")]
-        else:
-            try:
-                with zipfile.ZipFile(self.source) as archive:
-                    names = archive.namelist()
-            except zipfile.BadZipFile as error:
-                raise ValueError(f"{self.source}: neither a folder nor a complete zip ({error}).") from error
-        self.names = sorted(name for name in names if _is_picture(name))[:limit]
-        if not self.names:
+        names = self.contents.pictures
+        if not names:
             raise ValueError(f"Expected pictures ({', '.join(sorted(SUFFIXES))}) in {self.source}, found none.")
+        if split is not None:
+            names = self._part(names, split, part)
+        self.names = names[:limit]
         shape = (len(self.names), 3, resolution, resolution)
         self._cache: Tensor | None = None
         if np.prod(shape) <= cache_bytes:
@@ -112,6 +185,20 @@ class Faces(Dataset[Tensor]):
             if shared:
                 self._cache.share_memory_()
                 self._cached.share_memory_()
+
+    def _part(self, names: list[str], split: str, part: str) -> list[str]:
+        """Selects the pictures of one part of a split."""
+        if part not in PARTS:
+            raise ValueError(f"Expected a part, {', '.join(PARTS)}, got {part!r}.")
+        try:
+            parts = split_names(split, names, self.contents.companion)
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from error
+        if not parts[part]:
+            raise ValueError(f"{self.source}: the split {split} leaves no picture for {part}; check the file names.")
+        for problem in check_sizes(split, {part: parts[part]}):
+            warnings.warn(f"{self.source} is not complete: {problem}", stacklevel=3)
+        return parts[part]
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -126,14 +213,10 @@ class Faces(Dataset[Tensor]):
             self._cached[index] = True
         return self._cache[index]
 
-    def __getstate__(self) -> dict:
-        """Leaves the open zip behind: every worker opens its own."""
-        return {**self.__dict__, "_zip": None}
-
     def _decode(self, index: int) -> Tensor:
         name = self.names[index]
         try:
-            with Image.open(self._open(name)) as file:
+            with Image.open(self.contents.open(name)) as file:
                 image = file.convert("RGB")
         except UNREADABLE as error:
             raise ValueError(f"{self.source}: {name} cannot be read as a picture ({error}); remove it.") from error
@@ -142,10 +225,3 @@ class Faces(Dataset[Tensor]):
         if image.width != self.resolution:
             image = image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-    def _open(self, name: str) -> io.BytesIO | Path:
-        if self.source.is_dir():
-            return self.source / name
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.source)
-        return io.BytesIO(self._zip.read(name))

@@ -1,0 +1,332 @@
+"""Cuts faces out of photos as FFHQ shows them: what training, the referee and infer.py expect.
+
+    python -m data.align photo.jpg holiday/ --out faces                  # 1024 px, every face of every photo
+    python -m data.align holiday --out faces --size 256 --largest        # one face a photo
+    python -m data.align holiday --out faces --sheet sheet.png           # and a sheet to look at
+    python -m data.align img_align_celeba --landmarks list_landmarks_align_celeba.txt --out datasets/celeba --size 128
+
+INPUT is photos or folders. The largest face of photo.jpg becomes photo.png, the next photo_face2.png and so on. Faces
+are found by MTCNN, whose weights come with the package facenet-pytorch; nothing is downloaded. With --landmarks nothing
+is searched: the file gives five points for each picture, as CelebA's lists do.
+
+A photo without a face, or one that cannot be read, is named with the reason; the others go on, and the exit status is 1
+at the end. A photo whose faces are there already is passed by, so an interrupted call goes on when it is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.command import OVERVIEW_ROWS, complain, reason_of, say
+from data.finding import find_images
+from data.framing import Square, cut_out, ffhq_square
+from data.picture_files import from_bytes, picture_of, read_pixels
+from data.pictures import overview
+from data.report import complete_file, folder_names
+
+CONFIDENCE = 0.9
+SHEET_TILE = 160  # px
+FURTHER_FACES = 6  # beside the first, on the sheet
+
+Finder = Callable[[Path, Image.Image], np.ndarray]
+
+
+class FaceFinder:
+    """Finds faces and their five points by MTCNN (Zhang et al. 2016).
+
+    Args:
+        confidence: The least probability, in [0, 1], that makes a face.
+        smallest: Pixels of the smallest face that is searched for; None for a twentieth of the photo's shorter side, 20
+            at least, which takes as long for large photos as for small ones.
+        device: Where the networks run.
+
+    Raises:
+        ImportError: If facenet-pytorch is not installed.
+    """
+
+    def __init__(self, confidence: float = CONFIDENCE, smallest: int | None = None, device: str = "cpu") -> None:
+        try:
+            from facenet_pytorch import MTCNN
+        except ImportError as error:
+            raise ImportError(
+                "Expected facenet-pytorch, which finds the faces and brings its weights along; pip install "
+                '"facenet-pytorch>=2.5.3,<2.6" --no-deps, or give --landmarks.'
+            ) from error
+        self.confidence = confidence
+        self.smallest = smallest
+        self._mtcnn: Any = MTCNN(keep_all=True, device=device)
+
+    def __call__(self, path: Path, picture: Image.Image) -> np.ndarray:
+        """Finds the faces of a photo.
+
+        Args:
+            path: Its file, which is not looked at.
+            picture: The photo, RGB.
+
+        Returns:
+            Five points of each face (n, 5, 2), see `data.framing.ffhq_square`, by falling size.
+        """
+        shorter = min(picture.size)
+        smallest = self.smallest or max(20, shorter // 20)
+        nothing = np.zeros((0, 5, 2))
+        if shorter <= smallest:
+            return nothing
+        self._mtcnn.min_face_size = smallest
+        try:
+            boxes, probabilities, points = self._mtcnn.detect(picture, landmarks=True)
+        except (RuntimeError, ValueError) as error:
+            if "non-empty list" in str(error):  # how MTCNN fails where no candidate lies within the picture
+                return nothing
+            raise
+        if boxes is None:
+            return nothing
+        return np.asarray(points, np.float64)[np.asarray(probabilities, np.float64) >= self.confidence]
+
+
+def read_landmarks(path: Path) -> dict[str, np.ndarray]:
+    """Reads lists such as CelebA's list_landmarks_align_celeba.txt: a name and ten numbers in each line.
+
+    Args:
+        path: The file; lines of another form at its beginning are a header.
+
+    Returns:
+        Five points (5, 2) for each file name: left eye, right eye, nose, left and right corner of the mouth.
+
+    Raises:
+        ValueError: If a line below the first points is something else, or there are no points at all.
+    """
+    landmarks: dict[str, np.ndarray] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        name, *values = line.split() or [""]
+        try:
+            if len(values) != 10:
+                raise ValueError
+            landmarks[name] = np.array(values, np.float64).reshape(5, 2)
+        except ValueError:
+            if name and landmarks:
+                raise ValueError(f"{path}: expected a name and ten numbers in line {number}: {line[:60]!r}.") from None
+    if not landmarks:
+        raise ValueError(f"{path}: no line holds a name and ten numbers, the five points of a face.")
+    return landmarks
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done with every photo.
+
+    Attributes:
+        find: Gives the five points of each face (n, 5, 2) of a photo, the largest first.
+        size: Width in pixels of the faces.
+        smallest_square: Faces whose square has fewer pixels a side are passed by: they would be blurred.
+        largest: Take the first face alone.
+        overwrite: Replace faces that are there.
+    """
+
+    find: Finder
+    size: int
+    smallest_square: int
+    largest: bool
+    overwrite: bool
+
+
+def align(path: Path, task: Task) -> tuple[Image.Image, list[tuple[Square, Image.Image]]]:
+    """Cuts the faces out of one photo.
+
+    Args:
+        path: The photo.
+        task: What is to be done.
+
+    Returns:
+        The photo, and of each face its square and the picture.
+
+    Raises:
+        ValueError: If the photo cannot be read, or shows no face, or none that is large enough.
+    """
+    picture = picture_of(read_pixels(path))
+    try:
+        points = task.find(path, picture)
+    except RuntimeError as error:  # what torch says of anything, such as too little memory
+        raise ValueError(f"the search for faces failed ({reason_of(error)}); use a smaller picture") from error
+    if not len(points):
+        raise ValueError("no face found; a frontal one of at least 20 px is needed, --min-face searches for smaller")
+    squares = sorted((ffhq_square(face) for face in points), key=lambda square: -square.side)
+    large = [square for square in squares if square.side >= task.smallest_square]
+    if not large:
+        raise ValueError(
+            f"the largest face takes up {squares[0].side:.0f} px, less than {task.smallest_square}; "
+            "--smallest takes smaller ones, which will be blurred"
+        )
+    chosen = large[:1] if task.largest else large
+    return picture, [(square, cut_out(picture, square, task.size)) for square in chosen]
+
+
+def _targets(name: str, count: int, out: Path, taken: set[str]) -> list[Path]:
+    """Names the files of a photo's faces; further faces pass by the names of other photos."""
+    names, number = [name], 2
+    while len(names) < count:
+        if f"{name}_face{number}".casefold() not in taken:
+            names.append(f"{name}_face{number}")
+        number += 1
+    taken.update(name.casefold() for name in names)
+    return [out / f"{name}.png" for name in names]
+
+
+def _is_done(target: Path, task: Task) -> bool:
+    """Says whether a photo's faces are there already.
+
+    Raises:
+        ValueError: If what is there is something else.
+    """
+    if not os.path.lexists(target) or task.overwrite:
+        return False
+    try:
+        with Image.open(target, formats=["PNG"]) as there:
+            size = there.size
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{target} exists and is no picture; move it, or name another --out") from error
+    if size != (task.size, task.size):
+        raise ValueError(f"{target} exists with {size[0]} x {size[1]} px; --overwrite replaces it")
+    return True
+
+
+def _save(faces: Sequence[Image.Image], targets: Sequence[Path]) -> None:
+    """Writes the faces of a photo, the first one last: where it is, the others are."""
+    for face, target in reversed(list(zip(faces, targets, strict=True))):
+        with complete_file(target) as partial:
+            face.save(partial, format="PNG")
+
+
+def _row(name: str, photo: Image.Image, faces: Sequence[Image.Image]) -> tuple[str, np.ndarray, np.ndarray]:
+    """Makes a row of the sheet: the photo in a white square, and its faces."""
+    small = photo.copy()
+    small.thumbnail((SHEET_TILE, SHEET_TILE))
+    tile = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
+    tile.paste(small, ((SHEET_TILE - small.width) // 2, (SHEET_TILE - small.height) // 2))
+    shown = [face.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS) for face in faces[: 1 + FURTHER_FACES]]
+    arrays = [from_bytes(np.asarray(image).transpose(2, 0, 1)) for image in (tile, *shown)]
+    return name, arrays[0], np.stack(arrays[1:])
+
+
+def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None = None) -> int:
+    """Aligns photos into a folder.
+
+    Args:
+        paths: The photos.
+        out: The folder, made if need be.
+        task: What is to be done.
+        sheet: File for a picture of the first photos and their faces.
+
+    Returns:
+        How many photos failed; each was named with its reason.
+    """
+    names = folder_names(paths, reserved=set())
+    taken = {name.casefold() for name in names}
+    inputs = {os.path.realpath(path) for path in paths}
+    rows: list[tuple[str, np.ndarray, np.ndarray]] = []
+    failed, done = 0, 0
+    for path, name in zip(tqdm(paths, "photos", disable=None), names, strict=True):
+        try:
+            if _is_done(out / f"{name}.png", task):
+                done += 1
+                continue
+            photo, faces = align(path, task)
+            targets = _targets(name, len(faces), out, taken)
+            ours = [target for target in targets if os.path.realpath(target) in inputs]
+            if ours:
+                raise ValueError(f"{ours[0]} is one of the photos; name another folder with --out")
+            _save([face for _, face in faces], targets)
+        except (ValueError, OSError, MemoryError) as error:
+            complain(f"{path}: {reason_of(error).removeprefix(f'{path}: ')}")
+            failed += 1
+            continue
+        for (square, _), target in zip(faces, targets, strict=True):
+            enlarged = f", enlarged to {task.size} px" if square.side < task.size else ""
+            say(f"{path}: a face of {square.side:.0f} px{enlarged} -> {target}")
+        if sheet is not None and len(rows) < OVERVIEW_ROWS:
+            rows.append(_row(name, photo, [face for _, face in faces]))
+    if done:
+        say(f"{done} photos were aligned before; --overwrite does it again")
+    if sheet is not None and rows:
+        with complete_file(sheet) as partial:
+            overview(rows).save(partial, format="PNG")
+        say(f"Open {sheet}")
+    return failed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, or folders of photos")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the faces")
+    parser.add_argument("--size", type=int, default=1024, metavar="PX", help="width of the faces (default: 1024)")
+    parser.add_argument("--largest", action="store_true", help="take the largest face of each photo alone")
+    parser.add_argument(
+        "--smallest", type=int, metavar="PX",
+        help="pass by faces whose square is smaller in the photo (default: a quarter of --size)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min-face", type=int, metavar="PX",
+        help="from eyebrows to chin, of the smallest face searched for (default: 1/20 of the photo, at least 20)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--confidence", type=float, default=CONFIDENCE, metavar="P",
+        help=f"the least probability of a face, 0 to 1 (default: {CONFIDENCE})",
+    )  # fmt: skip
+    parser.add_argument("--landmarks", type=Path, metavar="FILE", help="five points of each picture; see above")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a picture of the first photos and their faces")
+    parser.add_argument("--overwrite", action="store_true", help="align again what is there already")
+    parser.add_argument("--device", default="cpu", help="where faces are searched for (default: cpu)")
+    return parser
+
+
+def _finder(args: argparse.Namespace) -> Finder:
+    """Makes what gives the points of a photo's faces."""
+    if args.landmarks is None:
+        return FaceFinder(args.confidence, args.min_face, args.device)
+    landmarks = read_landmarks(args.landmarks)
+
+    def look_up(path: Path, picture: Image.Image) -> np.ndarray:
+        if path.name not in landmarks:
+            raise ValueError(f"{args.landmarks} has no line for it")
+        return landmarks[path.name][None]
+
+    return look_up
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Aligns the photos that the command line names.
+
+    Returns:
+        The exit status: 0, or 1 if a photo failed.
+    """
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    for name in ("size", "smallest", "min_face"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1 px, got {getattr(args, name)}")
+    if not 0 <= args.confidence <= 1:
+        parser.error(f"--confidence: expected a probability, 0 to 1, got {args.confidence}")
+    found = find_images(args.inputs)
+    for path, reason in [*found.problems, *found.skipped]:
+        complain(f"{path}: {reason}")
+    try:
+        smallest = args.size // 4 if args.smallest is None else args.smallest
+        task = Task(_finder(args), args.size, smallest, args.largest, args.overwrite)
+        failed = align_all(found.images, args.out, task, args.sheet)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        complain(f"data.align: {reason_of(error)}")
+        return 1
+    return 1 if failed or found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
