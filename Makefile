@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck train-prior train-encoder evaluate clean distclean
+.PHONY: help setup demo test lint format typecheck web test-web train-prior train-encoder edits evaluate clean distclean
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -53,18 +53,49 @@ format: .venv/.installed ## Format the code and fix what can be fixed
 typecheck: .venv/.installed ## Check the types
 	@$(BIN)/mypy
 
+# Of onnxruntime-web, pinned in web/package-lock.json by its hash; fetched once.
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	@npm ci --silent --ignore-scripts --no-audit --no-fund --prefix web
+	@touch $@
+
+web: .venv/.installed web/node_modules/.package-lock.json ## Make build/web, the page that upsamples in the browser (npm)
+	@$(BIN)/python -m export.page --out build/web $(ARGS)
+
+# Why the page cannot be tested here, or nothing.
+NO_BROWSER = if ! command -v npm > /dev/null; then echo "npm is not installed (Debian: apt-get install npm)"; \
+	elif [ -z "$$CHROMIUM" ] && ! command -v chromium chromium-browser google-chrome > /dev/null; then \
+		echo "there is no Chromium (Debian: apt-get install chromium; elsewhere name it in CHROMIUM)"; \
+	elif ! $(MAKE) --no-print-directory -s web/node_modules/.package-lock.json > /dev/null 2>&1; then \
+		echo "npm could not fetch onnxruntime-web"; fi
+
+test-web: .venv/.installed ## Test the page in a headless Chromium, if there is one
+	@reason="$$($(NO_BROWSER))"; if [ -n "$$reason" ]; then echo "test-web: skipped, $$reason"; else \
+		$(MAKE) --no-print-directory ARGS= web && \
+		AMORTIZED_PULSE_PAGE=build/web $(BIN)/python -m pytest -q tests/test_web_modules.py tests/test_web_page.py $(ARGS); fi
+
 train-prior: .venv/.installed ## Train the 64 px generator; ARGS go to the command line
 	$(BIN)/python train.py fit --config configs/prior_64.yaml $(ARGS)
 
 train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the command line
 	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)
 
+BUNDLE ?= bundles/celeba64
+
+edits: .venv/.installed ## Train both attribute classifiers, fit the boundaries of BUNDLE, measure them; goes on where it was interrupted
+	$(BIN)/python train.py fit --config configs/attributes_64.yaml
+	$(BIN)/python train.py fit --config configs/attributes_64.yaml --seed_everything 1 --model.backbone regnety_002 \
+		--model.options null --trainer.logger.init_args.name attributes_64_second
+	cp runs/attributes_64/attributes.safetensors $(BUNDLE)/attributes.safetensors
+	$(BIN)/python -m editing.boundaries fit --bundle $(BUNDLE)
+	$(BIN)/python benchmarks/editing.py --bundle $(BUNDLE) \
+		--classifier runs/attributes_64_second/attributes.safetensors
+
 evaluate: .venv/.installed ## Compare all methods on the same faces; ARGS go to the command line
 	$(BIN)/python evaluate.py $(ARGS)
 
-clean: ## Remove caches and demo/; runs/ and .venv stay
+clean: ## Remove caches, demo/ and build/; runs/ and .venv stay
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## Remove .venv as well; runs/ stays
-	rm -rf .venv
+distclean: clean ## Remove .venv and what npm fetched as well; runs/ stays
+	rm -rf .venv web/node_modules

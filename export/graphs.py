@@ -52,12 +52,12 @@ class EncoderGraph(nn.Module):
         Returns:
             The best guesses (B, L, D), and the codes (B, n + 1, L, D), the best guess first.
         """
-        best = self.encoder.best_guess(canvas, lr_size)
         # `Encoder.spread_at` for tensors: the rows are an octave apart, and a hat function weighs the two nearest.
         octave = lr_size.log2().clamp(*self.ends)  # (B,)
         hats = (1 - (octave[:, None] - self.places).abs()).clamp(min=0)  # (B, rows)
         spread = hats @ self.encoder.spread  # (B, L)
-        return best, self.encoder.mix(best, noise, spread[:, :, None])  # the axis more keeps faces apart from layers
+        ws = self.encoder.candidates(canvas, lr_size, noise, spread)
+        return ws[:, 0], ws
 
 
 class GeneratorGraph(nn.Module):
@@ -88,7 +88,7 @@ def write_encoder(bundle: Bundle, folder: Path) -> None:
     example = {
         "canvas": torch.zeros(2, 3, encoder.canvas, encoder.canvas),
         "lr_size": torch.full((2,), float(bundle.lr_sizes[1])),
-        "noise": torch.zeros(2, 3, encoder.w_dim),
+        "noise": torch.zeros(2, 3, encoder.noise_dim),
     }
     batch, samples = torch.export.Dim(_BATCH, min=1, max=2**16), torch.export.Dim(_SAMPLES, min=1, max=2**16)
     shapes = {"canvas": {0: batch}, "lr_size": {0: batch}, "noise": {0: batch, 1: samples}}
@@ -155,6 +155,7 @@ def describe(bundle: Bundle, role: str) -> Metadata:
         licence=bundle.info["licence"],
         training_data=bundle.info["training_data"],
         values=values[role],
+        generator_sha256=bundle.info["parts"]["generator.safetensors"],
     )
 
 

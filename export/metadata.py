@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 FORMAT = "amortized-pulse/onnx/1"
-ENCODER, GENERATOR, REPORT = "encoder.onnx", "generator.onnx", "export.json"
+ENCODER, GENERATOR, UPSAMPLE = "encoder.onnx", "generator.onnx", "upsample.onnx"
+REPORT, TIMING, BOUNDARIES = "export.json", "timing.json", "boundaries"
 _WORDS = ("role", "name", "bundle_sha256", "licence", "training_data")
 
 
@@ -17,7 +18,7 @@ class Metadata:
     """Where a model comes from, and what it takes and gives.
 
     Attributes:
-        role: "encoder" or "generator".
+        role: "encoder", "generator", or "upsample" for both in one.
         name: Name of the bundle.
         bundle_sha256: The bundle's hash, as in report.json.
         resolution: Size R of the faces in pixels.
@@ -28,6 +29,7 @@ class Metadata:
         licence: What the weights may be used for.
         training_data: What they were trained on.
         values: For every input and output its shape, range and unit, in words.
+        generator_sha256: Of the bundle's generator, by which its boundaries know it; "" in older exports.
     """
 
     role: str
@@ -41,6 +43,7 @@ class Metadata:
     licence: str
     training_data: str
     values: dict[str, str]
+    generator_sha256: str = ""
 
 
 def to_props(metadata: Metadata) -> dict[str, str]:
@@ -71,6 +74,6 @@ def from_props(props: Mapping[str, str], where: str) -> Metadata:
         about: dict[str, Any] = {name: props[name] for name in _WORDS}
         about |= {name: json.loads(props[name]) for name in ("resolution", "canvas", "num_ws", "w_dim", "values")}
         smallest, largest = json.loads(props["lr_sizes"])
-        return Metadata(**about, lr_sizes=(smallest, largest))
+        return Metadata(**about, lr_sizes=(smallest, largest), generator_sha256=props.get("generator_sha256", ""))
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{where}: its metadata is damaged ({error!r}); make it anew with export.onnx.") from error

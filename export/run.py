@@ -11,6 +11,10 @@ A sharp photo, downscaled to 16 px first; two threads; a GPU, where onnxruntime-
     python -m export.run samples --model exported --threads 2
     python -m export.run samples --model exported --provider cuda
 
+Edited, as with infer.py; the boundaries lie in exported/boundaries, where export.onnx puts those of the bundle:
+
+    python -m export.run face.png --model exported --edit smile=+2 --edit bangs=-1 --edit-strip smile
+
 For face.png it writes out/face/ with 1.png …, grid.png, input.png, report.json, latents.npz and timing.json, and
 out/overview.png, as infer.py does. The same seed gives the same faces, but for single steps of 8 bit.
 
@@ -42,7 +46,17 @@ from data.command import (
 from data.finding import find_images
 from data.picture_files import from_bytes, to_bytes
 from data.report import MAX_K, check_free, complete_or_nothing, folder_names, make_report, write_face, write_json
-from data.taps import downscaling_errors
+from data.taps import downscaling_errors, resize
+from editing.boundary import FOLDER, apply_edits
+from editing.command import (
+    STRIP_FILE,
+    Editing,
+    add_edit_options,
+    check_edit_options,
+    read_editing,
+    tell_of_edits,
+    write_strip,
+)
 from export.session import Models, find_provider, load_models
 
 
@@ -76,6 +90,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     try:
         models = load_models(args.model, args.threads, args.provider)
+        args.editing = read_editing(args, args.model / FOLDER, models.about.generator_sha256)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         complain(f"the models in {args.model} cannot be used: {reason_of(error)}")
         return 1
@@ -104,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", metavar="N", type=int, default=0, help="of one operation; 0 means one per core (default: 0)")
     add("--provider", metavar="NAME", default="cpu", help="execution provider of onnxruntime, as cuda (default: cpu)")
     add("--downscale", metavar="PX", type=int, help="first downscale every picture to PX x PX, for larger photos")
+    add_edit_options(parser.add_argument_group("editing"), consistent=False)
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
 
@@ -125,6 +141,10 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         find_provider(args.provider)
     except ValueError as error:
         parser.error(f"--provider: {error}")
+    try:
+        check_edit_options(args)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _upsample_all(paths: list[Path], models: Models, args: argparse.Namespace) -> tuple[list[Face], int]:
@@ -159,6 +179,8 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
     read = time.perf_counter()
     # Every face has the same random numbers, so that it comes out the same alone and in company.
     ws = models.encode(lr[None], args.k, np.random.default_rng(args.seed))[0]  # (k, L, D)
+    before, editing = ws, args.editing
+    ws = apply_edits(before, editing.edits)
     encoded = time.perf_counter()
     images = from_bytes(to_bytes(models.generate(ws)))  # (k, 3, R, R), as they are written
     generated = time.perf_counter()
@@ -171,12 +193,24 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
         "seed": args.seed,
         "bundle": {"name": models.about.name, "hash": models.about.bundle_sha256},
     }
+    report = make_report(errors, notes)
+    tell_of_edits(report, editing, _visible(models, before, ws, lr.shape[-1], editing))
     with complete_or_nothing(folder, args.overwrite, args.k) as partial:
-        write_face(partial, lr, images, ws, make_report(errors, notes))
+        write_face(partial, lr, images, ws, report)
+        if editing.strip is not None:
+            write_strip(editing.strip, before, models.generate, partial / STRIP_FILE)
         seconds = {"read": read - start, "encode": encoded - read, "generate": generated - encoded}
         seconds["write"] = time.perf_counter() - generated
         write_json({name: round(value, 4) for name, value in seconds.items()}, partial / "timing.json")
     return Face(folder.name, lr, images, errors, folder)
+
+
+def _visible(models: Models, before: np.ndarray, after: np.ndarray, lr_size: int, editing: Editing) -> list[float]:
+    """How much of the edits shows in the downscaled picture: root mean square in units of [0, 1] pictures, (k,)."""
+    if not editing.edits:
+        return []
+    lr = [resize(models.generate(ws).clip(-1, 1), lr_size) for ws in (before, after)]
+    return np.sqrt(np.square((lr[1] - lr[0]) / 2).mean(axis=(1, 2, 3))).tolist()
 
 
 if __name__ == "__main__":
