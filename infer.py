@@ -21,12 +21,20 @@ PULSE as published, from random codes:
 
     python infer.py face.png --method pulse --start random --refine 100
 
+The same candidates with a broader smile and no bangs, and a smile that keeps the downscaled picture as it is; the names
+are those of the bundle's boundaries, the strengths standard deviations:
+
+    python infer.py face.png --edit smile=+2 --edit bangs=-1
+    python infer.py face.png --edit smile=+2 --edit-consistent --edit-strip smile
+
 For face.png it writes
     out/face/grid.png      look at this one: the input, the candidates, and where they disagree
     out/face/1.png …       the candidates; the first is the best guess
     out/face/input.png     the low-resolution face as it was used
     out/face/report.json   how far each candidate, downscaled, is from the input, and what made it
     out/face/latents.npz   the codes `ws` that draw the candidates, and the noise maps of a search that has its own
+    out/face/strip.png     with --edit-strip: every candidate at five strengths of an edit
+    out/face/steps.webp    with --save-steps: the input and the candidates, step after step of the search
     out/face/timing.json   seconds; the only file that differs between two calls
     out/overview.png       the first 16 faces of the call in one picture
 
@@ -41,6 +49,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -68,12 +77,25 @@ from data.report import (
     write_face,
     write_json,
 )
+from editing.boundary import FOLDER
+from editing.command import (
+    STRIP_FILE,
+    add_edit_options,
+    check_edit_options,
+    read_editing,
+    tell_of_edits,
+    write_strip,
+)
+from editing.drawing import drawer, edit_codes
+from export.runtime import check_runtime, run_exported
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from models.bundle_info import GENERATOR
 from models.determinism import use_deterministic_kernels
 from models.device import choose_device
 from search.candidates import find_candidates, start_codes
-from search.command import add_search_options, read_plan, search_bar, tell_of_search, write_latents
+from search.command import FILM, add_search_options, read_plan, search_bar, tell_of_search, write_latents
 from search.consistency import make_consistent
+from search.film import Film
 from search.loop import draw
 
 BAR_FROM = 4  # faces; fewer are done before a progress bar helps
@@ -99,6 +121,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     device = _check(args, parser)
+    if args.runtime == "onnx":
+        return run_exported(args)
     use_deterministic_kernels()  # the same command is to write the same bytes
     found = find_images(args.inputs)
     for path, remark in found.skipped:
@@ -110,6 +134,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     try:
         bundle = load_bundle(args.bundle, device)
+        args.editing = read_editing(args, args.bundle / FOLDER, bundle.info["parts"][GENERATOR])
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         complain(f"the bundle {args.bundle} cannot be used: {reason_of(error)}")
         return 1
@@ -148,7 +173,15 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
     )
+    add(
+        "--runtime",
+        choices=["torch", "onnx"],
+        default="torch",
+        help="onnx: draw with onnxruntime, as export.run does; the bundle is exported at the first call "
+        "(default: torch)",
+    )
     add_search_options(parser.add_argument_group("search"))
+    add_edit_options(parser.add_argument_group("editing"))
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
 
@@ -161,6 +194,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.d
         parser.error(f"--seed: expected 0 or a larger number, got {args.seed}")
     try:
         args.plan = read_plan(args)
+        check_edit_options(args)
+        check_runtime(args)
     except ValueError as error:
         parser.error(str(error))
     for name in ("out", "bundle"):
@@ -205,11 +240,15 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
     read = time.perf_counter()
     # Every face has the same random numbers, so that it comes out the same alone and in company.
     if args.refine:
-        with search_bar(path.name, args.k) as callback:
+        film = Film(args.k) if args.save_steps else None
+        with search_bar(path.name, args.k, film) as callback:
             found = find_candidates(bundle, lr[None], args.k, args.plan, callback)
         ws = found.ws  # (k, L, D)
     else:
-        found, ws = None, start_codes(bundle, lr[None], args.k, args.plan)
+        film, found, ws = None, None, start_codes(bundle, lr[None], args.k, args.plan)
+    noise = None if found is None else found.noise
+    before, edited = ws, edit_codes(bundle.generator.synthesis, ws, noise, lr.shape[-1], args.editing)
+    ws, found = edited.ws, found and replace(found, ws=edited.ws)
     coded = time.perf_counter()
     images = bundle.generate(ws) if found is None else draw(bundle.generator.synthesis, found)
     if args.consistency:
@@ -227,10 +266,16 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
     }
     report = make_report(errors, notes)
     tell_of_search(report, args, found)
+    tell_of_edits(report, args.editing, edited.visible, edited.kept)
     with complete_or_nothing(folder, args.overwrite, args.k) as partial:
         write_face(partial, lr, images, ws, report)
         if found is not None and found.noise is not None:
             write_latents(found, partial / "latents.npz")
+        if film is not None:
+            film.save(lr, partial / FILM)
+        if args.editing.strip is not None:
+            draw_strip = drawer(bundle.generator.synthesis, noise)
+            write_strip(args.editing.strip, before.cpu().numpy(), draw_strip, partial / STRIP_FILE)
         seconds = {"read": read - start, "search" if args.refine else "encode": coded - read}
         seconds |= {"generate": generated - coded, "write": time.perf_counter() - generated}
         write_json({name: round(value, 4) for name, value in seconds.items()}, partial / "timing.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -44,6 +44,16 @@ class ResumableSampler(DistributedSampler):
         indices = list(super().__iter__())[self.skip :]
         self.skip = 0
         return iter([(self.epoch, index) for index in indices] if self.epochs else indices)
+
+
+def progress(trainer: Trainer) -> tuple[int, int]:
+    """Gives the epoch that a run goes on with, and the batches of it that are done."""
+    loop = trainer.fit_loop
+    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current.ready
+    if batches.is_last_batch:
+        return epochs, 0
+    # A checkpoint is made within the hooks of its last batch, which is processed then, but not yet "completed".
+    return max(0, epochs - 1), batches.current.processed
 
 
 class FaceData(LightningDataModule):
@@ -106,7 +116,7 @@ class FaceData(LightningDataModule):
         """Gives batches of uint8 (B, 3, R, R), from where an interrupted epoch stopped."""
         h, trainer = self.hparams, self.trainer
         assert trainer is not None
-        epoch, seen = self._progress()
+        epoch, seen = progress(trainer)
         coloured = h.augment == "flip-colour"
         faces = ColourJitter(self.train_faces, h.seed) if coloured else self.train_faces
         sampler = ResumableSampler(
@@ -117,16 +127,6 @@ class FaceData(LightningDataModule):
             faces, h.batch_size, sampler=sampler, num_workers=h.num_workers, drop_last=True,
             persistent_workers=h.num_workers > 0,
         )  # fmt: skip
-
-    def _progress(self) -> tuple[int, int]:
-        """Gives the epoch to go on with, and the batches of it that are done."""
-        assert self.trainer is not None
-        loop = self.trainer.fit_loop
-        batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current.ready
-        if batches.is_last_batch:
-            return epochs, 0
-        # A checkpoint is made within the hooks of its last batch, which is processed then, but not yet "completed".
-        return max(0, epochs - 1), batches.current.processed
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Gives the validation faces in order, uint8 (B, 3, R, R)."""

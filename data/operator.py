@@ -22,7 +22,6 @@ from data.taps import EPSILON, KEYS_A, resize_weights
 __all__ = ["EPSILON", "KEYS_A", "Downscale", "downscaling_error", "resize_matrix", "upscale_bicubic"]
 
 
-@torch.compiler.assume_constant_result
 def resize_matrix(size_in: int, size_out: int) -> Tensor:
     """Gives the matrix A that resizes a row of pixels, y = A x.
 
@@ -46,6 +45,11 @@ def resize_matrix(size_in: int, size_out: int) -> Tensor:
     # Arrays are cached, not tensors: a tensor first made under inference_mode, a fake-tensor trace or a device context
     # would stay of that kind for every later caller, and a caller could write into it.
     return torch.tensor(resize_weights(int(size_in), int(size_out)), device="cpu")
+
+
+# A constant to torch.compile and torch.export. `torch.compiler.assume_constant_result` sets this very mark, but imports
+# the compiler to do so, which takes a second that a program that compiles nothing does not owe.
+resize_matrix._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _resize(images: Tensor, size_out: int) -> Tensor:

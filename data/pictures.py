@@ -97,6 +97,67 @@ def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
     return _arrange(rows, side)
 
 
+def strip_sheet(titles: Sequence[str], images: ArrayLike) -> Image.Image:
+    """Draws one row per face, with a face at every strength of an edit.
+
+    Args:
+        titles: One per strength.
+        images: Faces (k, n, 3, R, R) in [-1, 1], n strengths each.
+
+    Returns:
+        An RGB picture.
+    """
+    images = np.asarray(images)
+    side = _side(images)
+    rows = [
+        [(title, _tile(image, side, Image.Resampling.BICUBIC)) for title, image in zip(titles, row, strict=True)]
+        for row in images
+    ]
+    return _arrange(rows, side)
+
+
+def matrix_picture(pages: Sequence[tuple[str, ArrayLike]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """Draws matrices of numbers in [-1, 1] below each other: red above 0, blue below, white at 0.
+
+    Args:
+        pages: A title and a matrix (rows, columns) each.
+        rows: Names of the rows.
+        columns: Names of the columns, written upright.
+
+    Returns:
+        An RGB picture; cells from ±0.1 on also bear their number.
+    """
+    cell, font = 34, ImageFont.load_default()
+    left = int(max(font.getlength(name) for name in rows)) + 2 * GAP
+    above = int(max(font.getlength(name) for name in columns)) + TITLE + 2 * GAP
+    height = above + cell * len(rows) + GAP
+    page = Image.new("RGB", (left + cell * len(columns) + GAP, height * len(pages)), _PAPER)
+    pen = ImageDraw.Draw(page)
+    for number, (title, matrix) in enumerate(pages):
+        top = number * height
+        pen.text((GAP, top + GAP), title, _INK, font)
+        for x, name in enumerate(columns):
+            strip = Image.new("RGB", (above - TITLE - GAP, 14), _PAPER)
+            ImageDraw.Draw(strip).text((0, 1), name, _INK, font)
+            page.paste(strip.rotate(90, expand=True), (left + x * cell + 10, top + TITLE + GAP))
+        for y, (name, values) in enumerate(zip(rows, np.asarray(matrix), strict=True)):
+            row = top + above + y * cell
+            pen.text((GAP, row + 10), name, _INK, font)
+            for x, value in enumerate(values.tolist()):
+                corner = (left + x * cell, row)
+                pen.rectangle((*corner, corner[0] + cell - 2, row + cell - 2), fill=_diverging(value))
+                if abs(value) >= 0.1:
+                    pen.text((corner[0] + 4, row + 10), f"{value:+.1f}", _INK if abs(value) < 0.6 else _PAPER, font)
+    return page
+
+
+def _diverging(value: float) -> tuple[int, int, int]:
+    """Blue at -1, white at 0, red at 1."""
+    share, end = min(1.0, abs(value)), (178, 24, 43) if value > 0 else (33, 102, 172)
+    red, green, blue = (round(255 + share**0.7 * (part - 255)) for part in end)
+    return red, green, blue
+
+
 def save_overview(picture: Image.Image, path: Path) -> None:
     """Writes an overview as PNG, marked as one of ours for `is_overview`.
 

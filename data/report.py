@@ -127,8 +127,9 @@ def check_free(folder: Path, overwrite: bool, k: int) -> None:
 
 
 def file_names(k: int) -> list[str]:
-    """Names the files in the folder of a face with k candidates, the report last."""
-    return [*(f"{i}.png" for i in range(1, k + 1)), "grid.png", "input.png", "latents.npz", "timing.json", REPORT]
+    """Names the files that may be in the folder of a face with k candidates, the report last."""
+    fixed = ["grid.png", "input.png", "strip.png", "steps.webp", "latents.npz", "timing.json", REPORT]
+    return [*(f"{i}.png" for i in range(1, k + 1)), *fixed]
 
 
 def _earlier_files(folder: Path) -> list[str]:

@@ -86,7 +86,7 @@ def downscaling_errors(images: np.ndarray, lr: np.ndarray) -> np.ndarray:
 
     Args:
         images: Faces (B, 3, R, R) in [-1, 1].
-        lr: The low-resolution picture of all of them (3, s, s) in [-1, 1].
+        lr: The low-resolution picture of all of them (3, s, s) in [-1, 1], or one for each (B, 3, s, s).
 
     Returns:
         Errors (B,), mean squared in units of [0, 1] pictures.

@@ -1,7 +1,9 @@
 """One file for both: upsample.onnx, from a low-resolution face to its candidates, for programs that edit nothing.
 
-    canvas (B, 3, C, C), lr_size (B,), noise (B, n, D) -> images (B, n + 1, 3, R, R), ws (B, n + 1, L, D)
+    canvas (B, 3, C, C), lr_size (B,), noise (B, n, E) -> images (B, n + 1, 3, R, R), ws (B, n + 1, L, D)
 
+The passes of learned feedback are not in it: each draws the faces once more, and whether it is taken depends on what it
+drew. Its candidates are those of `passes=0`, and its metadata says so: `passes` and `feedback_canvas` are 0.
 It is joined from encoder.onnx and generator.onnx as they were written, so it has their precision and their weights.
 """
 
@@ -83,4 +85,4 @@ def _describe(about: Metadata, generator: ModelProto) -> Metadata:
     props = {prop.key: prop.value for prop in generator.metadata_props}
     images = json.loads(props["values"])["images"].replace("(batch,", "(batch, 1 + samples,")
     values = {name: text for name, text in about.values.items() if name != "best"} | {"images": images}
-    return replace(about, role="upsample", values=values)
+    return replace(about, role="upsample", values=values, passes=0, feedback_canvas=0)

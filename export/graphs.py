@@ -1,8 +1,10 @@
 """The graphs that are exported: an encoder and a generator whose every input is an array, and their ONNX files.
 
-encoder.onnx: canvas (B, 3, C, C), lr_size (B,), noise (B, n, D) -> best (B, L, D), ws (B, n + 1, L, D).
+encoder.onnx: canvas (B, 3, C, C), lr_size (B,), noise (B, n, E) -> best (B, L, D), ws (B, n + 1, L, D).
     Faces arrive on the canvas, so that one batch may mix sizes; the random part arrives as noise, so that the graph
-    itself is deterministic.
+    itself is deterministic. E is D, and more where the candidates come from a Gaussian posterior.
+feedback.onnx: lr, residual (B, 3, c, c), images (B, 3, 2c, 2c), lr_size (B,), ws (B, L, D) -> moved (B, L, D).
+    One pass of `models.feedback`, for bundles that have it; `export.passes` says what is around it.
 generator.onnx: ws (B, L, D), and noise maps where wanted -> images (B, 3, R, R).
     The noise maps are inputs whose defaults are the stored maps: a caller who leaves them out gets constant noise.
 """
@@ -17,9 +19,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.metadata import ENCODER, GENERATOR, Metadata, to_props
+from export.metadata import ENCODER, FEEDBACK, GENERATOR, Metadata, to_props
 from models.bundle import Bundle
-from models.encoder import Encoder
+from models.encoder_base import EncoderBase
 from models.generator import Generator
 
 OPSET = 18  # the oldest that torch's exporter writes by itself; newer ones shut out older runtimes for nothing
@@ -35,7 +37,7 @@ class EncoderGraph(nn.Module):
 
     places: Tensor
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: EncoderBase) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("places", encoder.spread_sizes.log2())
@@ -47,7 +49,7 @@ class EncoderGraph(nn.Module):
         Args:
             canvas: LR faces (B, 3, C, C) in [-1, 1], as `Encoder.on_canvas` gives them.
             lr_size: Their LR sizes in pixels (B,).
-            noise: Standard normal (B, n, D).
+            noise: Standard normal (B, n, E), E the encoder's `noise_dim`.
 
         Returns:
             The best guesses (B, L, D), and the codes (B, n + 1, L, D), the best guess first.
@@ -58,6 +60,33 @@ class EncoderGraph(nn.Module):
         spread = hats @ self.encoder.spread  # (B, L)
         ws = self.encoder.candidates(canvas, lr_size, noise, spread)
         return ws[:, 0], ws
+
+
+class FeedbackGraph(nn.Module):
+    """One pass of the learned feedback.
+
+    Args:
+        encoder: An encoder that has it.
+    """
+
+    def __init__(self, encoder: EncoderBase) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, lr: Tensor, residual: Tensor, images: Tensor, lr_size: Tensor, ws: Tensor) -> Tensor:
+        """Corrects codes, see `EncoderBase.correct_on_canvas`.
+
+        Args:
+            lr: LR faces on the feedback's canvas (B, 3, c, c), in [-1, 1].
+            residual: What the downscaled faces lack of them, on the canvas as well (B, 3, c, c).
+            images: The faces, brought to twice the canvas (B, 3, 2c, 2c).
+            lr_size: LR sizes in pixels (B,).
+            ws: Codes (B, L, D).
+
+        Returns:
+            Moved codes (B, L, D).
+        """
+        return self.encoder.correct_on_canvas(lr, residual, images, lr_size, ws)
 
 
 class GeneratorGraph(nn.Module):
@@ -84,6 +113,8 @@ def write_encoder(bundle: Bundle, folder: Path) -> None:
         folder: Gets the file.
     """
     encoder = bundle.encoder
+    if encoder.config.get("variant", "base") != "base":
+        raise ValueError(f"Expected our own encoder to export, got the variant {encoder.config['variant']!r}.")
     # Sizes of an example; no two are equal, and none is 1, which the exporter would take for a constant.
     example = {
         "canvas": torch.zeros(2, 3, encoder.canvas, encoder.canvas),
@@ -94,6 +125,30 @@ def write_encoder(bundle: Bundle, folder: Path) -> None:
     shapes = {"canvas": {0: batch}, "lr_size": {0: batch}, "noise": {0: batch, 1: samples}}
     model = _export(EncoderGraph(encoder), example, shapes, list(example), ["best", "ws"])
     _save(model, describe(bundle, "encoder"), folder / ENCODER)
+
+
+def write_feedback(bundle: Bundle, folder: Path) -> None:
+    """Exports one pass of a bundle's learned feedback as feedback.onnx; nothing for a bundle that has none.
+
+    Args:
+        bundle: On the CPU.
+        folder: Gets the file.
+    """
+    encoder = bundle.encoder
+    if encoder.feedback is None:
+        return
+    canvas = encoder.feedback.canvas
+    example = {
+        "lr": torch.zeros(2, 3, canvas, canvas),
+        "residual": torch.zeros(2, 3, canvas, canvas),
+        "images": torch.zeros(2, 3, 2 * canvas, 2 * canvas),
+        "lr_size": torch.full((2,), float(bundle.lr_sizes[1])),
+        "ws": torch.zeros(2, encoder.num_ws, encoder.w_dim),
+    }
+    batch = torch.export.Dim(_BATCH, min=1, max=2**16)
+    shapes = {name: {0: batch} for name in example}
+    model = _export(FeedbackGraph(encoder), example, shapes, list(example), ["moved"])
+    _save(model, describe(bundle, "feedback"), folder / FEEDBACK)
 
 
 def write_generator(bundle: Bundle, folder: Path) -> None:
@@ -118,13 +173,14 @@ def describe(bundle: Bundle, role: str) -> Metadata:
 
     Args:
         bundle: The bundle.
-        role: "encoder" or "generator".
+        role: "encoder", "generator" or "feedback".
 
     Returns:
         Its metadata.
     """
     encoder, size = bundle.encoder, bundle.resolution
     layers, width, canvas = encoder.num_ws, encoder.w_dim, encoder.canvas
+    seen = 0 if encoder.feedback is None else encoder.feedback.canvas
     smallest, largest = bundle.lr_sizes
     codes = f"float32 ({{}}, {layers}, {width}), style codes"
     values = {
@@ -132,9 +188,21 @@ def describe(bundle: Bundle, role: str) -> Metadata:
             "canvas": f"float32 (batch, 3, {canvas}, {canvas}), RGB in [-1, 1], the low-resolution face resized "
             "bicubically (a = -0.5, reflected borders)",
             "lr_size": f"float32 (batch,), its size before that in pixels, {smallest} to {largest}",
-            "noise": f"float32 (batch, samples, {width}), standard normal, one row for each further candidate",
+            "noise": f"float32 (batch, samples, {encoder.noise_dim}), standard normal, one row for each further "
+            "candidate",
             "best": codes.format("batch") + " of the best guess",
             "ws": codes.format("batch, 1 + samples") + ", the best guess first",
+        },
+        "feedback": {
+            "lr": f"float32 (batch, 3, {seen}, {seen}), RGB in [-1, 1], the low-resolution face resized as for the "
+            "encoder",
+            "residual": f"float32 (batch, 3, {seen}, {seen}), the low-resolution face minus the downscaled image, "
+            "resized likewise",
+            "images": f"float32 (batch, 3, {2 * seen}, {2 * seen}), RGB, about [-1, 1], what the generator draws of "
+            "ws, resized likewise",
+            "lr_size": f"float32 (batch,), the size of the low-resolution face in pixels, {smallest} to {largest}",
+            "ws": codes.format("batch"),
+            "moved": codes.format("batch") + ", to be taken where their image downscales closer to the face",
         },
         "generator": {
             "ws": codes.format("batch"),
@@ -156,6 +224,9 @@ def describe(bundle: Bundle, role: str) -> Metadata:
         training_data=bundle.info["training_data"],
         values=values[role],
         generator_sha256=bundle.info["parts"]["generator.safetensors"],
+        noise_dim=encoder.noise_dim,
+        passes=encoder.config.get("feedback", 0),
+        feedback_canvas=seen,
     )
 
 

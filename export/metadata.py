@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 FORMAT = "amortized-pulse/onnx/1"
-ENCODER, GENERATOR, UPSAMPLE = "encoder.onnx", "generator.onnx", "upsample.onnx"
+ENCODER, GENERATOR, FEEDBACK, UPSAMPLE = "encoder.onnx", "generator.onnx", "feedback.onnx", "upsample.onnx"
 REPORT, TIMING, BOUNDARIES = "export.json", "timing.json", "boundaries"
+_LATER_NUMBERS = ("noise_dim", "passes", "feedback_canvas")  # older exports have none of them
 _WORDS = ("role", "name", "bundle_sha256", "licence", "training_data")
 
 
@@ -18,7 +19,7 @@ class Metadata:
     """Where a model comes from, and what it takes and gives.
 
     Attributes:
-        role: "encoder", "generator", or "upsample" for both in one.
+        role: "encoder", "generator", "feedback", or "upsample" for encoder and generator in one.
         name: Name of the bundle.
         bundle_sha256: The bundle's hash, as in report.json.
         resolution: Size R of the faces in pixels.
@@ -30,6 +31,9 @@ class Metadata:
         training_data: What they were trained on.
         values: For every input and output its shape, range and unit, in words.
         generator_sha256: Of the bundle's generator, by which its boundaries know it; "" in older exports.
+        noise_dim: Width of the noise that a candidate is made from; D in older exports.
+        passes: Passes of learned feedback that follow the encoder unless told otherwise; 0 in older exports.
+        feedback_canvas: Size c in pixels that the feedback sees the low-resolution face at; 0 where there is none.
     """
 
     role: str
@@ -44,6 +48,13 @@ class Metadata:
     training_data: str
     values: dict[str, str]
     generator_sha256: str = ""
+    noise_dim: int = 0
+    passes: int = 0
+    feedback_canvas: int = 0
+
+    def __post_init__(self) -> None:
+        """Older models make a candidate of as much noise as a style is wide."""
+        object.__setattr__(self, "noise_dim", self.noise_dim or self.w_dim)
 
 
 def to_props(metadata: Metadata) -> dict[str, str]:
@@ -74,6 +85,7 @@ def from_props(props: Mapping[str, str], where: str) -> Metadata:
         about: dict[str, Any] = {name: props[name] for name in _WORDS}
         about |= {name: json.loads(props[name]) for name in ("resolution", "canvas", "num_ws", "w_dim", "values")}
         smallest, largest = json.loads(props["lr_sizes"])
+        about |= {name: json.loads(props[name]) for name in _LATER_NUMBERS if name in props}
         return Metadata(**about, lr_sizes=(smallest, largest), generator_sha256=props.get("generator_sha256", ""))
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{where}: its metadata is damaged ({error!r}); make it anew with export.onnx.") from error

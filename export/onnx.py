@@ -9,11 +9,12 @@ Half the size, the same pictures; a quarter and several times as fast, calibrate
     python -m export.onnx --out exported --precision int8 --faces celeba128_train.zip
     python -m export.onnx --out exported --fused
 
-It writes encoder.onnx, generator.onnx and export.json: where they come from, and their largest difference from torch at
-batch 1, 2 and 5. Models that differ by more than 1e-4 (images of 1024 px: 1e-3) are not written. Smaller ones are made
-from models that passed, and compared with them: size, speed, LPIPS and identity are printed, and written to export.json
-(seconds to timing.json); a loss of more than 0.01 in LPIPS is refused. --fused adds upsample.onnx, from a face straight
-to its candidates. `python -m export.run` runs the models without torch; docs/deploy.md shows how other programs do.
+It writes encoder.onnx, generator.onnx, feedback.onnx for a bundle with learned feedback, and export.json: where they
+come from, and their largest difference from torch at batch 1, 2 and 5. Models that differ by more than 1e-4 (images of
+1024 px: 1e-3) are not written. Smaller ones are made from models that passed, and compared with them: size, speed,
+LPIPS and identity are printed, and written to export.json (seconds to timing.json); a loss of more than 0.01 in LPIPS
+is refused. --fused adds upsample.onnx, from a face straight to its candidates, without the passes of feedback.
+`python -m export.run` runs the models without torch; docs/deploy.md shows how other programs do.
 
 The exit status is 0 if all was written, 1 if not, and 2 if the command itself was wrong.
 """
@@ -35,17 +36,26 @@ import onnx
 from data.command import complain, reason_of, say
 from data.report import write_json
 from export.fused import fuse
-from export.graphs import OPSET, write_encoder, write_generator
-from export.metadata import BOUNDARIES, ENCODER, FORMAT, GENERATOR, REPORT, TIMING, UPSAMPLE
+from export.graphs import OPSET, write_encoder, write_feedback, write_generator
+from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, REPORT, TIMING, UPSAMPLE
 from export.parity import check, largest_differences, tolerances
-from export.precision import FP32, INT8, PRECISIONS, quantize, store_half
-from export.quality import calibration, check_quality, compare, seconds_per_face, sharp_faces
+from export.precision import FP16, FP32, INT8, PRECISIONS, quantize, store_half
+from export.quality import (
+    calibration,
+    check_quality,
+    compare,
+    feedback_calibration,
+    feedback_holds,
+    seconds_per_face,
+    sharp_faces,
+)
 from export.session import load_models
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.weights import sha256_of
 
 MODELS = (ENCODER, GENERATOR)
-FILES = (*MODELS, UPSAMPLE, REPORT, TIMING)  # all that an export may write
+TIMED = {ENCODER: "encode", GENERATOR: "generate", FEEDBACK: "correct"}
+FILES = (*MODELS, FEEDBACK, UPSAMPLE, REPORT, TIMING)  # all that an export may write
 
 
 def export_bundle(
@@ -62,7 +72,7 @@ def export_bundle(
 
     Args:
         bundle: On the CPU.
-        out: Folder that gets encoder.onnx, generator.onnx and export.json.
+        out: Folder that gets encoder.onnx, generator.onnx, feedback.onnx where there is feedback, and export.json.
         overwrite: Replace those of an earlier export.
         precision: One of `export.precision.PRECISIONS`.
         faces: A zip or a folder of faces to calibrate and measure smaller models with; those that the bundle's
@@ -87,6 +97,7 @@ def export_bundle(
         partial = Path(holder)
         write_encoder(bundle, partial)
         write_generator(bundle, partial)
+        write_feedback(bundle, partial)
         found = largest_differences(bundle, load_models(partial))
         check(found, bundle.resolution)
         smaller = {} if precision == FP32 else _shrink(bundle, partial, precision, faces)
@@ -131,7 +142,8 @@ def _shrink(bundle: Bundle, folder: Path, precision: str, source: str | Path | N
     """
     before = load_models(folder)
     calibrate_on, measure_on = sharp_faces(bundle, source)
-    made = {name: onnx.load(folder / name) for name in MODELS}
+    names = [name for name in TIMED if (folder / name).exists()]
+    made = {name: onnx.load(folder / name) for name in names}
     if precision == INT8:
         made[ENCODER] = quantize(made[ENCODER], calibration(before, calibrate_on))
     small = folder / "small"
@@ -140,11 +152,23 @@ def _shrink(bundle: Bundle, folder: Path, precision: str, source: str | Path | N
         onnx.save(store_half(model), small / name)
     after = load_models(small)
     found = compare(before, after, measure_on)
+    if FEEDBACK in made:
+        found["feedback"] = FP16
+        if precision == INT8:
+            half = (small / FEEDBACK).read_bytes()
+            model = quantize(onnx.load(folder / FEEDBACK), feedback_calibration(before, calibrate_on))
+            onnx.save(store_half(model), small / FEEDBACK)
+            smallest = compare(before, load_models(small), measure_on)
+            if feedback_holds(found, smallest):
+                found = smallest | {"feedback": INT8}
+            else:
+                (small / FEEDBACK).write_bytes(half)
+        after = load_models(small)
     check_quality(found, precision)
-    found["bytes_fp32"] = {name: (folder / name).stat().st_size for name in MODELS}
+    found["bytes_fp32"] = {name: (folder / name).stat().st_size for name in names}
     found["seconds"] = seconds_per_face(before, after)
     found["faces_from"] = "the bundle's generator" if source is None else Path(source).name
-    for name in MODELS:
+    for name in names:
         (small / name).replace(folder / name)
     return found
 
@@ -159,14 +183,17 @@ def _report(bundle: Bundle, folder: Path, found: dict[str, dict[str, float]]) ->
         "canvas": bundle.encoder.canvas,
         "num_ws": bundle.encoder.num_ws,
         "w_dim": bundle.encoder.w_dim,
+        "noise_dim": bundle.encoder.noise_dim,
+        "passes": bundle.encoder.config.get("feedback", 0),
+        "feedback_canvas": 0 if bundle.encoder.feedback is None else bundle.encoder.feedback.canvas,
         "licence": bundle.info["licence"],
         "training_data": bundle.info["training_data"],
         "opset": OPSET,
         "largest_difference": found,
-        "tolerance": tolerances(bundle.resolution),
+        "tolerance": {name: value for name, value in tolerances(bundle.resolution).items() if name in found},
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in (folder / name for name in (*MODELS, UPSAMPLE))
+            for path in (folder / name for name in (*MODELS, FEEDBACK, UPSAMPLE))
             if path.exists()
         },
         "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -194,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", metavar="DIR", required=True, help="where the models go")
     add("--precision", choices=PRECISIONS, default=FP32, help="fp16 stores, int8 computes with less (default: fp32)")
     add("--faces", metavar="PATH", help="zip or folder of faces for fp16 and int8 (default: the generator's own)")
-    add("--fused", action="store_true", help="write upsample.onnx as well, encoder and generator in one")
+    add("--fused", action="store_true", help="write upsample.onnx as well: both in one, without feedback")
     add("--overwrite", action="store_true", help="replace the models of an earlier call")
     args = parser.parse_args(arguments)
     for name in ("bundle", "out"):
@@ -220,6 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, by_batch in report["largest_difference"].items():
         differences = ", ".join(f"{value:.1e} at batch {batch}" for batch, value in by_batch.items())
         say(f"{name}: largest difference from torch {differences}; allowed {report['tolerance'][name]:g}")
+    if args.fused and report["passes"]:
+        say(f"{UPSAMPLE}: without the {report['passes']} passes of learned feedback that follow {ENCODER} by default")
     if args.precision != FP32:
         _tell_of_precision(report["precision"], report["seconds"], report["files"])
     say(f"Wrote {args.out}; run it with python -m export.run INPUT --model {args.out}")
@@ -228,7 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell_of_precision(found: dict[str, Any], seconds: dict[str, Any], files: dict[str, Any]) -> None:
     """Prints what smaller models save and lose."""
-    for name, part in zip(MODELS, ("encode", "generate"), strict=True):
+    for name in found["bytes_fp32"]:
+        part = TIMED[name]
         share = files[name]["bytes"] / found["bytes_fp32"][name]
         fp32, this = (1000 * seconds[part][which] for which in ("fp32", "this"))
         say(f"{name}: {share:.2f} of the size, {this:.1f} ms a face for {fp32:.1f} ms ({fp32 / this:.1f}x)")

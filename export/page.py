@@ -26,7 +26,7 @@ from typing import Any
 from data.command import complain, reason_of, say
 from data.report import write_json
 from editing.boundary import names_in, read_boundary
-from export.metadata import BOUNDARIES, ENCODER, FORMAT, GENERATOR, REPORT
+from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, REPORT
 from export.precision import FP16, PRECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,7 @@ def assemble(models: Path, out: Path, runtime: Path = RUNTIME, samples: Path | N
             shutil.copy(path, out / path.name)
     for name in RUNTIME_FILES:
         shutil.copy(runtime / "dist" / name, out / "ort" / name)
-    for name in (ENCODER, GENERATOR, REPORT):
+    for name in _model_files(models):
         shutil.copy(models / name, out / "models" / name)
     write_json(edits_of(models / BOUNDARIES), out / "models" / EDITS)
     pictures = sorted(samples.glob("*.png")) if samples else []
@@ -76,6 +76,12 @@ def assemble(models: Path, out: Path, runtime: Path = RUNTIME, samples: Path | N
         shutil.copy(path, out / "samples" / path.name)
     (out / "samples" / "index.json").write_text(json.dumps([path.name for path in pictures]) + "\n")
     return {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def _model_files(folder: Path) -> list[str]:
+    """Names what the page needs of an export."""
+    files = json.loads((folder / REPORT).read_bytes())["files"]
+    return [name for name in (ENCODER, GENERATOR, FEEDBACK) if name in files] + [REPORT]
 
 
 def edits_of(folder: Path) -> dict[str, Any]:
@@ -143,12 +149,14 @@ def _export(bundle_path: Path, folder: Path, precision: str, earlier: Path) -> N
         report = json.loads((earlier / REPORT).read_bytes())
         kept = (report["format"], report["bundle"]["hash"], report["precision"]["name"])
         same = kept == (FORMAT, sha256_of(bundle_path / "bundle.json"), precision)
-        same = same and all(sha256_of(earlier / n) == report["files"][n]["sha256"] for n in (ENCODER, GENERATOR))
+        names = _model_files(earlier)
+        same = same and "passes" in report  # those made before feedback was exported lack it
+        same = same and all(sha256_of(earlier / n) == report["files"][n]["sha256"] for n in names[:-1])
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if same:
         folder.mkdir()
-        for name in (ENCODER, GENERATOR, REPORT):
+        for name in names:
             shutil.copy(earlier / name, folder / name)
         if (bundle_path / BOUNDARIES).is_dir():
             shutil.copytree(bundle_path / BOUNDARIES, folder / BOUNDARIES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.command import complain, reason_of, say
 from data.taps import EPSILON
-from export.metadata import BOUNDARIES, ENCODER, FORMAT, GENERATOR, REPORT
+from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, REPORT
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "onnx"
 # What export.run cannot do: option of infer.py -> its value where it is not asked for.
@@ -87,9 +87,10 @@ def exported(bundle: Path, cache: Path = CACHE) -> Path:
     from models.bundle_info import read_info
     from models.weights import sha256_of
 
-    read_info(bundle)  # says what is wrong with it
+    wanted = [REPORT] + [FEEDBACK] * ("feedback" in read_info(bundle)["encoder"])  # or says what is wrong
     folder = cache / f"{FORMAT.rpartition('/')[2]}-{sha256_of(bundle / 'bundle.json')[:16]}"
-    if not (folder / REPORT).is_file():  # the last of an export's files
+    # The report is the last of an export's files; one made before feedback was exported lacks that.
+    if not all((folder / name).is_file() for name in wanted):
         from export.onnx import export_bundle
         from models.bundle import load_bundle
 

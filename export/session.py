@@ -3,7 +3,8 @@
     models = load_models("exported")
     images, ws = models.upsample(lr, k=4)  # lr (B, 3, s, s) in [-1, 1] -> (B, 4, 3, R, R), (B, 4, L, D)
 
-Random numbers come from numpy as in `models.encoder`, so that the same seed gives the same faces as with torch.
+Random numbers come from numpy as in `models.encoder`, so that the same seed gives the same faces as with torch. Where
+the bundle has learned feedback, its passes follow the encoder, see `export.passes`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import onnxruntime
 
 from data.taps import resize
-from export.metadata import ENCODER, GENERATOR, Metadata, from_props
+from export.metadata import ENCODER, FEEDBACK, GENERATOR, Metadata, from_props
+from export.passes import ROWS, feedback_inputs, take_passes
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3  # severity; the default warns that the noise maps, being inputs, cannot be folded
@@ -24,31 +26,43 @@ _ERRORS_ONLY = 3  # severity; the default warns that the noise maps, being input
 
 @dataclass(frozen=True)
 class Models:
-    """An encoder and the generator that it was made for, as ONNX models.
+    """An encoder and the generator that it was made for, as ONNX models; and learned feedback between them.
 
     Attributes:
         about: What their files say.
         encoder: From LR faces on the canvas to codes.
         generator: From codes to faces.
+        feedback: From faces and codes to better codes; None where the bundle has none.
     """
 
     about: Metadata
     encoder: onnxruntime.InferenceSession = field(repr=False)
     generator: onnxruntime.InferenceSession = field(repr=False)
+    feedback: onnxruntime.InferenceSession | None = field(default=None, repr=False)
 
-    def encode(self, lr: np.ndarray, k: int = 1, rng: np.random.Generator | None = None) -> np.ndarray:
+    def encode(
+        self,
+        lr: np.ndarray,
+        k: int = 1,
+        rng: np.random.Generator | None = None,
+        passes: int | None = None,
+        temperature: float = 1.0,
+    ) -> np.ndarray:
         """Finds codes of faces that downscale to the pictures.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1], s within `about.lr_sizes`.
             k: Candidates per face, at least 1; the first is the best guess, and does not depend on k.
             rng: Source of the others' randomness; a fixed seed if None.
+            passes: Passes of learned feedback; None means what the bundle takes by default.
+            temperature: How far the others lie from the best guess; 1 is as far as the encoder is unsure.
 
         Returns:
             Codes (B, k, L, D), float32.
 
         Raises:
-            ValueError: If the pictures are not of this form or size, k is below 1, or what comes out is not finite.
+            ValueError: If the pictures are not of this form or size, k is below 1, there is no feedback to take passes
+                of, or what comes out is not finite.
         """
         smallest, largest = self.about.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not np.issubdtype(lr.dtype, np.floating):
@@ -61,8 +75,53 @@ class Models:
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
         sizes = np.full(len(lr), lr.shape[-1], np.float32)
         rng = np.random.default_rng(0) if rng is None else rng
-        noise = rng.standard_normal((len(lr), k - 1, self.about.w_dim), dtype=np.float32)
-        return self.encode_canvas(resize(lr, self.about.canvas), sizes, noise)
+        noise = np.float32(temperature) * rng.standard_normal((len(lr), k - 1, self.about.noise_dim), dtype=np.float32)
+        ws = self.encode_canvas(resize(lr, self.about.canvas), sizes, noise)
+        passes = self.about.passes if passes is None else passes
+        return self._take_passes(lr.astype(np.float32, copy=False), ws, passes) if passes else ws
+
+    def _take_passes(self, lr: np.ndarray, ws: np.ndarray, passes: int) -> np.ndarray:
+        """Takes passes of feedback on candidates (B, k, L, D) of LR faces (B, 3, s, s)."""
+        targets, rows = lr.repeat(ws.shape[1], axis=0), ws.reshape(-1, *ws.shape[2:])
+        starts = range(0, len(rows), ROWS)
+        parts = [
+            take_passes(self.correct, self.generate, targets[i : i + ROWS], rows[i : i + ROWS], passes) for i in starts
+        ]
+        return np.concatenate(parts).reshape(ws.shape)
+
+    def correct(self, lr: np.ndarray, images: np.ndarray, ws: np.ndarray) -> np.ndarray:
+        """Corrects codes by what their faces, downscaled, lack of the LR pictures: one pass of the learned feedback.
+
+        Args:
+            lr: LR faces (B, 3, s, s) in [-1, 1].
+            images: The faces that the codes draw (B, 3, R, R), about [-1, 1].
+            ws: The codes (B, L, D).
+
+        Returns:
+            Better codes (B, L, D).
+
+        Raises:
+            ValueError: If there is no feedback, or what comes out is not finite.
+        """
+        return self.correct_canvas(feedback_inputs(lr, images, ws, self.about.feedback_canvas or 1))
+
+    def correct_canvas(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Runs one pass of the feedback on faces of any sizes, brought to its canvas.
+
+        Args:
+            inputs: See `export.passes.feedback_inputs`.
+
+        Returns:
+            Better codes (B, L, D).
+
+        Raises:
+            ValueError: If there is no feedback, or what comes out is not finite.
+        """
+        if self.feedback is None:
+            raise ValueError(f"Expected models with learned feedback, {self.about.name!r} has none; take 0 passes.")
+        moved = self.feedback.run(["moved"], inputs)[0]
+        self._check_weights("feedback", moved)
+        return moved
 
     def encode_canvas(self, canvas: np.ndarray, sizes: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Runs the encoder on faces of any sizes, brought to its canvas.
@@ -70,17 +129,17 @@ class Models:
         Args:
             canvas: Faces (B, 3, C, C) in [-1, 1].
             sizes: The size in pixels that each had before (B,), float32.
-            noise: Standard normal (B, k − 1, D).
+            noise: Standard normal (B, k − 1, E), E = `about.noise_dim`.
 
         Returns:
-            Codes (B, k, L, D).
+            Codes (B, k, L, D), before any pass of feedback.
 
         Raises:
             ValueError: If what comes out is not finite.
         """
         inputs = {"canvas": canvas, "lr_size": sizes, "noise": noise}
         if noise.shape[1] == 0:  # not every execution provider takes empty arrays
-            inputs["noise"] = np.zeros((len(canvas), 1, self.about.w_dim), np.float32)
+            inputs["noise"] = np.zeros((len(canvas), 1, self.about.noise_dim), np.float32)
             ws = self.encoder.run(["best"], inputs)[0][:, None]
         else:
             ws = self.encoder.run(["ws"], inputs)[0]
@@ -168,7 +227,7 @@ def load_models(folder: str | Path, threads: int = 0, provider: str = "cpu") -> 
     """Opens what `python -m export.onnx` wrote.
 
     Args:
-        folder: With encoder.onnx and generator.onnx.
+        folder: With encoder.onnx and generator.onnx, and feedback.onnx where the bundle has learned feedback.
         threads: Of one operation; 0 means one per core.
         provider: See `find_provider`. What it cannot do, the CPU does.
 
@@ -182,17 +241,26 @@ def load_models(folder: str | Path, threads: int = 0, provider: str = "cpu") -> 
     folder = Path(folder)
     chosen = find_provider(provider)
     sessions = [_open(folder / name, threads, chosen) for name in (ENCODER, GENERATOR)]
-    about = []
-    for session, name in zip(sessions, (ENCODER, GENERATOR), strict=True):
-        about.append(from_props(session.get_modelmeta().custom_metadata_map, str(folder / name)))
-        if f"{about[-1].role}.onnx" != name:
-            raise ValueError(f"{folder / name}: expected this model, found the {about[-1].role}; export it again.")
-    if about[0].bundle_sha256 != about[1].bundle_sha256:
-        raise ValueError(
-            f"{folder}: expected models of one bundle, found those of {about[0].name} ({about[0].bundle_sha256}) and "
-            f"{about[1].name} ({about[1].bundle_sha256}); export both together."
-        )
-    return Models(about[0], *sessions)
+    first = _about(sessions[0], folder / ENCODER)
+    names = [ENCODER, GENERATOR]
+    if first.feedback_canvas:
+        names.append(FEEDBACK)
+        sessions.append(_open(folder / FEEDBACK, threads, chosen))
+    for session, name in zip(sessions, names, strict=True):
+        about = _about(session, folder / name)
+        if about.bundle_sha256 != first.bundle_sha256:
+            raise ValueError(
+                f"{folder}: expected models of one bundle, found those of {first.name} ({first.bundle_sha256}) and "
+                f"{about.name} ({about.bundle_sha256}); export them together."
+            )
+    return Models(first, *sessions)
+
+
+def _about(session: onnxruntime.InferenceSession, path: Path) -> Metadata:
+    about = from_props(session.get_modelmeta().custom_metadata_map, str(path))
+    if f"{about.role}.onnx" != path.name:
+        raise ValueError(f"{path}: expected this model, found the {about.role}; export it again.")
+    return about
 
 
 def _open(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:

@@ -3,7 +3,8 @@
     bundle.json            name, resolution, LR sizes, licence, training data, encoder settings, sha256 of each part
     generator.safetensors  float16
     encoder.safetensors    float16, without its latent statistics
-    latents.safetensors    float32, the encoder's `latents`: where the generator's codes lie
+    latents.safetensors    float32, the encoder's `latents`: where the generator's codes lie; and a flow over them in
+                           float16, if one was added, see `models.flow`
 
 The encoder and the statistics mean nothing to another generator, so both name the generator's sha256 in their headers,
 and are refused beside another one.
@@ -35,14 +36,17 @@ from models.bundle_info import (
     check_info,
     read_info,
 )
+from models.feedback import take_passes
 from models.generator import Generator
 from models.pretrained import ROOT
 from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
 if TYPE_CHECKING:
-    from models.encoder import Encoder
+    from models.encoder_base import EncoderBase
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
+FLOW_PREFIX = "flow."  # of the flow's tensors in latents.safetensors
+ROWS = 64  # candidates that pass through feedback at once
 _LATENTS_PREFIX = "latents."
 
 
@@ -59,6 +63,8 @@ class Bundle:
         generator: The generator, in eval mode.
         encoder: The encoder, in eval mode.
         device: Where both are.
+        latents_path: latents.safetensors, from which the flow is read when it is asked for; None for a bundle that is
+            in no folder.
 
     Example:
         >>> bundle = load_bundle(DEFAULT_BUNDLE)
@@ -71,23 +77,34 @@ class Bundle:
     info: dict[str, Any] = field(repr=False)
     hash: str
     generator: Generator = field(repr=False)
-    encoder: Encoder = field(repr=False)
+    encoder: EncoderBase = field(repr=False)
     device: torch.device
+    latents_path: Path | None = field(default=None, repr=False)
 
     @torch.inference_mode()
-    def encode(self, lr: Tensor, k: int = 1, rng: np.random.Generator | None = None) -> Tensor:
+    def encode(
+        self,
+        lr: Tensor,
+        k: int = 1,
+        rng: np.random.Generator | None = None,
+        passes: int | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """Finds codes of faces that downscale to the pictures.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1], s within `lr_sizes`.
             k: Candidates per face, at least 1; the first is the best guess, and does not depend on k.
             rng: Source of the others' randomness; None means the encoder's own choice.
+            passes: Passes of learned feedback, see `models.feedback`; None means the encoder's own choice.
+            temperature: How far the others lie from the best guess; 1 is as far as the encoder is unsure.
 
         Returns:
             Codes (B, k, L, D), float32 on the bundle's device.
 
         Raises:
-            ValueError: If the pictures are not of this form or size, k is below 1, or what comes out is not finite.
+            ValueError: If the pictures are not of this form or size, k is below 1, there is no feedback to take passes
+                of, or what comes out is not finite.
         """
         smallest, largest = self.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
@@ -104,8 +121,16 @@ class Bundle:
             raise ValueError(f"Expected at least 1 candidate per face, got k = {k}.")
         if not lr.isfinite().all():
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
-        ws = self.encoder(lr.to(self.device, torch.float32), k, rng)
+        lr = lr.to(self.device, torch.float32)
+        ws = self.encoder(lr, k, rng, temperature)
         self._check_weights("encoder", ws)
+        passes = self.encoder.config.get("feedback", 0) if passes is None else passes
+        if passes:
+            rows = zip(lr.repeat_interleave(k, dim=0).split(ROWS), ws.flatten(0, 1).split(ROWS), strict=True)
+            synthesis, correct = self.generator.synthesis, self.encoder.correct
+            parts = [take_passes(correct, synthesis, target, part, passes) for target, part in rows]
+            ws = torch.cat(parts).unflatten(0, (len(lr), k))
+            self._check_weights("feedback", ws)
         return ws
 
     @torch.inference_mode()
@@ -163,10 +188,10 @@ class Bundle:
             )
 
 
-def save_bundle(path: str | Path, generator: Generator, encoder: Encoder, info: dict[str, Any]) -> None:
+def save_bundle(path: str | Path, generator: Generator, encoder: EncoderBase, info: dict[str, Any]) -> None:
     """Writes a bundle; an older one at the same place is replaced only once the new one is complete.
 
-    Other files of the older one (its card, boundaries) are taken along.
+    Other files of the older one (its card, boundaries) are taken along, and its flow if the generator is the same.
 
     Args:
         path: The folder.
@@ -223,14 +248,62 @@ def _swap(new: Path, path: Path, old: Path) -> None:
         raise
 
 
-def _write_parts(folder: Path, generator: Generator, encoder: Encoder) -> None:
+def _write_parts(folder: Path, generator: Generator, encoder: EncoderBase) -> None:
     save_generator(generator, folder / GENERATOR)
     notes = {"generator_sha256": sha256_of(folder / GENERATOR)}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     statistics = {name[len(_LATENTS_PREFIX) :]: t for name, t in state.items() if name.startswith(_LATENTS_PREFIX)}
     network = to_half({name: tensor for name, tensor in state.items() if not name.startswith(_LATENTS_PREFIX)})
     write_safetensors(network, folder / ENCODER, notes)
-    write_safetensors({name: tensor.float() for name, tensor in statistics.items()}, folder / LATENTS, notes)
+    tensors = {name: tensor.float() for name, tensor in statistics.items()}
+    more: dict[str, str] = {}
+    if (folder / LATENTS).is_file():  # of the older bundle
+        more, flow = _read_flow(folder / LATENTS, notes["generator_sha256"])
+        tensors |= flow
+    write_safetensors(tensors, folder / LATENTS, notes | more)
+
+
+def _read_flow(path: Path, generator_sha256: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Reads the notes and tensors of a flow in latents.safetensors; none if there is none, or for another generator."""
+    with safe_open(path, framework="pt") as file:
+        notes = file.metadata() or {}
+        if "flow" not in notes or notes.get("generator_sha256") != generator_sha256:
+            return {}, {}
+        names = [name for name in file.keys() if name.startswith(FLOW_PREFIX)]
+        return {"flow": notes["flow"]}, {name: file.get_tensor(name) for name in names}
+
+
+def add_to_latents(path: str | Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """Adds tensors to a bundle's latents.safetensors, in place of those of the same names, and renews bundle.json.
+
+    Args:
+        path: The bundle's folder; it is replaced only once the new one is complete.
+        tensors: Tensors by name.
+        notes: For the header of the file.
+
+    Raises:
+        FileNotFoundError: If there is no bundle.
+        ValueError: If it is not whole.
+    """
+    path = Path(path)
+    info = read_info(path)
+    for name in PARTS:
+        _check_part(path / name, info["parts"].get(name))
+    owner = info["parts"][GENERATOR]
+    holder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    try:
+        partial = holder / "new"
+        shutil.copytree(path, partial)
+        content = _read_tensors(path / LATENTS, owner) | tensors
+        with safe_open(path / LATENTS, framework="pt") as file:
+            notes = (file.metadata() or {}) | notes
+        write_safetensors(content, partial / LATENTS, notes)
+        info["parts"][LATENTS] = sha256_of(partial / LATENTS)
+        _write_info(info, partial)
+        _swap(partial, path, holder / "old")
+    finally:
+        if not (holder / "old").exists() or path.exists():
+            shutil.rmtree(holder, ignore_errors=True)
 
 
 def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = "cpu") -> Bundle:
@@ -248,7 +321,7 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
         ValueError: If bundle.json is not valid, of an unknown format, or a part is damaged or belongs to another
             generator.
     """
-    from models.encoder import Encoder  # only here, for what its backbone may import takes time
+    from models.encoder import make_encoder  # only here, for what its backbone may import takes time
 
     path = Path(path)
     info = read_info(path)
@@ -263,10 +336,11 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
     _check_fit(generator, info["encoder"], str(path / INFO))
     owner = info["parts"][GENERATOR]
     state = _read_tensors(path / ENCODER, owner)
-    state |= {_LATENTS_PREFIX + name: tensor for name, tensor in _read_tensors(path / LATENTS, owner).items()}
+    statistics = _read_tensors(path / LATENTS, owner, without=FLOW_PREFIX)
+    state |= {_LATENTS_PREFIX + name: tensor for name, tensor in statistics.items()}
     check_encoder(info["encoder"], path / INFO)
     try:
-        encoder = Encoder(**info["encoder"])
+        encoder = make_encoder(info["encoder"])
         encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except Exception as error:  # timm raises whatever it stumbles over: AssertionError, IndexError, …
         raise ValueError(
@@ -283,6 +357,7 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
         generator=generator,
         encoder=encoder,
         device=torch.device(device),
+        latents_path=path / LATENTS,
     )
 
 
@@ -304,8 +379,8 @@ def _check_fit(generator: Generator, config: dict[str, Any], where: str) -> None
         raise ValueError(f"{where}: expected an encoder for a generator with {expected}, found one for {found}.")
 
 
-def _read_tensors(path: Path, generator_sha256: str) -> dict[str, Tensor]:
-    """Reads a part that depends on the generator."""
+def _read_tensors(path: Path, generator_sha256: str, without: str | None = None) -> dict[str, Tensor]:
+    """Reads a part that depends on the generator, without the tensors whose names begin with `without`."""
     try:
         with safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get("generator_sha256")
@@ -314,6 +389,7 @@ def _read_tensors(path: Path, generator_sha256: str) -> dict[str, Tensor]:
                     f"{path}: expected a part made for the generator with sha256 {generator_sha256}, found one for "
                     f"{found}; use the parts of one bundle together, or train this one for this generator."
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}
+            names = [name for name in file.keys() if without is None or not name.startswith(without)]
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy the bundle again.") from error

@@ -20,6 +20,10 @@ _INFO_TYPES = {
     "encoder": dict,
 }
 _ENCODER_TYPES = {"resolution": int, "num_ws": int, "w_dim": int, "backbone": str, "width": int, "canvas": int}
+_OPTIONAL_ENCODER_TYPES = {
+    "feedback": int, "rank": int, "posterior": str, "base": bool, "scaled_heads": bool, "stem_stride": int,
+    "variant": str, "widths": list,
+}  # fmt: skip
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def check_encoder(config: dict[str, Any], path: Path) -> None:
     timm takes names such as "hf-hub:owner/model" for places on the network.
 
     Args:
-        config: Arguments of `models.encoder.Encoder`.
+        config: Arguments of `models.encoder.make_encoder`.
         path: Named in errors.
 
     Raises:
@@ -90,13 +94,23 @@ def check_encoder(config: dict[str, Any], path: Path) -> None:
     """
     import timm  # late: it takes longer to import than to encode a face
 
-    numbers = [name for name in _ENCODER_TYPES if name in config and _ENCODER_TYPES[name] is int]
+    from models.posterior import KINDS
+
+    types = _ENCODER_TYPES | _OPTIONAL_ENCODER_TYPES
+    numbers = [name for name in types if name in config and types[name] is int]
     wrong = {name: config[name] for name in numbers if type(config[name]) is not int or not 1 <= config[name] <= 2**16}
+    flags = [name for name in types if name in config and types[name] is bool]
+    wrong |= {name: config[name] for name in flags if type(config[name]) is not bool}
+    widths = config.get("widths", [1])
+    if type(widths) is not list or any(type(width) is not int or not 1 <= width <= 2**16 for width in widths):
+        wrong["widths"] = widths
     name = config.get("backbone", "resnet18")
     if not isinstance(name, str):
         wrong["backbone"] = name
+    if "posterior" in config and config["posterior"] not in KINDS:
+        wrong["posterior"] = config["posterior"]
     if wrong:
-        wanted = ", ".join(f"{name} ({_ENCODER_TYPES[name].__name__})" for name in wrong)
+        wanted = ", ".join(f"{name} ({types[name].__name__})" for name in wrong)
         raise ValueError(f"{path}: expected an encoder with {wanted}, numbers from 1 to 65536, found {wrong}.")
     if ":" in name or "/" in name or not timm.is_model(name):
         raise ValueError(

@@ -292,20 +292,47 @@ class SynthesisNetwork(nn.Module):
         Raises:
             ValueError: If the mode is unknown, or codes or noise have the wrong shape.
         """
+        styles, noises = self._by_block(ws, noise_mode, noise)
+        small = sum(size < banded.SMALLEST for size in self.resolutions) if banded.pays(ws) else len(self.blocks)
+        x, sums = self._draw(styles[:small], noises[:small])
+        if small < len(self.blocks):
+            return banded.draw_blocks(self.blocks[small:], x, sums[-1], styles[small:], noises[small:])
+        return sums[-1]
+
+    def partial_sums(self, ws: Tensor) -> list[Tensor]:
+        """Draws images, with what the colour outputs have added up to at every resolution.
+
+        Args:
+            ws: Style codes (B, L, D).
+
+        Returns:
+            Colours (B, 3, r, r) for r = 4, 8, …, R, with the stored noise maps. The last are the images; the others
+            are not yet pictures, see `training.side_outputs`. Those at r depend on the coarsest 2 log2(r) − 2 styles.
+        """
+        return self._draw(*self._by_block(ws, "const", None))[1]
+
+    def _by_block(
+        self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None
+    ) -> tuple[list[Sequence[Tensor]], list[Sequence[Tensor | None]]]:
+        """Gives the style codes and the noise maps of every block."""
         maps = self._noise_maps(ws, noise_mode, noise)
         codes = ws.unbind(dim=1)
         # One code per layer of a block and one for its colour, which shares it with the next block's first layer.
         starts = [max(0, 2 * i - 1) for i in range(len(self.blocks))]
         styles = [codes[start : 2 * i + 2] for i, start in enumerate(starts)]
-        noises = [maps[start : 2 * i + 1] for i, start in enumerate(starts)]
-        small = sum(size < banded.SMALLEST for size in self.resolutions) if banded.pays(ws) else len(self.blocks)
-        x, rgb = None, None
-        for i, block in enumerate(self.blocks[:small]):
-            x, rgb = block(x, rgb, styles[i], noises[i])
-        assert x is not None and rgb is not None
-        if small < len(self.blocks):
-            return banded.draw_blocks(self.blocks[small:], x, rgb, styles[small:], noises[small:])
-        return rgb
+        return styles, [maps[start : 2 * i + 1] for i, start in enumerate(starts)]
+
+    def _draw(
+        self, styles: Sequence[Sequence[Tensor]], noises: Sequence[Sequence[Tensor | None]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Draws the first blocks; gives the features of the last of them, and the colour after each."""
+        x: Tensor | None = None
+        sums: list[Tensor] = []
+        for block, w, noise in zip(self.blocks, styles, noises, strict=False):
+            x, rgb = block(x, sums[-1] if sums else None, w, noise)
+            sums.append(rgb)
+        assert x is not None
+        return x, sums
 
     def _noise_maps(self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None) -> list[Tensor | None]:
         if ws.ndim != 3 or ws.shape[1] != self.num_ws or ws.shape[2] != self.w_dim:

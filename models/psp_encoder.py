@@ -30,6 +30,7 @@ from models.weights.torch_files import read_torch_file
 SIZE = 256
 UNITS = (3, 4, 14, 3)  # residual units per stage of a network 50 deep; the first of each halves the size
 FIRST_MEDIUM, FIRST_FINE = 3, 7
+WIDTHS = (64, 64, 128, 256, 512)  # channels of the stem and of the stages
 KINDS = {"GradualStyleEncoder": "psp", "Encoder4Editing": "e4e"}
 
 
@@ -119,7 +120,7 @@ class PspEncoder(nn.Module):
 
     latent_avg: Tensor
 
-    def __init__(self, num_ws: int, kind: str = "psp", widths: Sequence[int] = (64, 64, 128, 256, 512)) -> None:
+    def __init__(self, num_ws: int, kind: str = "psp", widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         if kind not in KINDS.values():
             raise ValueError(f"Expected the kind 'psp' or 'e4e', got {kind!r}.")
@@ -160,15 +161,16 @@ class PspEncoder(nn.Module):
                 f"Expected colour faces (B, 3, {SIZE}, {SIZE}), got {tuple(images.shape)}; resize them first, for "
                 "example by data.operator."
             )
-        levels = self._pyramid(images)
+        return self.offsets(self.pyramid(images)) + self.latent_avg
+
+    def offsets(self, levels: dict[int, Tensor]) -> Tensor:
+        """Reads the styles from the levels of `pyramid`: offsets from the mean latent (B, L, D)."""
         styles = [head(levels[self._stride(i)]) for i, head in enumerate(self.styles)]
         codes = torch.stack(styles, dim=1)  # (B, L, D)
-        if self.kind == "e4e":
-            codes = torch.cat([codes[:, :1], codes[:, 1:] + codes[:, :1]], dim=1)
-        return codes + self.latent_avg
+        return codes if self.kind == "psp" else torch.cat([codes[:, :1], codes[:, 1:] + codes[:, :1]], dim=1)
 
-    def _pyramid(self, images: Tensor) -> dict[int, Tensor]:
-        """Gives the levels (B, D, 256 / s, 256 / s) by their stride s."""
+    def pyramid(self, images: Tensor) -> dict[int, Tensor]:
+        """Gives the levels (B, D, 256 / s, 256 / s) by their stride s = 16, 8, 4, for faces (B, 3, 256, 256)."""
         x, ends = self.input_layer(images), []
         for i, unit in enumerate(self.body):
             x = unit(x)

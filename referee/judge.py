@@ -1,88 +1,69 @@
-"""The referee: measures methods on the same faces, and takes their time."""
+"""The referee: the networks that measure, and what they say of one batch of faces."""
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
-from tqdm import tqdm
 
-from data.faces import Faces
-from data.operator import EPSILON, Downscale, downscaling_error
+from data.operator import Downscale, downscaling_error
 from data.reading import from_uint8
 from losses.perceptual import LPIPS
 from models.identity import Identity
-from referee.measures import as_written, candidates_that_count, diversity, low_resolution, psnr
-from referee.methods import Method
+from referee.measures import candidates_that_count, candidates_within, diversity, psnr
 from training.frechet import frechet_metric
 
-BATCH = 16
-FRECHET_FACES = 1000  # below, the covariance of the features is too uncertain
-TIMED_FACES, WARM_UP = 20, 3
-SHOWN_FACES = 6
+if TYPE_CHECKING:
+    from models.attributes import AttributeClassifier
+    from referee.niqe import Pristine
 
+NIQE_FROM = 256  # px; below, its blocks of 96 px say nothing
 
-def batches(faces: Faces, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Gives the faces in order, uint8 (B, 3, R, R)."""
-    for start in range(0, len(faces), size):
-        yield torch.stack([faces[i] for i in range(start, min(start + size, len(faces)))]).to(device)
-
-
-@dataclass
-class Outcome:
-    """What one method did at one LR size.
-
-    Attributes:
-        means: Mean over faces by the name of the measure; None where it does not apply or cannot be measured.
-        shown: Pictures (n, 1 or 2, 3, R, R), uint8: best guess and second candidate of the first faces.
-    """
-
-    means: dict[str, float | None]
-    shown: Tensor
+Values = dict[str, Tensor]
+"""What was measured, (B, …) on the CPU, by name."""
 
 
 class Referee:
-    """Measures methods; holds the faces and the networks that measure.
+    """Measures pictures; holds the networks for it.
 
     Args:
-        faces: The truths.
+        resolution: Size R of the faces in pixels.
         device: Where everything is computed.
+        frechet: Keep the features of the Fréchet distance.
+        attributes: Classifier of the forty attributes; None leaves them out.
+        pristine: Model of natural pictures for NIQE; None leaves it out.
 
     Raises:
         FileNotFoundError: If LPIPS has no weights. Other networks without weights leave their measure out and warn.
     """
 
-    def __init__(self, faces: Faces, device: torch.device) -> None:
-        self.faces, self.device = faces, device
+    def __init__(
+        self,
+        resolution: int,
+        device: torch.device,
+        frechet: bool = False,
+        attributes: AttributeClassifier | None = None,
+        pristine: Pristine | None = None,
+    ) -> None:
+        self.device, self.attributes = device, attributes
+        self.pristine = pristine if resolution >= NIQE_FROM else None
         self.lpips = LPIPS().to(device)
         self.identity: Identity | None = None
-        self.frechet: tuple[str, FrechetInceptionDistance] | None = None
+        self.frechet: tuple[str, nn.Module] | None = None
         try:
             self.identity = Identity().to(device)
         except FileNotFoundError as error:
             warnings.warn(f"The identity similarity is left out (n/a). {error}", stacklevel=2)
-        if len(faces) >= FRECHET_FACES:
+        if frechet:
             try:
-                self._prepare_frechet()
+                name, metric = frechet_metric()
+                self.frechet = name, metric.inception.to(device)
             except (OSError, ImportError) as error:  # a download or a package that is not to be had
                 warnings.warn(f"The Fréchet distance is left out (n/a). {error}", stacklevel=2)
-
-    @torch.no_grad()
-    def _prepare_frechet(self) -> None:
-        name, metric = frechet_metric()
-        metric = metric.to(self.device)
-        for truth in batches(self.faces, BATCH, self.device):
-            metric.update(truth, real=True)  # kept through reset()
-        self.frechet = name, metric
 
     @property
     def networks(self) -> dict[str, str | None]:
@@ -94,84 +75,98 @@ class Referee:
         }
 
     @torch.no_grad()
-    def judge(self, method: Method, lr_size: int, k: int, seed: int, progress: tqdm | None = None) -> Outcome:
-        """Measures one method at one LR size, in batches.
+    def look_at_truth(self, truth: Tensor) -> Values:
+        """Measures what belongs to the true faces alone.
 
         Args:
-            method: The method.
-            lr_size: Width s of the LR pictures in pixels.
-            k: Candidates per face to ask for.
-            seed: Seed of the random numbers, which depend on the LR size too, and on nothing else.
-            progress: A bar to move on by the number of faces.
+            truth: Faces (B, 3, R, R), uint8.
 
         Returns:
-            Means and pictures.
-
-        Raises:
-            ValueError: If the method returns pictures of another shape, or not finite.
+            `features` (B, F) and `attributes` (B, A), as far as they are asked for.
         """
-        rng = np.random.default_rng([seed, lr_size])
-        values: dict[str, list[Tensor]] = defaultdict(list)
-        shown: list[Tensor] = []
-        if self.frechet:
-            self.frechet[1].reset()
-        for truth in batches(self.faces, BATCH, self.device):  # (B, 3, R, R)
-            lr = low_resolution(truth, lr_size)
-            pictures = as_written(method(lr, k, rng), len(truth), self.faces.resolution)  # (B, c, 3, R, R)
-            for name, value in self._measure(pictures, truth, lr).items():
-                values[name].append(value.cpu().double())
-            if self.frechet:
-                self.frechet[1].update(pictures[:, 0], real=False)
-            if sum(map(len, shown)) < SHOWN_FACES:
-                shown.append(pictures[:SHOWN_FACES, :2].cpu())
-            if progress is not None:
-                progress.update(len(truth))
-        means: dict[str, float | None] = {name: torch.cat(value).mean().item() for name, value in values.items()}
-        if self.frechet:
-            means["frechet"] = self.frechet[1].compute().item()
-        return Outcome(means, torch.cat(shown)[:SHOWN_FACES])
+        return {name: value.cpu() for name, value in self._network_views(truth, from_uint8(truth)).items()}
 
-    def _measure(self, pictures: Tensor, truth: Tensor, lr: Tensor) -> dict[str, Tensor]:
-        """Measures a batch: pictures (B, c, 3, R, R) and truth (B, 3, R, R) in uint8; values (B,)."""
-        images, faces = from_uint8(pictures), from_uint8(truth)
-        best, c = images[:, 0], images.shape[1]
-        errors = downscaling_error(images.flatten(0, 1), lr.repeat_interleave(c, 0), Downscale(lr.shape[-1]))
-        errors = errors.unflatten(0, (-1, c))  # (B, c)
-        features = [f.unflatten(0, (-1, c)) for f in self.lpips.features(images.flatten(0, 1))]
-        ssim = structural_similarity_index_measure((best + 1) / 2, (faces + 1) / 2, reduction="none", data_range=1.0)
-        assert isinstance(ssim, Tensor)
-        values = {
-            "psnr": psnr(best, faces),
-            "ssim": ssim,
-            "lpips": self.lpips.distance([f[:, 0] for f in features], self.lpips.features(faces)),
-            "error": errors[:, 0],
-            "within": (errors[:, 0] <= EPSILON).float(),
-        }
-        if self.identity:
-            values["identity"] = (self.identity(best) * self.identity(faces)).sum(dim=1)
-        if c > 1:
-            counts = candidates_that_count(errors)
-            values["diversity"] = diversity(self.lpips, features, counts)
-            values["count"] = counts.float().mean(dim=1)
+    def _network_views(self, pictures: Tensor, images: Tensor) -> Values:
+        """Features of the Fréchet distance and attributes of pictures (N, 3, R, R), as bytes and in [-1, 1]."""
+        values: Values = {}
+        if self.frechet:
+            values["features"] = self.frechet[1](pictures).float()
+        if self.attributes is not None:
+            values["attributes"] = self.attributes(images) > 0
         return values
 
     @torch.no_grad()
-    def seconds(self, method: Method, lr_size: int) -> float:
-        """Takes the median time in seconds for one face, one candidate, batch 1, after warming up."""
-        rng, times = np.random.default_rng(0), []
-        truths = [truth for truth, _ in zip(batches(self.faces, 1, self.device), range(TIMED_FACES), strict=False)]
-        for i in range(-WARM_UP, len(truths)):
-            lr = low_resolution(truths[max(i, 0)], lr_size)
-            self._synchronize()
-            start = time.perf_counter()
-            method(lr, 1, rng)
-            self._synchronize()
-            if i >= 0:
-                times.append(time.perf_counter() - start)
-        return statistics.median(times)
+    def measure(self, pictures: Tensor, truth: Tensor, lr: Tensor, clean: Tensor) -> Values:
+        """Measures a method's candidates.
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        Args:
+            pictures: Candidates (B, c, 3, R, R), uint8, the best guess first.
+            truth: Faces (B, 3, R, R), uint8.
+            lr: What the method saw (B, 3, s, s) in [-1, 1].
+            clean: The same without degradation (B, 3, s, s).
+
+        Returns:
+            Per face: psnr, ssim, lpips, identity, niqe of the best guess, and the diversities; per candidate (B, c):
+            error, error_clean, attributes (B, c, A); features (B, 1 or 2, F) of the best guess and the second one.
+        """
+        images, faces = from_uint8(pictures), from_uint8(truth)
+        best, c = images[:, 0], images.shape[1]
+        flat, operator = images.flatten(0, 1), Downscale(lr.shape[-1])
+        features = [f.unflatten(0, (-1, c)) for f in self.lpips.features(flat)]
+        ssim = structural_similarity_index_measure((best + 1) / 2, (faces + 1) / 2, reduction="none", data_range=1.0)
+        assert isinstance(ssim, Tensor)
+        errors = downscaling_error(flat, lr.repeat_interleave(c, 0), operator).unflatten(0, (-1, c))  # (B, c)
+        values = {
+            "psnr": psnr(best, faces),
+            "ssim": ssim.reshape(-1),
+            "lpips": self.lpips.distance([f[:, 0] for f in features], self.lpips.features(faces)),
+            "error": errors,
+            "error_clean": downscaling_error(flat, clean.repeat_interleave(c, 0), operator).unflatten(0, (-1, c)),
+        }
+        if self.identity:
+            values["identity"] = (self.identity(best) * self.identity(faces)).sum(dim=1)
+        if self.pristine is not None:
+            values["niqe"] = self.pristine.distance(best)
+        if c > 1:
+            values |= _diversities(self.lpips, features, errors)
+        seen = pictures if self.attributes is not None else pictures[:, :2]
+        views = self._network_views(seen.flatten(0, 1), from_uint8(seen.flatten(0, 1)))
+        values |= {name: value.unflatten(0, (-1, seen.shape[1])) for name, value in views.items()}
+        if "features" in values:
+            values["features"] = values["features"][:, :2]
+        return {name: value.cpu() for name, value in values.items()}
+
+
+def _diversities(lpips: LPIPS, features: list[Tensor], errors: Tensor) -> Values:
+    """Diversity and share of the candidates that count, by both rules."""
+    values: Values = {}
+    for suffix, counts in (("", candidates_that_count(errors)), ("_epsilon", candidates_within(errors))):
+        values[f"diversity{suffix}"] = diversity(lpips, features, counts)
+        values[f"count{suffix}"] = counts.float().mean(dim=1)
+    return values
+
+
+def means_of(values: Mapping[str, Tensor], epsilon: float) -> dict[str, float]:
+    """Averages what was measured over faces, in double precision.
+
+    Args:
+        values: Of all faces, (N, …), see `Referee.measure`; with `passes` (N, c).
+        epsilon: Tolerance of the downscaling error.
+
+    Returns:
+        Means by name: of the best guess, or with "_all" of all candidates.
+    """
+    means: dict[str, float] = {}
+    for name, value in values.items():
+        if name in ("features", "attributes"):
+            continue
+        value = value.double()
+        if value.ndim == 1:
+            means[name] = value.mean().item()
+        elif name == "passes":
+            means[name] = value.mean().item()  # a method works alike on all its candidates
+        else:
+            means[name], means[f"{name}_all"] = value[:, 0].mean().item(), value.mean().item()
+    within = (values["error"] <= epsilon).double()
+    means["within"], means["within_all"] = within[:, 0].mean().item(), within.mean().item()
+    return means

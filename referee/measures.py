@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.operator import Downscale
-from data.reading import from_uint8, to_uint8
+from data.operator import EPSILON
+from data.reading import to_uint8
 from losses.perceptual import LPIPS
 
 
@@ -38,6 +38,19 @@ def candidates_that_count(errors: Tensor) -> Tensor:
     return errors <= 2 * errors[:, :1]
 
 
+def candidates_within(errors: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Says which candidates explain the LR picture, e_j ≤ 2 ε: a measure that is the same for all methods.
+
+    Args:
+        errors: Downscaling errors (B, k).
+        epsilon: ε.
+
+    Returns:
+        Truth values (B, k).
+    """
+    return errors <= 2 * epsilon
+
+
 def diversity(lpips: LPIPS, features: Sequence[Tensor], counts: Tensor) -> Tensor:
     """Measures the mean pairwise LPIPS among the candidates that count.
 
@@ -56,11 +69,6 @@ def diversity(lpips: LPIPS, features: Sequence[Tensor], counts: Tensor) -> Tenso
         total += both * lpips.distance([f[:, i] for f in features], [f[:, j] for f in features])
         pairs += both
     return total / pairs.clamp(min=1)
-
-
-def low_resolution(truth: Tensor, size: int) -> Tensor:
-    """Makes LR pictures (B, 3, s, s) in [-1, 1] with 8-bit values from faces, uint8 (B, 3, R, R)."""
-    return from_uint8(to_uint8(Downscale(size)(from_uint8(truth))))
 
 
 def as_written(images: Tensor, batch: int, resolution: int) -> Tensor:

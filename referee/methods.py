@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.operator import upscale_bicubic
 from models.bundle import Bundle
+from search.candidates import Plan, find_candidates, start_codes
+from search.loop import draw
 
-Method = Callable[[Tensor, int, np.random.Generator], Tensor]
-"""Maps LR pictures (B, 3, s, s) in [-1, 1], k and random numbers to candidates (B, c, 3, R, R), 1 ≤ c ≤ k."""
+
+class Drawn(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+        images: Candidates (B, c, 3, R, R), about [-1, 1], 1 ≤ c ≤ k; the first is the best guess.
+        passes: Work per candidate (B, c) in generator passes (forward 1, backward 2, forward-mode derivative 2).
+    """
+
+    images: Tensor
+    passes: Tensor
+
+
+Method = Callable[[Tensor, int, Sequence[int]], Drawn]
+"""Maps LR pictures (B, 3, s, s) in [-1, 1], k, and a seed per face to candidates."""
+
+
+def _fixed(images: Tensor) -> Drawn:
+    """One candidate (B, 3, R, R) that no generator had to draw."""
+    return Drawn(images[:, None], torch.zeros(len(images), 1))
 
 
 def make_bicubic(bundle: Bundle) -> Method:
     """Makes bicubic interpolation, the baseline; it has one candidate whatever k."""
-    return lambda lr, k, rng: upscale_bicubic(lr, bundle.resolution)[:, None]
+    return lambda lr, k, seeds: _fixed(upscale_bicubic(lr, bundle.resolution))
+
+
+def make_nearest(bundle: Bundle) -> Method:
+    """Makes enlargement by repeated pixels, what the input looks like; one candidate."""
+    return lambda lr, k, seeds: _fixed(F.interpolate(lr, size=bundle.resolution, mode="nearest-exact"))
 
 
 def make_mean(bundle: Bundle) -> Method:
@@ -26,13 +53,96 @@ def make_mean(bundle: Bundle) -> Method:
     """
     generator = bundle.generator
     face = bundle.generate(generator.w_avg.expand(1, generator.num_ws, -1))  # (1, 3, R, R)
-    return lambda lr, k, rng: face.expand(len(lr), -1, -1, -1)[:, None]
+    return lambda lr, k, seeds: _fixed(face.expand(len(lr), -1, -1, -1))
 
 
-def make_ours(bundle: Bundle) -> Method:
-    """Makes the bundle's encoder and generator."""
-    return lambda lr, k, rng: bundle.upsample(lr, k, rng=rng)[0]
+def draws_of_encoder(bundle: Bundle) -> int:
+    """How often the encoder draws each candidate by itself: its passes of feedback, and the first codes before them."""
+    passes = bundle.encoder.config.get("feedback", 0)
+    assert isinstance(passes, int)
+    return passes + 1 if passes else 0
 
 
-METHODS: dict[str, Callable[[Bundle], Method]] = {"bicubic": make_bicubic, "mean": make_mean, "ours": make_ours}
-TITLES = {"mean": "mean face"}  # in tables, where it differs from the name
+def make_encoder(bundle: Bundle) -> Method:
+    """Makes a bundle's encoder and generator, without any search."""
+
+    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
+        ws = start_codes(bundle, lr, k, Plan(), seeds).unflatten(0, (len(lr), k))
+        return Drawn(bundle.generate(ws), torch.full((len(lr), k), 1.0 + draws_of_encoder(bundle)))
+
+    return run
+
+
+def make_search(bundle: Bundle, plan: Plan, most: int | None = None) -> Method:
+    """Makes a latent search.
+
+    Args:
+        bundle: What it searches in.
+        plan: The search; its seed is replaced by the faces' own.
+        most: Candidates at most, for methods that have one answer.
+
+    Returns:
+        The method.
+    """
+
+    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
+        c = k if most is None else min(k, most)
+        found = find_candidates(bundle, lr, c, plan, seeds=seeds)
+        images = torch.cat([draw(bundle.generator.synthesis, part) for part in found.split(64)])
+        return Drawn(images.unflatten(0, (len(lr), c)), found.passes.float().cpu().unflatten(0, (len(lr), c)))
+
+    return run
+
+
+SEARCHES = {
+    "adam": Plan("plain", "mean", 200),
+    "pulse": Plan("pulse", "random", 100),
+    "mm-pulse": Plan("mm-pulse", "random", 100),
+    "rls": Plan("rls", "mean", 500),
+    "brgm": Plan("brgm", "mean", 500),
+}
+"""As published, by name; PULSE with the paper's ε."""
+
+PICTURES: dict[str, Callable[[Bundle], Method]] = {
+    "bicubic": make_bicubic,
+    "nearest": make_nearest,
+    "mean": make_mean,
+    "ours": make_encoder,
+}
+
+METHODS = ("bicubic", "nearest", "mean", "adam", "pulse", "mm-pulse", "rls", "brgm", "ours", "refined")
+DEFAULT_METHODS = ("bicubic", "nearest", "mean", "ours", "refined")
+TITLES = {  # in tables, where it differs from the name
+    "mean": "mean face",
+    "adam": "Adam 200, W+",
+    "pulse": "PULSE 100",
+    "mm-pulse": "MM-PULSE 100",
+    "rls": "RLS 500",
+    "brgm": "BRGM 500",
+    "refined": "ours, refined",
+}
+
+
+def make_method(name: str, bundle: Bundle, refine: int) -> Method:
+    """Makes a method by its name.
+
+    Args:
+        name: One of METHODS.
+        bundle: What it is made of.
+        refine: Steps of the method "refined".
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: If the bundle lacks what it needs: RLS needs a flow.
+    """
+    if name in PICTURES:
+        return PICTURES[name](bundle)
+    if name == "refined":
+        return make_search(bundle, Plan("ours", "encoder", refine))
+    if name == "rls":
+        from models.flow import flow_of  # late: it reads the flow, and says how to get one
+
+        flow_of(bundle)
+    return make_search(bundle, SEARCHES[name], most=1 if name == "pulse" else None)

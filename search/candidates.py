@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,16 +12,20 @@ import torch
 from torch import Tensor
 
 from data.operator import EPSILON, Downscale
-from search.curvature import Curvature, measure_curvature
+from models.curvature import Curvature, measure_curvature
+from search import rls
 from search.loop import Found, Step
+from search.plain import plain
 from search.pulse import PRESETS, pulse, pulse_noise
-from search.refine import RefineSettings, refine
+from search.refine import RefineSettings, refine, spread_of_w
 from search.sphere import GaussianMap
 
 if TYPE_CHECKING:
+    from losses.perceptual import LPIPS
     from models.bundle import Bundle
 
-METHODS = ("ours", "pulse")
+METHODS = ("ours", "pulse", "mm-pulse", "rls", "brgm", "plain")
+PULSE_PRESETS = {"pulse": "paper", "mm-pulse": "mm-pulse"}  # by method
 STARTS = ("encoder", "random", "mean")
 PERTURBATION = 0.1  # how far candidates 2 to k start from the mean, as a share of the way to a random face
 CURVATURE_FACES = 96
@@ -61,7 +66,7 @@ class Plan:
             raise ValueError(
                 f"Expected steps and seed from 0 and a positive epsilon, got {self.steps}, {self.seed}, {self.epsilon}."
             )
-        if self.method == "pulse" and self.start == "mean":
+        if self.method in PULSE_PRESETS and self.start == "mean":
             raise ValueError(
                 "PULSE keeps every code at the length it starts with, and at the mean that is 0; start it from "
                 "random or encoder."
@@ -70,7 +75,12 @@ class Plan:
 
 @torch.inference_mode(False)  # a search takes gradients, even where the caller wants none
 def find_candidates(
-    bundle: Bundle, lr: Tensor, k: int, plan: Plan, callback: Callable[[Step], None] | None = None
+    bundle: Bundle,
+    lr: Tensor,
+    k: int,
+    plan: Plan,
+    callback: Callable[[Step], None] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Found:
     """Finds k candidates for each face.
 
@@ -80,41 +90,105 @@ def find_candidates(
         k: Candidates per face. Candidate j is the same whatever k, and every face has the same random numbers.
         plan: What is asked for.
         callback: See `search.loop.search`.
+        seeds: One per face, in place of the plan's, where faces are to have random numbers of their own.
 
     Returns:
         B · k rows, the candidates of the first face first.
+
+    Raises:
+        ValueError: If "rls" is asked for, and the bundle has no flow.
     """
     lr = lr.to(bundle.device, torch.float32)
     target = lr.repeat_interleave(k, dim=0)  # (B · k, 3, s, s)
-    operator, synthesis, latents = Downscale(lr.shape[-1]), bundle.generator.synthesis, bundle.encoder.latents
-    at_once = _at_once(bundle)
-    if plan.method == "ours":
-        ws = start_codes(bundle, lr, k, plan)
-        curvature = curvature_of(bundle, lr.shape[-1]) if plan.settings.space == "curvature" and plan.steps else None
-        parts = synthesis, latents, operator, target, ws, plan.steps, plan.epsilon, plan.settings
-        return refine(*parts, callback, at_once, curvature)
-    to_w, rngs = GaussianMap.of(latents), _rngs(plan, k)
+    if plan.method in PULSE_PRESETS:
+        return _pulse(bundle, lr, target, k, plan, callback, seeds)
+    ws = start_codes(bundle, lr, k, plan, seeds)
+    return _FROM_CODES[plan.method](bundle, target, ws, plan, callback)
+
+
+Callback = Callable[[Step], None] | None
+
+
+def _ours(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
+    size = target.shape[-1]
+    curvature = curvature_of(bundle, size) if plan.settings.space == "curvature" and plan.steps else None
+    parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(size), target, ws
+    spent = _spent(bundle) if plan.start == "encoder" and plan.steps else 0
+    options = plan.steps, plan.epsilon, plan.settings, callback, _at_once(bundle), curvature, spent
+    found = refine(*parts, *options)
+    return replace(found, passes=found.passes + spent)
+
+
+def _rls(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
+    from models.flow import flow_of  # late: it reads and makes the flow
+
+    settings = replace(rls.PRESETS["paper"], steps=plan.steps, epsilon=plan.epsilon)
+    parts = bundle.generator.synthesis, flow_of(bundle), Downscale(target.shape[-1]), target, ws
+    return rls.rls(*parts, settings, callback, _at_once(bundle))
+
+
+def _brgm(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
+    from search.brgm import brgm, cosine_weight  # late: it imports the trunk of LPIPS
+
+    size, latents = target.shape[-1], bundle.encoder.latents
+    weight, sigma = cosine_weight(bundle.resolution, size), spread_of_w(latents)
+    place = bundle.generator.synthesis, _lpips(str(bundle.device)), Downscale(size), latents.w_avg, sigma
+    return brgm(*place, target, ws, weight, plan.steps, plan.epsilon, callback, _at_once(bundle))
+
+
+def _plain(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
+    sigma, operator = spread_of_w(bundle.encoder.latents), Downscale(target.shape[-1])
+    parts = bundle.generator.synthesis, sigma, operator, target, ws, plan.steps, plan.epsilon
+    return plain(*parts, callback=callback, at_once=_at_once(bundle))
+
+
+_FROM_CODES = {"ours": _ours, "rls": _rls, "brgm": _brgm, "plain": _plain}
+
+
+def _pulse(
+    bundle: Bundle,
+    lr: Tensor,
+    target: Tensor,
+    k: int,
+    plan: Plan,
+    callback: Callback,
+    seeds: Sequence[int] | None,
+) -> Found:
+    synthesis, to_w = bundle.generator.synthesis, GaussianMap.of(bundle.encoder.latents)
+    rngs = _rngs(plan, k, len(lr), seeds)
     if plan.start == "random":
-        shape = (bundle.generator.num_ws, bundle.generator.w_dim)
-        u = _normal(rngs, shape).to(bundle.device).repeat(len(lr), 1, 1)  # (B · k, L, D)
+        u = _normal(rngs, (bundle.generator.num_ws, bundle.generator.w_dim)).to(bundle.device)  # (B · k, L, D)
     else:
-        u = to_w.from_w(start_codes(bundle, lr, k, plan))
-    settings = replace(PRESETS["paper"], steps=plan.steps, epsilon=plan.epsilon)
-    noise = [maps.repeat(len(lr), 1, 1, 1) for maps in pulse_noise(synthesis, rngs, settings.noise)]
-    return pulse(synthesis, to_w, operator, target, u, noise, settings, callback, at_once)
+        u = to_w.from_w(start_codes(bundle, lr, k, plan, seeds))
+    settings = replace(PRESETS[PULSE_PRESETS[plan.method]], steps=plan.steps, epsilon=plan.epsilon)
+    noise = pulse_noise(synthesis, rngs, settings.noise)
+    operator = Downscale(lr.shape[-1])
+    return pulse(synthesis, to_w, operator, target, u, noise, settings, callback, _at_once(bundle))
+
+
+@lru_cache(maxsize=2)
+def _lpips(device: str) -> LPIPS:
+    """Loads LPIPS once."""
+    from losses.perceptual import LPIPS
+
+    return LPIPS().to(device)
 
 
 def _normal(rngs: list[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
-    """Draws standard normal numbers (k, …), each candidate's from its own source."""
+    """Draws standard normal numbers (N, …), each row's from its own source."""
     return torch.from_numpy(np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs]))
 
 
-def _rngs(plan: Plan, k: int) -> list[np.random.Generator]:
-    """Makes the source of each candidate's numbers."""
-    return [np.random.default_rng((plan.seed, j)) for j in range(k)]
+def _rngs(plan: Plan, k: int, faces: int, seeds: Sequence[int] | None = None) -> list[np.random.Generator]:
+    """Makes the source of each row's numbers, the candidates of the first face first."""
+    return [np.random.default_rng((seed, j)) for seed in _seeds(plan, faces, seeds) for j in range(k)]
 
 
-def start_codes(bundle: Bundle, lr: Tensor, k: int, plan: Plan) -> Tensor:
+def _seeds(plan: Plan, faces: int, seeds: Sequence[int] | None) -> Sequence[int]:
+    return [plan.seed] * faces if seeds is None else seeds
+
+
+def start_codes(bundle: Bundle, lr: Tensor, k: int, plan: Plan, seeds: Sequence[int] | None = None) -> Tensor:
     """Gives the codes that a search starts from: the encoder's, random faces in W, or about the mean latent.
 
     Args:
@@ -122,17 +196,22 @@ def start_codes(bundle: Bundle, lr: Tensor, k: int, plan: Plan) -> Tensor:
         lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
         k: Candidates per face.
         plan: Names the start and the seed.
+        seeds: See `find_candidates`.
 
     Returns:
         Codes (B · k, L, D), the candidates of the first face first.
     """
-    if plan.start == "encoder":  # one by one, so that every face has the same random numbers
-        return torch.cat([bundle.encode(face[None], k, np.random.default_rng(plan.seed))[0] for face in lr])
+    if plan.start == "encoder":  # one by one, so that a face comes out the same alone and in company
+        sources = [np.random.default_rng(seed) for seed in _seeds(plan, len(lr), seeds)]
+        return torch.cat([bundle.encode(face[None], k, rng)[0] for face, rng in zip(lr, sources, strict=True)])
     mean = bundle.encoder.latents.w_avg
-    w = bundle.encoder.latents.sample(_normal(_rngs(plan, k), mean.shape).to(mean))  # (k, D), random faces
+    noise = _normal(_rngs(plan, k, len(lr), seeds), mean.shape).to(mean)
+    w = torch.cat([bundle.encoder.latents.sample(part) for part in noise.split(k)])  # (B · k, D), random faces
     if plan.start == "mean":
-        w = torch.cat([mean[None], torch.lerp(mean.expand_as(w), w, PERTURBATION)[1:]])
-    return w[:, None].expand(-1, bundle.generator.num_ws, -1).repeat(len(lr), 1, 1)
+        share = rls.PERTURBATION if plan.method == "rls" else PERTURBATION
+        w = torch.lerp(mean.expand_as(w), w, share)
+        w[::k] = mean
+    return w[:, None].repeat(1, bundle.generator.num_ws, 1)
 
 
 @torch.inference_mode(False)
@@ -156,20 +235,31 @@ def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: fl
         raise ValueError(f"Expected steps from 0, got {steps}.")
     target = lr.to(bundle.device, torch.float32).repeat_interleave(ws.shape[1], dim=0)  # (B · k, 3, s, s)
     parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(lr.shape[-1]), target
-    found = refine(*parts, ws.flatten(0, 1), steps, epsilon, at_once=_at_once(bundle))
+    curvature = curvature_of(bundle, lr.shape[-1]) if steps else None
+    options = {"at_once": _at_once(bundle), "curvature": curvature, "spent": _spent(bundle)}
+    found = refine(*parts, ws.flatten(0, 1), steps, epsilon, **options)
     return found.ws.view_as(ws)
 
 
+def _spent(bundle: Bundle) -> int:
+    """Generator passes that the encoder's codes have cost: those of its feedback, and the drawing of its first codes."""
+    passes = bundle.encoder.config.get("feedback", 0)
+    return passes + 1 if passes else 0
+
+
 def curvature_of(bundle: Bundle, lr_size: int) -> Curvature:
-    """Measures the coordinates of the space "curvature" on faces that the generator draws; kept for later calls.
+    """Gives the coordinates of the space "curvature": the bundle's own, or measured on faces that the generator draws.
 
     Args:
         bundle: Generator and encoder.
         lr_size: Size of the LR pictures in px.
 
     Returns:
-        P for that size.
+        P, measured for that size unless the bundle has it.
     """
+    stored = bundle.encoder.latents.curvature
+    if stored is not None:
+        return stored
     key = bundle.hash, str(bundle.device), lr_size
     if key not in _CURVATURES:
         z = np.random.default_rng(0).standard_normal((CURVATURE_FACES, bundle.generator.z_dim), dtype=np.float32)
@@ -178,7 +268,7 @@ def curvature_of(bundle: Bundle, lr_size: int) -> Curvature:
             parts = torch.from_numpy(z).to(bundle.device).split(16)
             lr = torch.cat([operator(bundle.generator(part, truncation_psi=0.8).clamp(-1, 1)) for part in parts])
             ws = torch.cat([bundle.encode(part)[:, 0] for part in lr.split(16)])
-        _CURVATURES[key] = measure_curvature(bundle.generator.synthesis, ws, operator)
+        _CURVATURES[key] = measure_curvature(bundle.generator.synthesis, ws, [operator])
     return _CURVATURES[key]
 
 

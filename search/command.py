@@ -13,11 +13,14 @@ import numpy as np
 
 from data.operator import EPSILON
 from search.candidates import METHODS, STARTS, Plan
+from search.film import Film
 from search.loop import Found, Step
+
+FILM = "steps.webp"
 
 
 def add_search_options(group: argparse._ArgumentGroup) -> None:
-    """Adds --refine, --method, --start, --epsilon and --consistency to a group of options."""
+    """Adds --refine, --method, --start, --epsilon, --consistency and --save-steps to a group of options."""
     add = group.add_argument
     add(
         "--refine",
@@ -25,9 +28,15 @@ def add_search_options(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         help="steps of a search that brings the candidates closer to the input; 10 are a good number for ours, "
-        "100 for pulse (default: 0)",
+        "100 for pulse and mm-pulse, 200 for plain, 500 for rls and brgm (default: 0)",
     )
-    add("--method", choices=METHODS, default="ours", help="how to search (default: ours)")
+    add(
+        "--method",
+        choices=METHODS,
+        default="ours",
+        help="how to search; published are pulse and mm-pulse with --start random, rls and brgm with --start mean; "
+        "plain is Adam in W+ with no prior (default: ours)",
+    )
     add(
         "--start",
         choices=STARTS,
@@ -46,6 +55,7 @@ def add_search_options(group: argparse._ArgumentGroup) -> None:
         choices=["exact"],
         help="exact: add what the downscaled candidate still lacks of the input, after the search",
     )
+    add("--save-steps", action="store_true", help=f"show the search as a film, {FILM}")
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
@@ -60,8 +70,11 @@ def read_plan(args: argparse.Namespace) -> Plan:
     Raises:
         ValueError: If they do not go together, in words for the command line.
     """
-    if args.method == "pulse" and args.refine == 0:
-        raise ValueError("--method pulse: expected --refine STEPS with it, such as 100, as published")
+    if args.method != "ours" and args.refine == 0:
+        steps = {"rls": 500, "brgm": 500, "plain": 200}.get(args.method, 100)
+        raise ValueError(f"--method {args.method}: expected --refine STEPS with it, such as {steps}")
+    if args.save_steps and args.refine == 0:
+        raise ValueError("--save-steps: expected a search to show, with --refine STEPS")
     try:
         return Plan(args.method, args.start, args.refine, args.epsilon, seed=args.seed)
     except ValueError as error:
@@ -99,24 +112,27 @@ def write_latents(found: Found, path: Path) -> None:
 
 
 @contextmanager
-def search_bar(title: str, k: int) -> Iterator[Callable[[Step], None] | None]:
+def search_bar(title: str, k: int, film: Film | None = None) -> Iterator[Callable[[Step], None] | None]:
     """Shows on the terminal how far a search is, in steps of all candidates.
 
     Args:
         title: What is searched, such as the picture's name.
         k: Candidates.
+        film: Sees the steps as well.
 
     Yields:
-        The callback for the search; None where there is no terminal.
+        The callback for the search; None where there is neither a terminal nor a film.
     """
     if not sys.stderr.isatty():
-        yield None
+        yield film
         return
     from tqdm import tqdm
 
     with tqdm(desc=title, unit="step", leave=False, mininterval=0) as bar:
 
         def advance(step: Step) -> None:
+            if film is not None:
+                film(step)
             bar.total = k * step.steps
             left = int(step.done.sum()) * (step.steps - step.number)  # those that are done save the rest
             bar.update((len(step.rows) if step.number else 0) + left)

@@ -174,6 +174,15 @@ class Found:
     steps: Tensor
     passes: Tensor
 
+    def split(self, rows: int) -> list[Found]:
+        """Cuts it into parts of so many rows, as far as they go."""
+        parts = [slice(start, start + rows) for start in range(0, len(self.ws), rows)]
+        maps = [None if self.noise is None else [tensor[part] for tensor in self.noise] for part in parts]
+        return [
+            Found(self.ws[part], own, self.errors[part], self.steps[part], self.passes[part])
+            for part, own in zip(parts, maps, strict=True)
+        ]
+
 
 @torch.inference_mode()
 def draw(synthesis: Callable[..., Tensor], found: Found) -> Tensor:

@@ -57,7 +57,13 @@ class PulseSettings:
             raise ValueError(f"Expected noise to be one of {', '.join(NOISE_KINDS)}, got {self.noise!r}.")
 
 
-PRESETS = {"code": PulseSettings(), "paper": PulseSettings(epsilon=1e-3)}
+# MM-PULSE (Hıdıroğlu, Turan, Yılmaz) is PULSE from k random codes, with noise that is not searched; its code draws the
+# noise anew at every step, here it is drawn once, so that the face that was found can be drawn again.
+PRESETS = {
+    "code": PulseSettings(),
+    "paper": PulseSettings(epsilon=1e-3),
+    "mm-pulse": PulseSettings(epsilon=1e-3, noise="fixed"),
+}
 
 
 def cycle_with_drop(number: float, steps: int) -> float:

@@ -2,7 +2,7 @@
 
     loss = error + λ mean(x²),      plain W+:     w_l = w°_l + σ x_l
                                     whitened W+:  w_l = lrelu₀.₂(lrelu₅(w°_l) + F x_l)
-                    curvature:    w = w° + σ P x, see `search.curvature`
+                    curvature:    w = w° + σ P x, see `models.curvature`
 
 where w° is the start and x the offset in standard deviations of the generator's own codes: σ is that of w over all its
 numbers, F the factor of the covariance of v = lrelu₅(w), see `models.latents`. In whitened W+, a move along directions
@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.operator import EPSILON
+from models.curvature import Curvature
 from models.generator import SynthesisNetwork
 from models.latents import LatentStatistics, gaussianize, ungaussianize
-from search.curvature import Curvature
 from search.loop import Codes, Found, Optimiser, Problem, Rows, Step, search
 from search.optimisers import LBFGS, Adam, GaussNewton, constant
 
@@ -45,8 +45,8 @@ class RefineSettings:
         ValueError: If a name is unknown.
     """
 
-    optimiser: str = "adam"
-    space: str = "plain"
+    optimiser: str = "lbfgs"
+    space: str = "curvature"
     pull: float = 1e-5
     rate: float = 0.045
 
@@ -57,17 +57,18 @@ class RefineSettings:
                 raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
 
 
-def plan(settings: RefineSettings, steps: int) -> tuple[Optimiser, int]:
+def plan(settings: RefineSettings, steps: int, spent: int = 0) -> tuple[Optimiser, int]:
     """Spends the work of `steps` gradient steps, ⌊3.7 steps⌋ generator passes, on an optimiser.
 
     Args:
         settings: Name the optimiser.
         steps: Gradient steps that the work is worth, from 0.
+        spent: Generator passes that the start has cost already, such as those of learned feedback.
 
     Returns:
         The optimiser, and how many steps of its own it may take: none for 0, at least one otherwise.
     """
-    budget = math.floor(PASSES_PER_STEP * steps) - 1  # one pass draws the last face
+    budget = math.floor(PASSES_PER_STEP * steps) - 1 - spent  # one pass draws the last face
     chosen: Optimiser
     if settings.optimiser == "adam":
         chosen = Adam(constant(settings.rate), betas=(0.7, 0.9))  # a short memory for few steps
@@ -108,7 +109,7 @@ def refine_problem(
         ValueError: If P is missing.
     """
     if settings.space == "curvature" and curvature is None:
-        raise ValueError('Expected P for the space "curvature", got none; search.curvature.measure_curvature gives it.')
+        raise ValueError('Expected P for the space "curvature", got none; models.curvature.measure_curvature gives it.')
     sigma = spread_of_w(latents)
 
     def plain(variables: Rows, constants: Rows) -> Codes:
@@ -137,6 +138,7 @@ def refine(
     callback: Callable[[Step], None] | None = None,
     at_once: int | None = None,
     curvature: Curvature | None = None,
+    spent: int = 0,
 ) -> Found:
     """Moves codes until their faces downscale to the pictures.
 
@@ -152,11 +154,14 @@ def refine(
         callback: See `search.loop.search`.
         at_once: See `search.loop.search`.
         curvature: P of the space "curvature".
+        spent: See `plan`.
 
     Returns:
-        The best of each row.
+        The best of each row; `passes` counts those of the search alone.
     """
-    optimiser, own_steps = plan(settings, steps)
+    optimiser, own_steps = plan(settings, steps, spent)
+    if steps == 0:
+        settings = replace(settings, space="plain")  # which needs nothing measured
     problem = refine_problem(synthesis, latents, operator, settings, curvature)
     variables, constants = {"x": torch.zeros_like(start, dtype=torch.float32)}, {"start": start.float()}
     return search(problem, variables, constants, target, optimiser, own_steps, epsilon, callback, at_once)

@@ -13,9 +13,11 @@ import torch
 import yaml
 from lightning import Callback
 from PIL import Image
+from small_runs import write_bundle
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from data.labels import ATTRIBUTES
 from models.generator import Generator
 from models.pretrained import weight_folders
 from models.weights import save_generator
@@ -24,19 +26,60 @@ from train import main
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 FACES = 6
 
+NARROW = {"widths": [16, 16, 24, 32, 16]}  # of pSp's encoder
+TINY = {
+    "model.generator": "{folder}/generator.safetensors", "model.sizes_per_batch": 2, "model.compile": False,
+    "model.export_to": None,
+}  # fmt: skip
+LARGE = {"model.loss_size": 32, "model.largest_lr": 32, "data.split": None, "data.num_workers": 0}
+
 # What makes a recipe small; {folder} stands for a temporary folder with faces.zip and generator.safetensors (32 px).
 OVERRIDES: dict[str, dict[str, object]] = {
     "prior_64": {
         "model.resolution": 32, "model.channels": [8, 8, 6, 4], "model.z_dim": 8, "model.w_dim": 8,
         "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False,
     },
-    "encoder_64": {
-        "model.generator": "{folder}/generator.safetensors", "model.sizes_per_batch": 2, "model.compile": False,
-        "model.export_to": None,
+    "encoder_64": TINY,
+    "encoder_256": {**TINY, **LARGE, "model.val_lr": [8], "model.loss_size": None},
+    "encoder_1024": {**TINY, **LARGE, "model.architecture": {"canvas": 32}},
+    "propulse_1024": {
+        **TINY, **LARGE, "model.architecture": {"canvas": 32, "base": True}, "model.smallest_lr": 8,
+        "model.largest_lr": 16, "model.often": [8, 16],
+    },
+    "psp_64": {**TINY, "model.architecture": NARROW},
+    "psp_1024": {
+        **TINY, **LARGE, "model.architecture": NARROW, "model.init_backbone": None, "model.often": [8, 16, 32],
+    },
+    "feedback_64": {
+        "model.bundle": "{folder}/bundle", "model.passes": 1, "model.rank": 20, "model.sizes_per_batch": 2,
+        "model.compile": False, "model.val_lr": [8], "model.val_passes": 1, "model.export_to": None,
+    },
+    "posterior_64": {
+        "model.bundle": "{folder}/bundle", "data.bundle": "{folder}/bundle", "data.count": 16, "data.val_count": 8,
+        "data.batch_size": 8, "data.cache": None, "model.coverage_samples": 10, "model.export_to": None,
+        "trainer.check_val_every_n_epoch": 1,
+    },
+    "flow_64": {
+        "model.generator": "{folder}/generator.safetensors", "model.hidden": 8, "data.batch_size": 4,
+        "data.val_batches": 1,
+    },
+    **{
+        f"attributes_{size}": {
+            "model.resolution": 32, "model.backbone": "test_resnet", "model.options": None, "data.num_workers": 0,
+            "data.labels": "{folder}/labels.csv",
+        }
+        for size in (64, 224)
     },
 }  # fmt: skip
+FACELESS = ("flow_64", "posterior_64")  # recipes that need no faces
 # Weights of other people's networks that a recipe's losses need.
-WEIGHTS = {"encoder_64": ("squeezenet1_1-b8a52dc0.pth", "mobilefacenet_y1.pt")}
+LPIPS_AND_IDENTITY = ("squeezenet1_1-b8a52dc0.pth", "mobilefacenet_y1.pt")
+WEIGHTS = {
+    **dict.fromkeys(
+        ("encoder_64", "encoder_256", "encoder_1024", "psp_64", "psp_1024", "propulse_1024"), LPIPS_AND_IDENTITY
+    ),
+    "feedback_64": LPIPS_AND_IDENTITY[:1],
+}
 
 
 class Counter(Callback):
@@ -69,7 +112,10 @@ def folder(tmp_path, monkeypatch) -> Path:
             with BytesIO() as buffer:
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "png")
                 archive.writestr(f"{i}.png", buffer.getvalue())
+    rows = [f"{i}.jpg" + ",1" * len(ATTRIBUTES) for i in range(FACES)]
+    (tmp_path / "labels.csv").write_text("\n".join([",".join(("file", *ATTRIBUTES)), *rows]))
     save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
+    write_bundle(tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     metric = FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)
@@ -89,10 +135,13 @@ def test_recipe_runs(recipe, folder, monkeypatch) -> None:
         if not any((place / name).is_file() for place in weight_folders()):
             pytest.skip(f"the recipe's losses need {name}, which is not on this machine")
     monkeypatch.setattr(Counter, "counts", {})
-    arguments = {
-        **OVERRIDES[recipe.stem],
+    faces = {
         "data.train": "{folder}/faces.zip", "data.val": "{folder}/faces.zip", "data.resolution": 32,
-        "data.batch_size": 4, "trainer.accelerator": "cpu", "trainer.fast_dev_run": 1,
+        "data.batch_size": 4,
+    }  # fmt: skip
+    arguments = {
+        **OVERRIDES[recipe.stem], **({} if recipe.stem in FACELESS else faces),
+        "trainer.accelerator": "cpu", "trainer.fast_dev_run": 1,
         "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
         "trainer.callbacks+": {"class_path": f"{__name__}.Counter"},
     }  # fmt: skip

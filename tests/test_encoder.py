@@ -127,7 +127,7 @@ def test_calibrated_spread_keeps_to_the_budget(encoder, generator):
     for row, size in enumerate((4, 8, 16, 32)):
         operator = Downscale(size)
         lr = operator(faces)
-        ws = encoder.mix(encoder(lr)[:, 0], noise, spread[row])
+        ws = encoder.candidates(encoder.on_canvas(lr), torch.full((8,), size), noise, spread[row])
         errors = [downscaling_error(generator.synthesis(ws[:, i]).clamp(-1, 1), lr, operator).mean() for i in (0, 1)]
         assert errors[1] <= 1.5 * errors[0] * 1.001
     encoder.spread.zero_()

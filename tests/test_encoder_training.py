@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import zipfile
-from io import BytesIO
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-import yaml
-from lightning import Callback, Trainer
-from PIL import Image
-from torch import Tensor
+from small_runs import NOTES, PixelDistance, Record, write_faces
+from small_runs import train as run_small
 
 from models.bundle import load_bundle, save_bundle
 from models.encoder import create_encoder
-from models.frozen import Frozen
 from models.generator import Generator
 from models.latents import LatentStatistics
 from models.weights import load_generator, save_generator
-from train import main
 from training.encoder import EncoderTraining
-
-
-class PixelDistance(Frozen):
-    """Stands in for LPIPS, whose weights a fresh clone lacks: the mean squared difference of coarse pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.freeze()
-
-    def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        return (F.avg_pool2d(images, 4),)
-
-    def distance(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-        return (a[0] - b[0]).square().mean(dim=(1, 2, 3))
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.distance(self.features(a), self.features(b))
-
-
-class Record(Callback):
-    """Keeps every step's loss, and may stop the run like a kill would."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.losses: list[float] = []
-        self.stop_after = stop_after
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.losses.append(float(outputs["loss"]))
-        if trainer.global_step == self.stop_after:
-            raise RuntimeError("killed")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
-        for i in range(20):
-            with BytesIO() as buffer:
-                smooth = rng.integers(0, 256, (4, 4, 3), np.uint8)
-                Image.fromarray(smooth).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "png")
-                archive.writestr(f"{i:02}.png", buffer.getvalue())
+    write_faces(tmp_path / "faces.zip")
     torch.manual_seed(1)
     save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -73,49 +28,18 @@ def folder(tmp_path, monkeypatch):
 
 
 def train(folder, monkeypatch, record: Record, run: str, steps: int, save_every: int = 2, **model) -> None:
-    """Runs the command line on a small recipe, which validates at every second checkpoint."""
-    recipe = {
-        "model": {
-            "class_path": "training.encoder.EncoderTraining",
-            "init_args": {
-                "generator": str(folder / "generator.safetensors"), "sizes_per_batch": 2, "compile": False,
-                "weight_identity": 0.0, "weight_downscaling": 1.0, "warmup_steps": 1, "val_lr": [8], **model,
-            },
-        },
-        "data": {
-            "class_path": "data.datamodule.FaceData",
-            "init_args": {
-                "train": str(folder / "faces.zip"), "val": str(folder / "faces.zip"), "resolution": 32,
-                "batch_size": 4, "val_limit": 4,
-            },
-        },
-        "trainer": {
-            "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
-            "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
-            "val_check_interval": 2 * save_every, "check_val_every_n_epoch": None,
-            "callbacks": [{
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": save_every, "save_last": True},
-            }],
-        },
-        "ckpt_path": "last",
+    settings = {
+        "generator": str(folder / "generator.safetensors"), "sizes_per_batch": 2, "compile": False,
+        "weight_identity": 0.0, "weight_downscaling": 1.0, "warmup_steps": 1, "val_lr": [8], **model,
     }  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    original = Trainer.fit
-
-    @functools.wraps(original)  # the command line reads the signature
-    def fit(trainer, *args, **kwargs):
-        trainer.callbacks.insert(0, record)
-        return original(trainer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("lightning.Trainer.fit", fit)
-        main(["fit", "--config", str(folder / "recipe.yaml")])
+    network = {"class_path": "training.encoder.EncoderTraining", "init_args": settings}
+    often = {"val_check_interval": 2 * save_every, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
+    run_small(folder, monkeypatch, record, run, steps, network, trainer=often, save_every=save_every)
 
 
 def test_exact_resume_and_bundle(folder, monkeypatch):
     whole, before, after = Record(), Record(stop_after=7), Record()
-    export = {"export_to": str(folder / "bundle"), "bundle_info": {"name": "t", "licence": "l", "training_data": "d"}}
+    export = {"export_to": str(folder / "bundle"), "bundle_info": NOTES}
     train(folder, monkeypatch, whole, "whole", 10, **export)
     with pytest.raises(RuntimeError, match="killed"):
         train(folder, monkeypatch, before, "killed", 10)
@@ -143,7 +67,7 @@ def small_bundle(path, resolution: int = 32) -> None:
     generator = Generator(resolution, channels, z_dim=8, w_dim=8, mapping_layers=2)
     encoder = create_encoder(resolution, "base", 8)
     encoder.latents.fit(generator, 1000)
-    save_bundle(path, generator, encoder, {"name": "t", "licence": "l", "training_data": "d"})
+    save_bundle(path, generator, encoder, NOTES)
 
 
 def test_an_encoder_to_start_from_keeps_its_weights_and_takes_the_new_statistics(folder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,8 @@ from data.operator import Downscale, upscale_bicubic
 from data.reading import from_uint8, to_uint8
 from losses.perceptual import LPIPS
 from models.identity import Identity
-from referee import figure, judge, measures
+from referee import cells, contest, figure, judge, measures, methods, options
+from referee.methods import Drawn
 
 R, NUM_FACES = 32, 20  # more than one batch
 
@@ -52,18 +54,19 @@ class PixelDirection(nn.Module):
 
 
 class StubBundle:
-    """Bicubic faces with noise from the random numbers that are passed in; one bundle for all tests."""
+    """Bicubic faces with noise from the random numbers that are passed in; codes are pictures."""
 
     name, hash, resolution, lr_sizes = "stub", "0123456789abcdef", R, (4, R)
-    generator = SimpleNamespace(w_avg=torch.arange(4.0) / 10, num_ws=3)
+    generator = SimpleNamespace(w_avg=torch.full((R * R,), 0.15), num_ws=3)
+    encoder = SimpleNamespace(config={})
 
     def generate(self, ws: Tensor) -> Tensor:
-        return ws.mean(dim=(1, 2))[:, None, None, None].expand(-1, 3, R, R)
+        return ws.unflatten(-1, (R, R))  # a style is a colour
 
-    def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator) -> tuple[Tensor, None]:
+    def encode(self, lr: Tensor, k: int, rng: np.random.Generator) -> Tensor:
         base = upscale_bicubic(lr, R)[:, None]  # (B, 1, 3, R, R)
         noise = torch.from_numpy(rng.standard_normal((len(lr), k, 3, R, R), dtype=np.float32))
-        return base + 0.05 * noise, None
+        return (base + 0.05 * noise).flatten(-2)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,22 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def stub(monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "load_bundle", lambda path, device: StubBundle())
+    monkeypatch.setattr(options, "DEFAULT_METHODS", ("bicubic", "mean", "ours"))
+
+
+@pytest.fixture
+def enter(monkeypatch) -> Callable[[str, Callable], None]:
+    """Lets a method take part that maps LR pictures, k and seeds to candidates."""
+
+    def add(name: str, draw: Callable[[Tensor, int, Sequence[int]], Tensor]) -> None:
+        def method(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
+            images = draw(lr, k, seeds)
+            return Drawn(images, torch.ones(images.shape[:2]))
+
+        monkeypatch.setitem(methods.PICTURES, name, lambda bundle: method)
+        monkeypatch.setattr(options, "METHODS", (*options.METHODS, name))
+
+    return add
 
 
 @pytest.fixture
@@ -102,9 +121,7 @@ def oracle(folder: Path, change=lambda truth: truth[:, None]):
         for size in (8, 16):
             lr = from_uint8(to_uint8(Downscale(size)(from_uint8(truth[None]))))
             known[to_uint8(lr).numpy().tobytes()] = from_uint8(truth)
-    return lambda bundle: (
-        lambda lr, k, rng: change(torch.stack([known[to_uint8(one[None]).numpy().tobytes()] for one in lr]))
-    )
+    return lambda lr, k, seeds: change(torch.stack([known[to_uint8(one[None]).numpy().tobytes()] for one in lr]))
 
 
 def run(folder: Path, out: Path, *more: str) -> dict:
@@ -132,6 +149,11 @@ def test_candidates_up_to_twice_the_best_error_count(errors, expected) -> None:
     assert measures.candidates_that_count(torch.tensor([errors])).tolist() == [expected]
 
 
+def test_candidates_within_twice_epsilon_count_whatever_the_best_is() -> None:
+    errors = torch.tensor([[5e-3, 1e-3, 2e-3, 2.1e-3]])
+    assert measures.candidates_within(errors).tolist() == [[False, True, True, False]]
+
+
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
@@ -149,8 +171,8 @@ def test_diversity_of_three_values(counts, expected) -> None:
 # --- what is measured ---
 
 
-def test_a_perfect_method(networks, folder, tmp_path, stub, monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.METHODS, "perfect", oracle(folder))
+def test_a_perfect_method(networks, folder, tmp_path, stub, enter) -> None:
+    enter("perfect", oracle(folder))
     means = run(folder, tmp_path, "--methods", "bicubic", "perfect", "--lr", "16")["results"]["16"]
     perfect = means["perfect"]
     assert perfect["psnr"] == "inf" and perfect["lpips"] == 0 and perfect["lpips_over_bicubic"] == 0
@@ -160,21 +182,21 @@ def test_a_perfect_method(networks, folder, tmp_path, stub, monkeypatch) -> None
     assert "| inf |" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
-def test_identical_candidates_have_no_diversity(networks, folder, tmp_path, stub, monkeypatch) -> None:
+def test_identical_candidates_have_no_diversity(networks, folder, tmp_path, stub, enter) -> None:
     same = oracle(folder, lambda truth: truth[:, None].expand(-1, 4, -1, -1, -1))
-    monkeypatch.setitem(evaluate.METHODS, "same", same)
+    enter("same", same)
     means = run(folder, tmp_path, "--methods", "same", "ours", "--lr", "16")["results"]["16"]
     assert means["same"]["diversity"] == 0 and means["same"]["count"] == 1
     assert means["ours"]["diversity"] > 0
 
 
-def test_candidates_with_too_large_an_error_do_not_count(folder, tmp_path, plain, monkeypatch) -> None:
+def test_candidates_with_too_large_an_error_do_not_count(folder, tmp_path, plain, enter) -> None:
     # A checkerboard vanishes when it is downscaled by 2, a shift stays. The best guess has an error of its own.
     checker = 2.0 * (torch.arange(R)[:, None] + torch.arange(R)).remainder(2) - 1  # (R, R)
     level = 1 / 127.5
     changes = torch.stack([10 * level + 0 * checker, 10 * level + 5 * level * checker, 40 * level + 0 * checker])
     method = oracle(folder, lambda truth: truth[:, None] + changes[:, None])  # (B, 3, 3, R, R)
-    monkeypatch.setitem(evaluate.METHODS, "changed", method)
+    enter("changed", method)
     means = run(folder, tmp_path, "--methods", "changed", "--lr", "16")["results"]["16"]["changed"]
     assert means["error"] == pytest.approx((10 / 255) ** 2, rel=0.05)
     assert means["within"] == 0
@@ -189,38 +211,36 @@ def test_the_mean_face_is_the_same_for_everybody(folder, tmp_path, plain) -> Non
     assert "diversity" not in means
 
 
-def test_pictures_are_measured_as_written(folder, tmp_path, plain, monkeypatch) -> None:
-    monkeypatch.setitem(evaluate.METHODS, "almost", oracle(folder, lambda truth: truth[:, None] + 0.4 / 127.5))
-    monkeypatch.setitem(evaluate.METHODS, "level", oracle(folder, lambda truth: truth[:, None] + 1 / 127.5))
-    monkeypatch.setitem(
-        evaluate.METHODS, "white", lambda bundle: lambda lr, k, rng: torch.full((len(lr), 1, 3, R, R), 9.0)
-    )
+def test_pictures_are_measured_as_written(folder, tmp_path, plain, enter) -> None:
+    enter("almost", oracle(folder, lambda truth: truth[:, None] + 0.4 / 127.5))
+    enter("level", oracle(folder, lambda truth: truth[:, None] + 1 / 127.5))
+    enter("white", lambda lr, k, seeds: torch.full((len(lr), 1, 3, R, R), 9.0))
     means = run(folder, tmp_path, "--methods", "almost", "level", "white", "--lr", "8")["results"]["8"]
     assert means["almost"]["psnr"] == "inf"
     assert means["level"]["psnr"] == pytest.approx(20 * math.log10(255), abs=1e-3)
     assert means["white"]["lpips"] == pytest.approx((1 - from_uint8(truths(folder))).square().mean().item())
 
 
-def test_methods_see_the_rounded_lr_picture(folder, tmp_path, plain, monkeypatch) -> None:
+def test_methods_see_the_rounded_lr_picture(folder, tmp_path, plain, enter) -> None:
     seen = []
 
-    def spy(lr: Tensor, k: int, rng: np.random.Generator) -> Tensor:
+    def spy(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
         seen.append((lr, k))
         return torch.zeros(len(lr), k, 3, R, R)
 
-    monkeypatch.setitem(evaluate.METHODS, "spy", lambda bundle: spy)
+    enter("spy", spy)
     run(folder, tmp_path, "--methods", "spy", "--lr", "8", "--k", "3")
     judged = torch.cat([lr for lr, k in seen if k == 3])
     expected = to_uint8(Downscale(8)(from_uint8(truths(folder))))
     assert torch.equal(judged, from_uint8(expected))
     timed = [lr for lr, k in seen if k == 1]
-    assert len(timed) == judge.WARM_UP + min(NUM_FACES, judge.TIMED_FACES)
+    assert len(timed) == contest.WARM_UP + min(NUM_FACES, contest.TIMED_FACES)
     assert {tuple(lr.shape) for lr in timed} == {(1, 3, 8, 8)}
 
 
 def test_batches_do_not_change_the_means(folder, tmp_path, plain, monkeypatch) -> None:
     whole = run(folder, tmp_path)["results"]
-    monkeypatch.setattr(judge, "BATCH", 3)
+    monkeypatch.setattr(cells, "BATCH", 3)
     parts = run(folder, tmp_path)["results"]
     assert parts["8"]["bicubic"] == pytest.approx(whole["8"]["bicubic"], rel=1e-5)
     assert parts["16"]["ours"] == pytest.approx(whole["16"]["ours"], rel=1e-5)
@@ -236,15 +256,15 @@ def tiny_metric() -> tuple[str, FrechetInceptionDistance]:
     return "fd_tiny", FrechetInceptionDistance(feature=MeanColour(), reset_real_features=False)
 
 
-def test_frechet_distance_needs_enough_faces(folder, tmp_path, plain, monkeypatch) -> None:
+def test_frechet_distance_needs_enough_faces(folder, tmp_path, plain, monkeypatch, enter) -> None:
     monkeypatch.setattr(judge, "frechet_metric", tiny_metric)
-    for module in (evaluate, judge):
+    for module in (evaluate, contest):
         monkeypatch.setattr(module, "FRECHET_FACES", NUM_FACES)
     shifted = oracle(
         folder, lambda truth: truth[:, None] + 0.2
     )  # 0.1 in [0, 1], for each of three colours; no clipping
-    monkeypatch.setitem(evaluate.METHODS, "perfect", oracle(folder))
-    monkeypatch.setitem(evaluate.METHODS, "shifted", shifted)
+    enter("perfect", oracle(folder))
+    enter("shifted", shifted)
     results = run(folder, tmp_path, "--methods", "shifted", "perfect", "--lr", "16")
     assert results["networks"]["frechet"] == "fd_tiny" and "fd_tiny" in (tmp_path / "table.md").read_text()
     assert results["results"]["16"]["perfect"]["frechet"] == pytest.approx(0, abs=1e-6)
@@ -260,7 +280,7 @@ def test_the_table_has_a_row_per_size_and_method(folder, tmp_path, plain, capsys
     results = run(folder, tmp_path, "--lr", "8", "16", "--faces", "5")
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == text
-    for words in ("5 faces", "LR sizes 8, 16 px", "seed 0", "bundle stub (0123456789ab)"):
+    for words in ("5 faces", "from 8 px; 16 px", "seed 0", "bundle stub (0123456789ab)"):
         assert words in text.splitlines()[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
@@ -302,11 +322,12 @@ def test_the_same_seed_gives_the_same_figures(folder, tmp_path, plain) -> None:
 
 def test_the_figure_shows_the_truth_last(folder, tmp_path, plain) -> None:
     run(folder, tmp_path, "--lr", "16", "8")
-    truth = truths(folder)[: judge.SHOWN_FACES]
+    truth = truths(folder)[: contest.SHOWN_FACES]
     cell, step = figure.CELL, figure.CELL + 4
     for size in (16, 8):
         pixels = np.array(Image.open(tmp_path / f"faces_{size}.png"))
-        assert pixels.shape[:2] == (18 + judge.SHOWN_FACES * step, 6 * step)  # input, bicubic, mean, ours twice, truth
+        # input, bicubic, mean, ours twice, truth
+        assert pixels.shape[:2] == (18 + contest.SHOWN_FACES * step, 6 * step)
         lr = to_uint8(Downscale(size)(from_uint8(truth)))
         for column, shown in ((0, lr), (5, truth)):
             for row, picture in enumerate(shown):
@@ -332,7 +353,7 @@ def test_a_measure_without_weights_is_left_out(folder, tmp_path, plain, monkeypa
 
 
 def test_frechet_without_weights_is_left_out(folder, tmp_path, plain, monkeypatch) -> None:
-    for module in (evaluate, judge):
+    for module in (evaluate, contest):
         monkeypatch.setattr(module, "FRECHET_FACES", 2)
     monkeypatch.setattr(judge, "frechet_metric", no_weights)
     with pytest.warns(UserWarning, match=r"Fréchet.*x\.pt"):
@@ -355,17 +376,17 @@ def test_what_is_missing_is_named(more, network, message, folder, tmp_path, plai
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path, plain, monkeypatch, capsys) -> None:
-    def breaks(lr: Tensor, k: int, rng: np.random.Generator) -> Tensor:
+def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path, plain, capsys, enter) -> None:
+    def breaks(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
         if lr.shape[-1] == 16:
             raise RuntimeError("out of memory")
         return torch.zeros(len(lr), 1, 3, R, R)
 
-    monkeypatch.setitem(evaluate.METHODS, "breaks", lambda bundle: breaks)
+    enter("breaks", breaks)
     options = ["--data", str(folder), "--out", str(tmp_path), "--methods", "breaks", "--lr", "8", "16"]
     assert evaluate.main(options) == 1
     assert "evaluate.py: out of memory" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png", "partial"}
     assert list(json.loads((tmp_path / "results.json").read_text())["results"]) == ["8"]
 
 
@@ -396,6 +417,12 @@ def test_interrupted(folder, tmp_path, monkeypatch, capsys) -> None:
         ("--device", "abacus"),
         ("--device", "meta"),
         ("--out", ""),
+        ("--bundle", ""),
+        ("--bundle", "ours=somewhere"),
+        ("--bundle", "a/b=somewhere"),
+        ("--bundle", "a", "--bundle", "b"),
+        ("--degradation", "fog"),
+        ("--refine", "0"),
     ],
 )
 def test_wrong_arguments_are_refused(more, plain, capsys) -> None:

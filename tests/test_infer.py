@@ -196,7 +196,9 @@ def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
         ["--epsilon", "0"],
         ["--epsilon", "nan"],
         ["--method", "pulse"],
-        ["--method", "rls", "--refine", "9"],
+        ["--method", "magic", "--refine", "9"],
+        ["--method", "rls"],
+        ["--save-steps"],
         ["--method", "pulse", "--refine", "9", "--start", "mean"],
         ["--start", "nowhere"],
         ["--consistency", "rough"],
@@ -216,7 +218,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "python infer.py face.png" in text and "grid.png" in text
-    for option in re.findall(r"--[a-z]+", infer.__doc__ or ""):
+    for option in re.findall(r"--[a-z-]+", infer.__doc__ or ""):
         assert f"{option} " in text.split("options:")[1]
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 import search.candidates
 from data.operator import Downscale, downscaling_error
 from models.bundle import Bundle, load_bundle, save_bundle
+from models.curvature import Curvature, measure_curvature
 from models.encoder import Encoder
 from models.generator import Generator
 from models.latents import gaussianize
 from search.candidates import Plan, curvature_of, find_candidates, refine_codes, start_codes
 from search.consistency import make_consistent
-from search.curvature import Curvature, measure_curvature
 from search.loop import draw
 from search.refine import OPTIMISERS, SPACES, RefineSettings, plan, refine, refine_problem, spread_of_w
 
@@ -101,7 +101,7 @@ def test_curvature_undoes_the_mean_of_the_products() -> None:
     matrix = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 4, 1, 0.5, 0.1, 0.01])
     ws = torch.zeros(64, 1, 6)
     curvature = measure_curvature(
-        lambda w: (w[:, 0] @ matrix.T).view(-1, 3, 2, 2), ws, lambda x: x, probes=400, damping=0.01
+        lambda w: (w[:, 0] @ matrix.T).view(-1, 3, 2, 2), ws, [lambda x: x], probes=400, damping=0.01
     )
     p = curvature.scale(torch.eye(6)[:, None])[:, 0]
     hessian = matrix.T @ matrix
@@ -129,7 +129,7 @@ def test_pull_keeps_codes_near_the_start(bundle: Bundle) -> None:
     lr = faces(bundle, 1)
     start = start_codes(bundle, lr, 1, Plan())
     parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(8), lr, start, 10, 1e-9
-    near, far = (refine(*parts, RefineSettings("gauss-newton", pull=pull)).ws for pull in (1.0, 0.0))
+    near, far = (refine(*parts, RefineSettings("gauss-newton", "plain", pull=pull)).ws for pull in (1.0, 0.0))
     assert (near - start).norm() < 0.7 * (far - start).norm()
 
 
@@ -154,7 +154,10 @@ def test_starts(start: str, bundle: Bundle) -> None:
         assert torch.allclose(ws[0, 1:] - w_avg, 0.1 * (others[1:] - w_avg), atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "start"), [("ours", "mean"), ("pulse", "random"), ("pulse", "encoder")])
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [("ours", "mean"), ("pulse", "random"), ("pulse", "encoder"), ("mm-pulse", "random"), ("plain", "mean")],
+)
 def test_methods(method: str, start: str, bundle: Bundle) -> None:
     lr = faces(bundle, 2)
     found = find_candidates(bundle, lr, 2, Plan(method, start, steps=3, epsilon=1e-9))
@@ -163,9 +166,21 @@ def test_methods(method: str, start: str, bundle: Bundle) -> None:
     images = draw(bundle.generator.synthesis, found)
     errors = downscaling_error(images.clamp(-1, 1), lr.repeat_interleave(2, 0), Downscale(8))
     assert torch.allclose(errors, found.errors, rtol=0.02)
-    assert (found.noise is not None) == (method == "pulse")
+    assert (found.noise is not None) == (method in ("pulse", "mm-pulse"))
     alone = find_candidates(bundle, lr[1:], 1, Plan(method, start, steps=3, epsilon=1e-9))
     assert torch.allclose(alone.ws, found.ws[2:3], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "start"), [("ours", "encoder"), ("ours", "random"), ("plain", "mean"), ("pulse", "random")]
+)
+def test_faces_may_have_seeds_of_their_own(method: str, start: str, bundle: Bundle) -> None:
+    lr = faces(bundle, 1).repeat(3, 1, 1, 1)
+    plan = Plan(method, start, steps=0)
+    ws = find_candidates(bundle, lr, 2, plan, seeds=[7, 8, 7]).ws.unflatten(0, (3, 2))
+    assert torch.allclose(ws[0], ws[2], atol=1e-5) and not torch.allclose(ws[0, 1], ws[1, 1], atol=1e-3)
+    alone = find_candidates(bundle, lr[:1], 2, Plan(method, start, steps=0, seed=8)).ws
+    assert torch.allclose(ws[1], alone, atol=1e-5)
 
 
 def test_pulse_starts_from_standard_normal_codes(bundle: Bundle) -> None:
@@ -178,8 +193,8 @@ def test_pulse_starts_from_standard_normal_codes(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"method": "rls"}, {"start": "zero"}, {"steps": -1}, {"epsilon": 0.0}, {"epsilon": math.nan}, {"seed": -1},
-     {"method": "pulse", "start": "mean", "steps": 9}],
+    [{"method": "magic"}, {"start": "zero"}, {"steps": -1}, {"epsilon": 0.0}, {"epsilon": math.nan}, {"seed": -1},
+     {"method": "pulse", "start": "mean", "steps": 9}, {"method": "mm-pulse", "start": "mean"}],
 )  # fmt: skip
 def test_plans_that_cannot_be(wrong: dict) -> None:
     with pytest.raises(ValueError, match="Expected|mean"):

@@ -4,6 +4,11 @@
 
 with x̂ = g(E(D x)): pSp's losses and defaults for super-resolution (Richardson et al. 2021, equations 1 to 5) and the
 downscaling error. D downscales by random factors, most of them fractional, several of them in every batch.
+
+Coarse to fine (Zhou et al. 2022), two more terms supervise what is there before the fine styles are: `weight_partial`
+the face of a code whose finer layers, from a level drawn at random, are still the base code, by the first two losses;
+`weight_side` the generator's side output at every resolution (`training.side_outputs`), by its squared difference from
+the photo at that resolution.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -26,13 +31,17 @@ from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.perceptual import LPIPS
 from models import load_generator
-from models.encoder import create_encoder
+from models.encoder import Encoder, create_encoder
 from models.generator import Generator
 from models.identity import Identity
 from models.weights import sha256_of
 from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
+from training.coordinates import measure_coordinates
 from training.randomness import step_rng
+from training.ranger import Ranger
+from training.side_outputs import SideOutputs
+from training.starting import start_backbone, start_from
 
 
 class EncoderTraining(LightningModule):
@@ -41,17 +50,27 @@ class EncoderTraining(LightningModule):
     Args:
         generator: Weights of the generator, see `models.load_generator`.
         variant: Which encoder, see `models.create_encoder`.
-        init_encoder: Bundle whose encoder to start from, None to start from scratch: when a generator has been trained
-            on, its old encoder needs a fraction of the steps.
-        learning_rate: AdamW's, at its peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
+        architecture: Further arguments of that encoder, such as `backbone`, `canvas`, `base`, `rank`.
+        init_encoder: Bundle whose encoder to start from (or, for the variant "psp", a checkpoint of pSp), None to start
+            from scratch: when a generator has been trained on, its old encoder needs a fraction of the steps.
+        init_backbone: For the variant "psp": weights of a face recognition network for its backbone, such as
+            model_ir_se50.pth, see `PspVariant.load_backbone`.
+        optimiser: "adamw", or pSp's "ranger", see `training.ranger`.
+        learning_rate: At its peak.
         warmup_steps: Steps over which the learning rate rises.
+        decay: "cosine" to zero at `trainer.max_steps`, or "none".
         weight_l2: λ₂.
         weight_lpips: λ_p.
         weight_identity: λ_id; 0 switches the embedding network off.
         weight_latent: λ_w.
         weight_downscaling: λ_d.
+        weight_partial: Of codes whose finer layers are the base code; wants `architecture: {base: true}`. Draws every
+            batch once more.
+        weight_side: Of the side outputs.
+        loss_size: Size in pixels at which faces are compared by λ₂, λ_p and λ_id, as pSp does at 256; R if None.
         identity_share: Share of each batch that the identity loss looks at; it is the most expensive loss.
         smallest_lr: Smallest LR size in pixels.
+        largest_lr: Largest LR size in pixels; R if None.
         often: LR sizes that are trained more than others.
         often_share: How often one of them is drawn.
         sizes_per_batch: Number of LR sizes in one batch.
@@ -67,16 +86,24 @@ class EncoderTraining(LightningModule):
         self,
         generator: str = "bundles/celeba64/generator.safetensors",
         variant: str = "base",
+        architecture: dict[str, Any] | None = None,
         init_encoder: str | None = None,
+        init_backbone: str | None = None,
+        optimiser: Literal["adamw", "ranger"] = "adamw",
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
+        decay: Literal["cosine", "none"] = "cosine",
         weight_l2: float = 1.0,
         weight_lpips: float = 0.8,
         weight_identity: float = 0.1,
         weight_latent: float = 0.005,
         weight_downscaling: float = 0.0,
+        weight_partial: float = 0.0,
+        weight_side: float = 0.0,
+        loss_size: int | None = None,
         identity_share: float = 0.25,
         smallest_lr: int = 4,
+        largest_lr: int | None = None,
         often: tuple[int, ...] = (),
         often_share: float = 0.5,
         sizes_per_batch: int = 8,
@@ -96,28 +123,20 @@ class EncoderTraining(LightningModule):
             )
         loaded = load_generator(generator)
         self._generator_sha256 = sha256_of(generator)
-        self.encoder = create_encoder(loaded.resolution, variant, loaded.w_dim)
+        self.encoder = create_encoder(loaded.resolution, variant, loaded.w_dim, **(architecture or {}))
+        if weight_partial and getattr(self.encoder, "base", None) is None:
+            raise ValueError("Expected an encoder with a base head for weight_partial; add architecture {base: true}.")
         self.encoder.latents.fit(loaded)
+        if init_backbone is not None:
+            start_backbone(self.encoder, init_backbone)
         if init_encoder is not None:
-            self._start_from(init_encoder)
+            start_from(self.encoder, init_encoder)
         self.encoder_ema = copy.deepcopy(self.encoder).eval().requires_grad_(False)
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
         self._generator: tuple[Generator] = (loaded,)
         self._lpips = (LPIPS(),)
         self._identity: tuple[Identity, ...] = (Identity(),) if weight_identity else ()
-
-    def _start_from(self, path: str) -> None:
-        from models.bundle import load_bundle
-
-        loaded = load_bundle(path).encoder
-        if loaded.config != self.encoder.config:
-            raise ValueError(
-                f"Expected an encoder with {self.encoder.config} in {path}, got one with {loaded.config}; start from "
-                "one for a generator of the same shape, or from scratch without init_encoder."
-            )
-        statistics = copy.deepcopy(self.encoder.latents.state_dict())  # those of the present generator stay
-        self.encoder.load_state_dict(loaded.state_dict())
-        self.encoder.latents.load_state_dict(statistics)
+        self._sides: tuple[SideOutputs, ...] = ()
 
     # ---------------------------------------------------------------- set-up
 
@@ -134,8 +153,19 @@ class EncoderTraining(LightningModule):
         device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
         for network in (*self._generator, *self._lpips, *self._identity):
             network.to(device)
+        if (
+            stage == "fit"
+            and getattr(self.encoder, "scaled_heads", False)
+            and not self.encoder.latents.directions.any()
+        ):
+            curvature = measure_coordinates(self._generator[0], self.encoder.latents.rank, self.hparams["seed"])
+            for encoder in (self.encoder, self.encoder_ema):
+                encoder.latents.set_curvature(curvature)
+        if stage == "fit" and self.hparams["weight_side"]:
+            self._sides = (SideOutputs(self._generator[0], seed=self.hparams["seed"]).to(device),)
         if stage == "fit" and self.hparams["compile"]:
-            compile_if_possible(self._generator[0].synthesis, device)
+            for network in (self._generator[0].synthesis, *self._sides):
+                compile_if_possible(network, device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which generator the encoder belongs to."""
@@ -154,13 +184,19 @@ class EncoderTraining(LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine."""
-        h = self.hparams
+        """AdamW or Ranger, with warm-up and decay."""
+        h, trained = self.hparams, self.encoder.parameters()
         # Not the fused form: Lightning does not clip gradients with it.
-        adam = torch.optim.AdamW(self.encoder.parameters(), h["learning_rate"], betas=(0.9, 0.99), weight_decay=1e-4)
+        adam = (
+            Ranger(trained, h["learning_rate"])
+            if h["optimiser"] == "ranger"
+            else torch.optim.AdamW(trained, h["learning_rate"], betas=(0.9, 0.99), weight_decay=1e-4)
+        )
 
         def factor(step: int) -> float:
             warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
+            if h["decay"] == "none":
+                return warmup
             progress = step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
             return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -171,31 +207,65 @@ class EncoderTraining(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The loss on one batch of faces, uint8 (B, 3, R, R)."""
-        h = self.hparams
+        h, encoder = self.hparams, self.encoder
         rng = step_rng(h["seed"], self.global_step, self.global_rank, self.device)
         faces = faces_from_bytes(batch, rng)
-        sizes = random_sizes(
-            h["sizes_per_batch"], h["smallest_lr"], self.encoder.resolution, h["often"], h["often_share"], rng
-        )
+        largest = h["largest_lr"] or encoder.resolution
+        sizes = random_sizes(h["sizes_per_batch"], h["smallest_lr"], largest, h["often"], h["often_share"], rng)
         with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
             groups = downscale_groups(faces, sizes)
-            canvas = torch.cat([self.encoder.on_canvas(group.faces) for group in groups])
-        ws = self.encoder.best_guess(canvas, lr_sizes_of(groups))
-        drawn = self._generator[0].synthesis(ws)
+            canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
+        features = encoder.read(canvas, lr_sizes_of(groups))
+        ws = encoder.codes(features)
+        *sides, drawn = self._sides[0](ws) if self._sides else [self._generator[0].synthesis(ws)]
 
-        losses = {"l2": (drawn - faces).square().mean(), "lpips": self._lpips_loss(drawn, faces)}
-        losses["latent"] = mean_latent_distance(ws, self.encoder.latents.w_avg).mean()
+        losses = self._pixel_losses(drawn, faces)
+        losses["latent"] = mean_latent_distance(ws, encoder.latents.w_avg).mean()
         with self._full_precision():
             errors = [downscaling_error(drawn[g.rows], g.faces, g.operator) for g in groups]
         losses["downscaling"] = torch.cat(errors).mean()
         if self._identity:
-            count = max(1, round(len(faces) * h["identity_share"]))
-            start = int(torch.randint(0, len(faces) - count + 1, (), generator=rng, device=rng.device))
-            losses["identity"] = self._identity_loss(drawn[start : start + count], faces[start : start + count])
+            losses["identity"] = self._identity_of_some(drawn, faces, rng)
+        if h["weight_partial"]:
+            losses["partial"] = self._partial_loss(features, faces, rng)
+        if sides:
+            losses["side"] = self._side_loss(sides, faces)
         loss = torch.stack([h[f"weight_{name}"] * value for name, value in losses.items()]).sum()
         self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
+
+    def _pixel_losses(self, drawn: Tensor, faces: Tensor) -> dict[str, Tensor]:
+        drawn, faces = self._compared(drawn), self._compared(faces)
+        return {"l2": (drawn - faces).square().mean(), "lpips": self._lpips_loss(drawn, faces)}
+
+    def _compared(self, images: Tensor) -> Tensor:
+        """Brings images to the size at which they are compared."""
+        size = self.hparams["loss_size"]
+        if size is None or size == images.shape[3]:
+            return images
+        with self._full_precision():
+            return Downscale(size)(images.float())
+
+    def _identity_of_some(self, drawn: Tensor, faces: Tensor, rng: torch.Generator) -> Tensor:
+        count = max(1, round(len(faces) * self.hparams["identity_share"]))
+        start = int(torch.randint(0, len(faces) - count + 1, (), generator=rng, device=rng.device))
+        some = slice(start, start + count)
+        return self._identity_loss(self._compared(drawn[some]), self._compared(faces[some]))
+
+    def _partial_loss(self, features: list[Tensor], faces: Tensor, rng: torch.Generator) -> Tensor:
+        """The first two losses of a code whose finer layers are the base code, from a random level on."""
+        assert isinstance(self.encoder, Encoder)
+        level = int(torch.randint(0, self.encoder.levels, (), generator=rng, device=rng.device))
+        drawn = self._generator[0].synthesis(self.encoder.partial(features, level))
+        losses = self._pixel_losses(drawn, faces)
+        return self.hparams["weight_l2"] * losses["l2"] + self.hparams["weight_lpips"] * losses["lpips"]
+
+    def _side_loss(self, sides: list[Tensor], faces: Tensor) -> Tensor:
+        """The mean squared difference of the side outputs from the photos at their resolutions."""
+        with self._full_precision():
+            targets = [Downscale(side.shape[3])(faces) for side in sides]
+            return torch.stack([(a.float() - b).square().mean() for a, b in zip(sides, targets, strict=True)]).mean()
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)
@@ -275,7 +345,8 @@ class EncoderTraining(LightningModule):
             raise ValueError(f"Expected {self.hparams['generator']} to stay as it was; it changed during the training.")
         calibrate_spread(encoder, generator, faces_from_bytes(faces))
         folder = Path(trainer.log_dir or trainer.default_root_dir) / target
-        save_bundle(folder, generator, encoder, dict(self.hparams["bundle_info"]))
+        sizes = [self.hparams["smallest_lr"], self.hparams["largest_lr"] or encoder.resolution]
+        save_bundle(folder, generator, encoder, {"lr_sizes": sizes, **self.hparams["bundle_info"]})
 
 
 def _floats(module: nn.Module) -> list[Tensor]:

@@ -4,6 +4,9 @@ Every layer alone is moved towards random faces, and the downscaling error that 
 movement squared. The spread is then s_l = min(limit, c / √e_l): each layer spends the same share of an error budget,
 so fine layers, which the input cannot see, move far, and coarse ones hardly. c is the largest for which the
 candidates' mean downscaling error stays within `budget` times that of the best guess.
+
+Samples of a posterior know what the input shows, but only if all layers follow them alike: there, s_l = s for all l,
+the largest up to `limit` that keeps to the budget. Both errors are measured after the encoder's feedback passes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import torch
 from torch import Tensor
 
 from data.operator import Downscale, downscaling_error
-from models.encoder import Encoder
+from models.encoder_base import EncoderBase
+from models.feedback import take_passes
 from models.generator import Generator
 
 PROBE = 0.25
@@ -21,7 +25,7 @@ PROBE = 0.25
 
 @torch.no_grad()
 def calibrate_spread(
-    encoder: Encoder, generator: Generator, faces: Tensor, budget: float = 1.6, limit: float = 1.0, seed: int = 0
+    encoder: EncoderBase, generator: Generator, faces: Tensor, budget: float = 1.6, limit: float = 1.0, seed: int = 0
 ) -> None:
     """Fills the encoder's `spread` for each of its LR sizes.
 
@@ -34,27 +38,45 @@ def calibrate_spread(
         seed: Of the random faces.
     """
     rng = np.random.default_rng(seed)
-    noise = torch.from_numpy(rng.standard_normal((len(faces), 1, encoder.w_dim), dtype=np.float32))
+    noise = torch.from_numpy(rng.standard_normal((len(faces), 1, encoder.noise_dim), dtype=np.float32))
     for row, size in enumerate(encoder.spread_sizes.tolist()):
         operator = Downscale(int(size))
         lr = operator(faces)
-        best = encoder(lr)[:, 0]  # (B, L, D)
-        base = _error(generator, best, lr, operator)
+        canvas, sizes = encoder.on_canvas(lr), torch.full((len(lr),), size)
 
-        def error_of(spread: Tensor, best: Tensor = best, lr: Tensor = lr, operator: Downscale = operator) -> float:
-            return _error(generator, encoder.mix(best, noise, spread)[:, 1], lr, operator)
+        def codes_of(spread: Tensor, canvas: Tensor = canvas, sizes: Tensor = sizes) -> Tensor:
+            return torch.cat(
+                [
+                    encoder.candidates(*part, spread)
+                    for part in zip(canvas.split(16), sizes.split(16), noise.split(16), strict=True)
+                ]
+            )
 
-        added = [error_of(PROBE * torch.eye(encoder.num_ws)[i]) - base for i in range(encoder.num_ws)]
-        shape = torch.tensor(added).clamp(min=1e-9).rsqrt() * PROBE  # movement that adds an error of 1
+        def error_of(ws: Tensor, lr: Tensor = lr) -> float:
+            return _error(encoder, generator, ws, lr)
+
+        start = codes_of(torch.ones(encoder.num_ws))
+        best, move = start[:, 0], start[:, 1] - start[:, 0]  # candidates are linear in the spread
+        base = error_of(best)
+        if encoder.posterior is None:
+            probes = PROBE * torch.eye(encoder.num_ws)[:, :, None]
+            added = [error_of(best + probe * move) - base for probe in probes]
+            shape = torch.tensor(added).clamp(min=1e-9).rsqrt() * PROBE  # movement that adds an error of 1
+        else:
+            shape = torch.ones(encoder.num_ws)
         low, high = 0.0, float(limit / shape.min())
         for _ in range(10):  # bisection
             middle = (low + high) / 2
-            fits = error_of((middle * shape).clamp(max=limit)) <= budget * base
-            low, high = (middle, high) if fits else (low, middle)
+            spread = (middle * shape).clamp(max=limit)
+            low, high = (middle, high) if error_of(best + spread[:, None] * move) <= budget * base else (low, middle)
         encoder.spread[row] = (low * shape).clamp(max=limit)
 
 
-def _error(generator: Generator, ws: Tensor, lr: Tensor, operator: Downscale) -> float:
-    """The mean downscaling error of the faces that codes (B, L, D) draw."""
-    images = torch.cat([generator.synthesis(part) for part in ws.split(32)]).clamp(-1, 1)
-    return float(downscaling_error(images, lr, operator).mean())
+def _error(encoder: EncoderBase, generator: Generator, ws: Tensor, lr: Tensor) -> float:
+    """The mean downscaling error of the faces that codes (B, L, D) draw, after feedback."""
+    errors = []
+    for part, target in zip(ws.split(32), lr.split(32), strict=True):
+        passes = encoder.config.get("feedback", 0)
+        part = take_passes(encoder.correct, generator.synthesis, target, part, passes)
+        errors.append(downscaling_error(generator.synthesis(part).clamp(-1, 1), target, Downscale(lr.shape[3])))
+    return float(torch.cat(errors).mean())

@@ -19,10 +19,11 @@ const crop = new Crop($("stage"), $("box"), $("zoom"));
 
 /**
  * The picture, and what became of it. `run` counts changes, so that work on older ones stops; `stale` says that the
- * codes are those of an older input, `partial` that some faces are those of older codes or edits.
+ * codes are those of an older input, `partial` that some faces are those of older codes or edits. `corrected` holds for
+ * each code that went through feedback the error that it had before, null where there is no feedback.
  */
 const state = {
-  picture: null, name: "face", wanted: null, size: 0, lr: null, codes: [], faces: [], chosen: 0, count: CANDIDATES,
+  picture: null, name: "face", wanted: null, size: 0, lr: null, codes: [], corrected: [], faces: [], chosen: 0, count: CANDIDATES,
   edits: [], strengths: [], run: 0, stale: false, partial: false, failed: false,
 };
 
@@ -99,7 +100,7 @@ function lowResolution() {
 
 /** Noise of candidate i; the same for every picture, so that candidates keep their character while you crop. */
 function noiseFor(first, end) {
-  const width = engine.about.w_dim;
+  const width = engine.noiseWidth;
   const rows = new Float32Array(Math.max(1, end - first) * width); // not every runtime takes empty arrays
   const variety = Number($("variety").value);
   for (let i = first; i < end; i++) {
@@ -120,6 +121,7 @@ async function upsample() {
     const codes = await engine.encode(canvas, state.size, noiseFor(1, state.count));
     if (run !== state.run) return;
     state.codes = codes.slice(0, state.count);
+    state.corrected = [];
     state.stale = false;
     await draw(run, 0);
   });
@@ -151,10 +153,17 @@ async function draw(run, first) {
   state.partial = true;
   showCards(state.codes.length, state.chosen, choose);
   for (const i of order) {
+    if (state.corrected[i] === undefined) {
+      const { ws, before } = await engine.correct(state.lr, state.size, state.codes[i]);
+      if (run !== state.run) return;
+      state.codes[i] = ws;
+      state.corrected[i] = before;
+    }
     const planes = await engine.generate(applyEdits(state.codes[i], width, state.edits, state.strengths));
     if (run !== state.run) return;
     const face = toEightBit(planes);
-    faces[i] = { planes: face, error: downscalingError(face, resolution, state.lr, state.size) };
+    const error = downscalingError(face, resolution, state.lr, state.size);
+    faces[i] = { planes: face, error, before: state.corrected[i] };
     showCard(i, faces[i], resolution);
     if (i === state.chosen) showFace(i, faces[i], resolution);
   }

@@ -3,7 +3,8 @@
 /** What one bundle's models can do. Call `load` first; the other methods wait for it. */
 export class Engine {
   /**
-   * @param {string} folder With export.json, encoder.onnx and generator.onnx, and boundaries.json where there are edits.
+   * @param {string} folder With export.json, encoder.onnx and generator.onnx, feedback.onnx where the bundle has it, and
+   *     boundaries.json where there are edits.
    */
   constructor(folder) {
     this.folder = folder;
@@ -34,7 +35,16 @@ export class Engine {
 
   /** Bytes that `load` will fetch. */
   get bytes() {
-    return this.about.files["encoder.onnx"].bytes + this.about.files["generator.onnx"].bytes;
+    return this.#names.reduce((sum, name) => sum + this.about.files[`${name}.onnx`].bytes, 0);
+  }
+
+  /** Width of the noise that a candidate is made from. */
+  get noiseWidth() {
+    return this.about.noise_dim ?? this.about.w_dim;
+  }
+
+  get #names() {
+    return ["encoder", "generator", "feedback"].filter((name) => this.about.files[`${name}.onnx`]);
   }
 
   /**
@@ -53,13 +63,14 @@ export class Engine {
     await this.describe();
     let done = 0;
     const more = (bytes) => progress((done += bytes));
-    const [encoder, generator] = await Promise.all([this.#fetch("encoder.onnx", more), this.#fetch("generator.onnx", more)]);
+    const contents = await Promise.all(this.#names.map((name) => this.#fetch(`${name}.onnx`, more)));
+    const models = Object.fromEntries(this.#names.map((name, i) => [name, contents[i]]));
     if (!this.worker) {
       this.worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
       this.worker.onmessage = ({ data }) => this.#answer(data);
       this.worker.onerror = (event) => this.#fail(event.message || "this browser cannot start the networks");
     }
-    return this.#call("open", { encoder, generator }, [encoder, generator]);
+    return this.#call("open", models, contents);
   }
 
   async #fetch(name, more) {
@@ -84,14 +95,31 @@ export class Engine {
    * Encodes a face.
    * @param {Float32Array} canvas The low-resolution face on the canvas, 3 * C * C values.
    * @param {number} size Its size in pixels before.
-   * @param {Float32Array} noise n * D standard normal numbers, n at least 1.
+   * @param {Float32Array} noise n * `noiseWidth` standard normal numbers, n at least 1.
    * @returns {Promise<Float32Array[]>} n + 1 codes of L * D values, the best guess first.
    */
   async encode(canvas, size, noise) {
-    const { canvas: side, w_dim: width, num_ws: layers } = this.about;
+    const { canvas: side, num_ws: layers } = this.about;
+    const width = this.noiseWidth;
     const { ws } = await this.#call("encode", { canvas, side, size, noise, count: noise.length / width, width });
-    const step = layers * width;
+    const step = layers * this.about.w_dim;
     return Array.from({ length: ws.length / step }, (_, i) => ws.slice(i * step, (i + 1) * step));
+  }
+
+  /**
+   * Corrects codes by learned feedback, where the bundle has it.
+   * @param {Float32Array} lr The low-resolution face, 3 * s * s values.
+   * @param {number} size Its size s in pixels.
+   * @param {Float32Array} ws Codes of a face, L * D values.
+   * @returns {Promise<{ws: Float32Array, before: ?number}>} Better codes, and the downscaling error that the given ones
+   *     have; the given codes and null where there is no feedback.
+   */
+  async correct(lr, size, ws) {
+    const { num_ws: layers, w_dim: width, resolution, feedback_canvas: canvas, passes } = this.about;
+    if (!passes) return { ws, before: null };
+    const found = await this.#call("correct", { lr, size, ws, layers, width, resolution, canvas, passes });
+    if (!found.ws.every(Number.isFinite)) throw new Error("the feedback gives no codes; its weights are broken");
+    return found;
   }
 
   /**

@@ -61,11 +61,12 @@ export function showCard(i, { planes, error }, size) {
   button.querySelector("small").textContent = errorText(error);
 }
 
-/** Shows candidate i large. */
-export function showFace(i, { planes, error }, size) {
+/** Shows candidate i large; `before` is the error that feedback found, null where there is none. */
+export function showFace(i, { planes, error, before }, size) {
   paint($("face"), imageOf(planes, size));
   $("face-title").textContent = titleOf(i);
-  $("face-text").textContent = errorText(error);
+  const first = before === null ? "" : `, ${before.toExponential(1)} before feedback`;
+  $("face-text").textContent = errorText(error) + first;
 }
 
 /** Shows where candidates disagree, the largest difference at the light end of the ramp. */

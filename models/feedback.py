@@ -1,0 +1,153 @@
+"""Learned feedback: corrects codes by what their faces, downscaled, lack of the LR picture.
+
+    w ← w + σ P ρ N(y, r / ρ, x, w),      r = y − D(x),  x = g(w),  ρ = √mean(r²)
+
+y is the LR picture, x the face that the codes draw, r what is missing, and N a small network. Its input r / ρ and its
+output ρ N are scaled alike, so that a pass shrinks small residuals by the same factor as large ones, as a linear solver
+would, and passes can be repeated. P are coordinates in which the LR picture changes evenly (`models.curvature`).
+What PULSE asks the gradient in a hundred steps, a few passes without any gradient must answer.
+
+Feeding the result of the last pass back in: ReStyle (Alaluf et al. 2021), there with the whole encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.operator import Downscale, downscaling_error, upscale_bicubic
+
+WIDTHS = {4: 256, 8: 160, 16: 96}  # features per level in pixels; 32 on all larger ones
+LARGEST, SMALLEST = 0.4, 1e-3  # ρ is held between these, in [-1, 1]: nothing explodes, nothing is divided by zero
+
+
+def on_canvas(pictures: Tensor, canvas: int) -> Tensor:
+    """Brings pictures (B, C, s, s) of any one size to a canvas (B, C, canvas, canvas), bicubically."""
+    return upscale_bicubic(pictures, canvas) if pictures.shape[3] <= canvas else Downscale(canvas)(pictures)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside the identity, which it is before training.
+
+    Args:
+        channels: Channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv1.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps features (B, C, H, W) to features of the same shape."""
+        return x + self.conv1(F.leaky_relu(self.conv0(F.leaky_relu(x, 0.2)), 0.2))
+
+
+class Feedback(nn.Module):
+    """The network N, and the scaling around it.
+
+    Args:
+        resolution: Size R of the generator's faces in pixels.
+        num_ws: Number of styles L.
+        w_dim: Width D of a style.
+        hidden: Width of the layer before the codes.
+    """
+
+    def __init__(self, resolution: int, num_ws: int, w_dim: int, hidden: int = 512) -> None:
+        super().__init__()
+        self.canvas = min(resolution // 2, 128)
+        self.num_ws, self.w_dim, self.resolution = num_ws, w_dim, resolution
+        sizes = [2**i for i in range(int(math.log2(self.canvas)), 1, -1)]  # canvas, …, 8, 4
+        widths = [WIDTHS.get(size, 32) for size in sizes]
+        self.stem = nn.Conv2d(3 + 3 + 12 + 2, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.Conv2d(above, below, 3, stride=2, padding=1) for above, below in zip(widths, widths[1:], strict=False)
+        )
+        depths = [2 if size in (8, 16) else 1 for size in sizes]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
+            for width, depth in zip(widths, depths, strict=True)
+        )
+        self.codes = nn.Linear(num_ws * w_dim, WIDTHS[4])
+        # The 16 and 8 px levels speak to the codes directly as well, past what the 4 px level has room for.
+        self.from16 = nn.Conv2d(WIDTHS[16], 32, 3, padding=1)
+        self.from8 = nn.Conv2d(WIDTHS[8], 64, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(16 * (WIDTHS[4] + 32 + 64), hidden)
+        self.out = nn.Linear(hidden, num_ws * w_dim)
+        nn.init.normal_(self.out.weight, std=1e-3)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, lr: Tensor, residual: Tensor, images: Tensor, size: Tensor, offsets: Tensor) -> Tensor:
+        """Asks the network for a correction; the rows of a batch may have different LR sizes.
+
+        Args:
+            lr: LR pictures on the canvas (B, 3, canvas, canvas) in [-1, 1].
+            residual: What the downscaled faces lack of them, on the canvas as well.
+            images: The faces, shrunk to twice the canvas (B, 3, 2 canvas, 2 canvas).
+            size: LR sizes in pixels (B,).
+            offsets: The present codes, (w − w̄) / σ (B, L, D).
+
+        Returns:
+            ρ N (B, L, D): the correction, in the coordinates x of `models.curvature`.
+        """
+        rho = residual.square().mean(dim=(1, 2, 3)).sqrt().clamp(SMALLEST, LARGEST).detach()  # (B,)
+        octave = (size.to(rho.dtype) / self.resolution).log2() / 4 + 1
+        planes = torch.stack([octave, rho.log() / 3 + 1], dim=1)[:, :, None, None]  # (B, 2, 1, 1)
+        planes = planes.expand(-1, -1, self.canvas, self.canvas)
+        x = torch.cat([lr, residual / rho[:, None, None, None], F.pixel_unshuffle(images, 2), planes], dim=1)
+        levels: list[Tensor] = []
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        for i, blocks in enumerate(self.blocks):
+            if i > 0:
+                x = self.down[i - 1](F.leaky_relu(x, 0.2))
+            if i == len(self.blocks) - 1:
+                x = x + self.codes(offsets.flatten(1))[:, :, None, None]
+            x = blocks(x)
+            levels.append(F.leaky_relu(x, 0.2))
+        at16, at8, at4 = levels[-3:]
+        features = [at4, F.leaky_relu(self.from8(at8), 0.2), F.avg_pool2d(F.leaky_relu(self.from16(at16), 0.2), 4)]
+        flat = torch.cat([f.contiguous().flatten(1) for f in features], dim=1)
+        out = self.out(self.hidden(flat)).float()  # (B, L · D)
+        return (3 * rho[:, None] * out).unflatten(1, (self.num_ws, self.w_dim))
+
+
+def take_passes(
+    correct: Callable[[Tensor, Tensor, Tensor], Tensor],
+    synthesis: Callable[[Tensor], Tensor],
+    lr: Tensor,
+    ws: Tensor,
+    passes: int,
+) -> Tensor:
+    """Corrects codes several times, each for itself; a correction that makes things worse is taken back and halved.
+
+    Args:
+        correct: One pass, such as `Encoder.correct`.
+        synthesis: The network that draws, with its stored noise maps.
+        lr: LR faces (N, 3, s, s) in [-1, 1], one per row.
+        ws: Codes (N, L, D).
+        passes: How often, from 0; each draws the faces once, and the first codes are drawn too.
+
+    Returns:
+        Codes (N, L, D), none worse in downscaling error than it was.
+    """
+    if passes == 0:
+        return ws
+    operator = Downscale(lr.shape[3])
+    images = synthesis(ws)
+    errors = downscaling_error(images.clamp(-1, 1), lr, operator)  # (N,)
+    length = torch.ones(len(ws), 1, 1, device=ws.device)
+    for _ in range(passes):
+        moved = ws + length * (correct(lr, images, ws) - ws)
+        drawn = synthesis(moved)
+        found = downscaling_error(drawn.clamp(-1, 1), lr, operator)
+        better = found < errors
+        ws = torch.where(better[:, None, None], moved, ws)
+        images = torch.where(better[:, None, None, None], drawn, images)
+        errors = torch.where(better, found, errors)
+        length = torch.where(better[:, None, None], length, length / 2)
+    return ws

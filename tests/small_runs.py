@@ -1,0 +1,138 @@
+"""What the tests of trainings share: small runs through the real command line, that stop and go on like real ones."""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from lightning import Callback, Trainer
+from PIL import Image
+from torch import Tensor
+
+from models.bundle import save_bundle
+from models.encoder import Encoder
+from models.frozen import Frozen
+from models.generator import Generator
+from train import main
+
+NOTES = {"name": "t", "licence": "l", "training_data": "d"}
+
+
+class PixelDistance(Frozen):
+    """Stands in for LPIPS, whose weights a fresh clone lacks: the mean squared difference of coarse pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freeze()
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (F.avg_pool2d(images, 4),)
+
+    def distance(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+        return (a[0] - b[0]).square().mean(dim=(1, 2, 3))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(self.features(a), self.features(b))
+
+
+class Record(Callback):
+    """Keeps every batch's loss, and may stop the run like a kill would.
+
+    Args:
+        stop_after: The step after which the run is killed.
+        metric: Name of what is logged, for modules that return no loss.
+    """
+
+    def __init__(self, stop_after: int | None = None, metric: str = "loss") -> None:
+        self.losses: list[float] = []
+        self.metric = metric
+        self.stop_after = stop_after
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"] if outputs else trainer.logged_metrics[self.metric]))
+        if trainer.global_step == self.stop_after:
+            raise RuntimeError("killed")
+
+
+def write_faces(path: Path) -> None:
+    """Writes a zip with twenty smooth pictures of 32 px."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(20):
+            with BytesIO() as buffer:
+                smooth = rng.integers(0, 256, (4, 4, 3), np.uint8)
+                Image.fromarray(smooth).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "png")
+                archive.writestr(f"{i:02}.png", buffer.getvalue())
+
+
+def write_bundle(path: Path, **encoder: object) -> None:
+    """Writes a bundle for 32 px faces with random weights."""
+    torch.manual_seed(2)
+    generator = Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2)
+    made = Encoder(32, generator.num_ws, 8, backbone="test_resnet", width=8, **encoder)
+    made.latents.fit(generator, 1000)
+    save_bundle(path, generator, made, NOTES)
+
+
+def train(
+    folder: Path,
+    monkeypatch,
+    record: Record,
+    run: str,
+    steps: int,
+    model: dict[str, object],
+    data: dict[str, object] | None = None,
+    trainer: dict[str, object] | None = None,
+    save_every: int = 2,
+) -> None:
+    """Runs the command line on a small recipe.
+
+    Args:
+        folder: Holds faces.zip; gets the checkpoints.
+        monkeypatch: Pytest's.
+        record: Sees every batch.
+        run: Names the run; the same name goes on with it.
+        steps: Of the run.
+        model: `class_path` and `init_args`.
+        data: The same; the pictures of faces.zip if None.
+        trainer: In place of the trainer's settings here.
+        save_every: Steps between checkpoints.
+    """
+    faces = {
+        "class_path": "data.datamodule.FaceData",
+        "init_args": {
+            "train": str(folder / "faces.zip"), "val": str(folder / "faces.zip"), "resolution": 32,
+            "batch_size": 4, "val_limit": 4,
+        },
+    }  # fmt: skip
+    recipe = {
+        "model": model,
+        "data": data or faces,
+        "trainer": {
+            "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
+            "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0,
+            "callbacks": [{
+                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": save_every, "save_last": True},
+            }],
+            **(trainer or {"val_check_interval": 2 * save_every, "check_val_every_n_epoch": None}),
+        },
+        "ckpt_path": "last",
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    original = Trainer.fit
+
+    @functools.wraps(original)  # the command line reads the signature
+    def fit(trainer, *args, **kwargs):
+        trainer.callbacks.insert(0, record)
+        return original(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.Trainer.fit", fit)
+        main(["fit", "--config", str(folder / "recipe.yaml")])

@@ -1,0 +1,107 @@
+"""Training the feedback and the distribution of a bundle's encoder: they learn, resume exactly, touch nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_runs import PixelDistance, Record, train, write_bundle, write_faces
+
+from models.bundle import load_bundle
+
+FEEDBACK = "training.feedback.FeedbackTraining"
+POSTERIOR = "training.posterior.PosteriorTraining"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_faces(tmp_path / "faces.zip")
+    write_bundle(tmp_path / "old")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.feedback.LPIPS", PixelDistance)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    return tmp_path
+
+
+def train_feedback(folder, monkeypatch, record: Record, run: str, steps: int, save_every: int = 4, **model) -> None:
+    settings = {
+        "bundle": str(folder / "old"), "passes": 2, "rank": 20, "sizes_per_batch": 2, "compile": False,
+        "warmup_steps": 1, "val_lr": [8], "val_passes": 1, "learning_rate": 3e-4, **model,
+    }  # fmt: skip
+    often = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    network = {"class_path": FEEDBACK, "init_args": settings}
+    train(folder, monkeypatch, record, run, steps, network, trainer=often, save_every=save_every)
+
+
+def train_posterior(folder, monkeypatch, record: Record, run: str, steps: int, **model) -> None:
+    settings = {
+        "bundle": str(folder / "old"), "warmup_steps": 1, "coverage_samples": 10, "photos": str(folder / "faces.zip"),
+        **model,
+    }  # fmt: skip
+    pairs = {"bundle": str(folder / "old"), "count": 64, "val_count": 8, "batch_size": 16, "cache": "pairs.safetensors"}
+    data = {"class_path": "training.pairs.PairData", "init_args": pairs}
+    epochs = {"check_val_every_n_epoch": 1}
+    network = {"class_path": POSTERIOR, "init_args": settings}
+    train(folder, monkeypatch, record, run, steps, network, data, epochs, save_every=2)
+
+
+def test_feedback_resumes_exactly_and_makes_a_bundle(folder, monkeypatch):
+    metric = "downscaling_error_2"
+    whole, before, after = Record(metric=metric), Record(10, metric), Record(metric=metric)
+    train_feedback(folder, monkeypatch, whole, "whole", 16, export_to=str(folder / "new"))
+    with pytest.raises(RuntimeError, match="killed"):
+        train_feedback(folder, monkeypatch, before, "killed", 16)
+    train_feedback(folder, monkeypatch, after, "killed", 16)  # goes on from step 8, which is batch 4
+    assert before.losses == whole.losses[:5]
+    assert after.losses == whole.losses[4:]
+    old, new = load_bundle(folder / "old"), load_bundle(folder / "new")
+    state = new.encoder.state_dict()
+    for name, tensor in old.encoder.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert new.encoder.config["feedback"] and new.encoder.latents.directions.any()
+    assert new.encode(torch.zeros(1, 3, 8, 8), 2).isfinite().all()
+
+
+def test_feedback_learns(folder, monkeypatch):
+    """The faces' errors after the second pass fall below those that the encoder starts with."""
+    record = Record(metric="downscaling_error_2")
+    train_feedback(folder, monkeypatch, record, "run", 120, 1000, often=[8], often_share=1.0, learning_rate=2e-3)
+    assert np.mean(record.losses[-5:]) < 0.8 * np.mean(record.losses[:2])
+
+
+def test_feedback_refuses_to_go_on_with_another_bundle(folder, monkeypatch):
+    train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 4)
+    write_bundle(folder / "old", canvas=32)
+    info = (folder / "old" / "bundle.json").read_text().replace('"licence": "l"', '"licence": "m"')
+    (folder / "old" / "bundle.json").write_text(info)
+    with pytest.raises(ValueError, match="has changed"):
+        train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 8)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_the_posterior_resumes_exactly_and_makes_a_bundle(folder, monkeypatch, kind):
+    whole, before, after = Record(), Record(stop_after=6), Record()
+    train_posterior(folder, monkeypatch, whole, "whole", 10, kind=kind, export_to=str(folder / "new"))
+    with pytest.raises(RuntimeError, match="killed"):
+        train_posterior(folder, monkeypatch, before, "killed", 10, kind=kind)
+    train_posterior(folder, monkeypatch, after, "killed", 10, kind=kind)  # goes on from step 4
+    assert after.losses == whole.losses[4:]
+    new = load_bundle(folder / "new")
+    assert new.encoder.config["posterior"] == kind
+    lr = torch.zeros(1, 3, 8, 8)
+    assert torch.equal(new.encode(lr), load_bundle(folder / "old").encode(lr))
+    assert new.encode(lr, 3, np.random.default_rng(0)).shape == (1, 3, 8, 8)
+
+
+def test_pairs_are_kept_and_made_anew_for_another_bundle(folder):
+    from training.pairs import PairData
+
+    def pairs(**settings):
+        data = PairData(str(folder / "old"), 8, 4, cache=str(folder / "pairs.safetensors"), **settings)
+        data.setup("fit")
+        return data.pairs["train"]
+
+    first, again, other = pairs(), pairs(), pairs(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.u, other.u)
+    assert first.context.shape[0] == 8 and first.u.shape == (8, 8) and (first.size >= 4).all()

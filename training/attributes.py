@@ -1,0 +1,167 @@
+"""Trains the attribute classifier on labelled faces.
+
+    L = mean over attributes of (v y softplus(−l) + (1 − y) softplus(l)) / (v r + 1 − r),   v = ((1 − r) / r)^γ
+
+with the share r of faces that have an attribute; l − ln v is what the classifier gives, a calibrated logit. An
+exponential moving average of the weights is measured and saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchmetrics import CatMetric
+
+from data.labels import ATTRIBUTES
+from losses.attributes import attribute_loss, positive_weights
+from models.attributes import AttributeClassifier, save_attributes
+from training.attribute_measures import measure_attributes, table_of
+from training.batches import faces_from_bytes
+
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+
+
+class AttributeTraining(LightningModule):
+    """Training of an attribute classifier.
+
+    Args:
+        resolution: Size R of the faces in pixels.
+        backbone: A timm model.
+        options: Further arguments of `timm.create_model`.
+        stem_pool: See `models.attributes.AttributeClassifier`.
+        optimiser: adamw or adamax.
+        learning_rate: Its rate at the peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
+        warmup_steps: Steps over which the rate rises.
+        weight_decay: Of the optimiser.
+        weight_power: γ: 0 counts every face the same, 1 makes up for the rareness of an attribute in full.
+        ema_steps: Half-life of the moving average, in steps.
+        export_to: File where the averaged classifier is saved in float16 at every validation and at the end, relative
+            to the run's folder, with a table of the measures beside it; None for nowhere.
+        notes: Licence and training data, for the file.
+        seed: Of the first weights; the data has its own.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 64,
+        backbone: str = "resnet18",
+        options: dict[str, Any] | None = None,
+        stem_pool: bool = True,
+        optimiser: str = "adamw",
+        learning_rate: float = 2e-3,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.05,
+        weight_power: float = 0.5,
+        ema_steps: float = 100,
+        export_to: str | None = None,
+        notes: dict[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if optimiser not in OPTIMISERS:
+            raise ValueError(f"Expected an optimiser among {', '.join(OPTIMISERS)}, got {optimiser!r}.")
+        self.classifier = AttributeClassifier(ATTRIBUTES, resolution, backbone, options, stem_pool)
+        self.average = copy.deepcopy(self.classifier).eval().requires_grad_(False)
+        self._logits, self._labels = CatMetric(), CatMetric()
+
+    # ---------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        """Takes the frequencies of the attributes from the training faces.
+
+        Raises:
+            ValueError: If the labels are not CelebA's forty, or the faces have another size.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.val_faces.names != ATTRIBUTES:
+            raise ValueError(
+                f"Expected labels for CelebA's {len(ATTRIBUTES)} attributes in their order, got {data.val_faces.names}."
+            )
+        if data.hparams["resolution"] != self.classifier.resolution:
+            raise ValueError(
+                f"Expected model and data of one resolution, got {self.classifier.resolution} and "
+                f"{data.hparams['resolution']}."
+            )
+        self.to(memory_format=torch.channels_last)
+        if stage == "fit":
+            rates = data.train_faces.labels.double().mean(dim=0).float()
+            log_weights = positive_weights(rates, self.hparams["weight_power"]).log()
+            for network in (self.classifier, self.average):
+                network.rates.copy_(rates.clamp(1e-3, 1 - 1e-3))
+                network.log_weights.copy_(log_weights)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser with warm-up and cosine."""
+        h = self.hparams
+        optimiser = OPTIMISERS[h["optimiser"]](
+            self.classifier.parameters(), h["learning_rate"], weight_decay=h["weight_decay"]
+        )
+
+        def factor(step: int) -> float:
+            warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
+            progress = step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---------------------------------------------------------------- one step
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss on faces uint8 (B, 3, R, R) with labels uint8 (B, A)."""
+        faces, labels = batch
+        logits = self.classifier.weighted(faces_from_bytes(faces))
+        loss = attribute_loss(logits, labels, self.classifier.log_weights.exp(), self.classifier.rates).mean()
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Improves the classifier, then its average; here, so that a checkpoint of this step holds both."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
+            update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
+            # Batch statistics are averaged as well: those of the present weights would not fit the average.
+            update(_floats(self.average), _floats(self.classifier), None)
+
+    # ---------------------------------------------------------------- validation
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Scores faces uint8 (B, 3, R, R) with the averaged classifier, in full precision as it is used later."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._logits.update(self.average(faces_from_bytes(batch[0])))
+        self._labels.update(batch[1])
+
+    def on_validation_epoch_end(self) -> None:
+        """Measures all attributes, logs the means and saves the classifier."""
+        if self.trainer.sanity_checking:
+            return
+        measures = self.measures()
+        self.log_dict({f"val/{name}": values.nanmean() for name, values in measures.items()}, prog_bar=True)
+        self._logits.reset()
+        self._labels.reset()
+        trainer, target = self.trainer, self.hparams["export_to"]
+        if target and trainer.state.fn == "fit" and self.global_rank == 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(trainer.log_dir or trainer.default_root_dir) / target
+            save_attributes(self.average, path, {**(self.hparams["notes"] or {}), "steps": str(self.global_step)})
+            path.with_suffix(".md").write_text(table_of(measures, self.average.names), encoding="utf-8")
+
+    def measures(self) -> dict[str, Tensor]:
+        """The measures of the faces seen since the last reset, each (A,)."""
+        labels = torch.as_tensor(self._labels.compute()).view(-1, len(self.average.names)).long()
+        logits = torch.as_tensor(self._logits.compute()).view(-1, len(self.average.names))
+        return measure_attributes(logits, labels, self.average.balanced(logits))
+
+
+def _floats(module: torch.nn.Module) -> list[Tensor]:
+    """Gives all floating-point parameters and buffers of a module."""
+    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]

@@ -1,0 +1,294 @@
+"""Trains the learned feedback on photos, for an encoder and a generator that stay as they are.
+
+    L = log(‖D x̂ − y‖² / M + 3e-4) + λ_p LPIPS(x̂, x) + λ_m ‖Δ / σ‖² / (L D),    x̂ = g(w + Δ)
+
+One batch serves several passes, each of which is a step of the optimiser: the face that a pass draws is where the next
+one starts, so that the network sees its own results. The logarithm asks for the same factor of every face, near the
+solution or far away. Half of the faces start at the encoder's best guess, half at a candidate around it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.utils import make_grid
+
+from data.operator import EPSILON, Downscale, downscaling_error
+from losses.perceptual import LPIPS
+from models.bundle import load_bundle, save_bundle
+from models.encoder import make_encoder
+from models.encoder_base import EncoderBase
+from models.feedback import Feedback, on_canvas
+from models.generator import Generator
+from training.batches import LowResolution, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.compiling import compile_if_possible
+from training.coordinates import measure_coordinates
+from training.randomness import step_rng
+
+FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
+PASSES = 3  # of the finished bundle
+
+
+class FeedbackTraining(LightningModule):
+    """Training of the feedback network of a bundle's encoder.
+
+    Args:
+        bundle: Folder with the generator and the encoder; a feedback network that it already has is trained on.
+        passes: Passes per batch, each with a step of the optimiser.
+        rank: Directions of the coordinates that it speaks in, see `models.curvature`.
+        learning_rate: AdamW's, at its peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
+        warmup_steps: Steps over which the learning rate rises.
+        weight_lpips: λ_p.
+        weight_moves: λ_m.
+        spread: Candidates start up to so far from the best guess, as a share of the way to a random face.
+        smallest_lr: Smallest LR size in pixels.
+        largest_lr: Largest LR size in pixels; R / 2 if None.
+        often: LR sizes that are trained more than others.
+        often_share: How often one of them is drawn.
+        sizes_per_batch: Number of LR sizes in one batch.
+        gradient_clip: Largest norm of the gradient.
+        ema_steps: Half-life of the moving average, in steps.
+        val_lr: LR sizes that validation measures.
+        val_passes: Passes that validation takes.
+        compile: Compile the generator's synthesis; ignored where there is no compiler.
+        export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
+        seed: Determines every random choice together with the step.
+    """
+
+    def __init__(
+        self,
+        bundle: str = "bundles/celeba64",
+        passes: int = 4,
+        rank: int = 640,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 100,
+        weight_lpips: float = 1.0,
+        weight_moves: float = 0.1,
+        spread: float = 0.3,
+        smallest_lr: int = 4,
+        largest_lr: int | None = None,
+        often: tuple[int, ...] = (),
+        often_share: float = 0.6,
+        sizes_per_batch: int = 4,
+        gradient_clip: float = 1.0,
+        ema_steps: float = 200,
+        val_lr: tuple[int, ...] = (16, 8),
+        val_passes: int = 4,
+        compile: bool = True,
+        export_to: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        loaded = load_bundle(bundle)
+        self._info, self._bundle_hash = loaded.info, loaded.hash
+        self.encoder = _with_feedback(loaded.encoder, rank)
+        self.feedback_ema = copy.deepcopy(self._trained).eval().requires_grad_(False)
+        self.encoder.eval().requires_grad_(False)
+        self._trained.requires_grad_(True)
+        # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
+        self._generator: tuple[Generator] = (loaded.generator,)
+        self._lpips = (LPIPS(),)
+
+    @property
+    def _trained(self) -> Feedback:
+        assert self.encoder.feedback is not None
+        return self.encoder.feedback
+
+    # ---------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        """Puts the frozen networks where the training runs, and measures the coordinates.
+
+        Raises:
+            ValueError: If the faces have another size than the generator's.
+        """
+        faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
+        if faces != self.encoder.resolution:
+            raise ValueError(f"Expected faces of {self.encoder.resolution} px as the generator draws, got {faces} px.")
+        self.to(memory_format=torch.channels_last)
+        device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
+        for network in (*self._generator, *self._lpips):
+            network.to(device)
+        if stage == "fit" and not self.encoder.latents.directions.any():
+            self._measure_coordinates()
+        if stage == "fit" and self.hparams["compile"]:
+            compile_if_possible(self._generator[0].synthesis, device)
+
+    def _measure_coordinates(self) -> None:
+        """Measures P on faces that the generator draws, as the encoder sees them."""
+        encoder = copy.deepcopy(self.encoder).to(self.trainer.strategy.root_device)
+        rank, seed = self.encoder.latents.rank, self.hparams["seed"]
+        self.encoder.latents.set_curvature(measure_coordinates(self._generator[0], rank, seed, encoder))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which bundle the feedback belongs to."""
+        checkpoint["bundle_hash"] = self._bundle_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another bundle.
+
+        Raises:
+            ValueError: If the checkpoint was made with another one.
+        """
+        if checkpoint["bundle_hash"] != self._bundle_hash:
+            raise ValueError(
+                f"Expected the bundle that this run began with, {self.hparams['bundle']} has changed since; put the "
+                "old one back, or start a new run under another --trainer.logger.init_args.name."
+            )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; `training_step` sets its learning rate."""
+        rate = self.hparams["learning_rate"]
+        return torch.optim.AdamW(self._trained.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+
+    def _rate(self) -> float:
+        h, step, total = self.hparams, self.global_step, self.trainer.max_steps
+        warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
+        progress = min(1.0, step / total) if total > 0 else 0.0
+        return h["learning_rate"] * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+
+    # ---------------------------------------------------------------- one batch
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Several passes on one batch of faces, uint8 (B, 3, R, R), each with a step of the optimiser."""
+        h = self.hparams
+        rng = step_rng(h["seed"], self.global_step, self.global_rank, self.device)
+        faces = faces_from_bytes(batch, rng)
+        largest = h["largest_lr"] or self.encoder.resolution // 2
+        sizes = random_sizes(h["sizes_per_batch"], h["smallest_lr"], largest, h["often"], h["often_share"], rng)
+        with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
+            groups = downscale_groups(faces, sizes)
+        with torch.no_grad():
+            ws = self._starts(groups, rng)
+            images = self._generator[0].synthesis(ws).float()
+            target = self._lpips[0].features(faces)
+        optimiser = self.optimizers()
+        for number in range(h["passes"]):
+            moved = self._pass(groups, images, ws)  # (B, L, D)
+            images = self._generator[0].synthesis(moved).float()
+            loss = self._loss(groups, images, moved - ws, target, number)
+            optimiser.zero_grad()  # type: ignore[union-attr]
+            self.manual_backward(loss)
+            # Not Lightning's clipping, which does not go with the fused optimiser.
+            torch.nn.utils.clip_grad_norm_(self._trained.parameters(), h["gradient_clip"])
+            for group in optimiser.param_groups:  # type: ignore[union-attr]
+                group["lr"] = self._rate()
+            optimiser.step()  # type: ignore[union-attr]
+            self._average()
+            ws, images = moved.detach(), images.detach()
+
+    def _starts(self, groups: list[LowResolution], rng: torch.Generator) -> Tensor:
+        """The encoder's best guesses, half of them moved towards random faces (B, L, D)."""
+        encoder, spread = self.encoder, self.hparams["spread"]
+        canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
+        best = encoder.best_guess(canvas, lr_sizes_of(groups)).float()
+        noise = torch.randn(len(best), encoder.w_dim, device=rng.device, generator=rng)
+        share, chosen = torch.rand(2, len(best), 1, 1, device=rng.device, generator=rng)
+        towards = encoder.latents.sample(noise) - encoder.latents.w_avg  # (B, D)
+        return best + spread * share * (chosen < 0.5) * towards[:, None]
+
+    def _pass(self, groups: list[LowResolution], images: Tensor, ws: Tensor) -> Tensor:
+        canvas = self._trained.canvas
+        with self._full_precision():
+            lr = torch.cat([on_canvas(group.faces, canvas) for group in groups])
+            missing = [group.faces - group.operator(images[group.rows]) for group in groups]
+            residual = torch.cat([on_canvas(part, canvas) for part in missing])
+            shrunk = images if images.shape[3] == 2 * canvas else on_canvas(images, 2 * canvas)
+        return self.encoder.correct_on_canvas(lr, residual, shrunk, lr_sizes_of(groups), ws)
+
+    def _loss(
+        self, groups: list[LowResolution], images: Tensor, move: Tensor, target: tuple[Tensor, ...], number: int
+    ) -> Tensor:
+        h = self.hparams
+        with self._full_precision():
+            errors = torch.cat([downscaling_error(images[g.rows], g.faces, g.operator) for g in groups])
+        losses = {
+            "error": (errors + FLOOR).log().mean(),
+            "lpips": self._lpips[0].distance(self._lpips[0].features(images), target).mean(),
+            "moves": (move / self.encoder.latents.sigma).square().mean(),
+        }
+        self.log_dict({f"loss/{name}_{number + 1}": value.detach() for name, value in losses.items()})
+        self.log(f"downscaling_error_{number + 1}", errors.detach().mean(), prog_bar=number == h["passes"] - 1)
+        return losses["error"] + h["weight_lpips"] * losses["lpips"] + h["weight_moves"] * losses["moves"]
+
+    def _full_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Updates the averaged network; early in a run the average is short."""
+        halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
+        update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
+        update(list(self.feedback_ema.parameters()), list(self._trained.parameters()), None)
+
+    # ---------------------------------------------------------------- validation
+
+    def averaged(self) -> EncoderBase:
+        """The encoder with the averaged feedback network, a view of both."""
+        encoder = copy.copy(self.encoder)
+        encoder._modules = {**self.encoder._modules, "feedback": self.feedback_ema}
+        return encoder
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Measures every pass of the averaged network on faces uint8 (B, 3, R, R), without flips."""
+        faces, lpips, encoder = faces_from_bytes(batch), self._lpips[0], self.averaged()
+        for size in self.hparams["val_lr"]:
+            with self._full_precision():
+                operator = Downscale(size)
+                lr = operator(faces)
+            ws, shown = encoder(lr)[:, 0].float(), []
+            for number in range(self.hparams["val_passes"] + 1):
+                if number > 0:
+                    ws = encoder.correct(lr, shown[-1], ws).float()
+                with self._full_precision():
+                    shown.append(self._generator[0].synthesis(ws).clamp(-1, 1))
+                    errors = downscaling_error(shown[-1], lr, operator)
+                scores = {"downscaling_error": errors, "within": (errors <= EPSILON).float()}
+                scores |= {"lpips": lpips(shown[-1], faces)}
+                named = {f"val/{name}_{size}_{number}": value.mean() for name, value in scores.items()}
+                self.log_dict(named, batch_size=len(faces), sync_dist=True)
+            if batch_idx == 0 and isinstance(self.logger, TensorBoardLogger):
+                rows = [torch.nn.functional.interpolate(lr[:8], faces.shape[3], mode="nearest")]
+                grid = torch.cat([*rows, *(images[:8] for images in shown), faces[:8]]).clamp(-1, 1) / 2 + 0.5
+                self.logger.experiment.add_image(f"passes_{size}", make_grid(grid.float(), nrow=8), self.global_step)
+
+    def on_fit_end(self) -> None:
+        """Saves the bundle with the averaged network."""
+        target, trainer = self.hparams["export_to"], self.trainer
+        if target is None or self.global_rank != 0 or self.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        encoder = self.averaged().float().cpu()
+        loaded = load_bundle(self.hparams["bundle"])
+        if loaded.hash != self._bundle_hash:
+            raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
+        info = {name: value for name, value in self._info.items() if name not in ("format", "resolution", "parts")}
+        info.pop("encoder")
+        save_bundle(Path(trainer.log_dir or trainer.default_root_dir) / target, loaded.generator, encoder, info)
+
+
+def _with_feedback(encoder: EncoderBase, rank: int) -> EncoderBase:
+    """Gives the encoder as it is if it has feedback, else a copy with an untrained feedback network.
+
+    Where the encoder's heads speak in coordinates of their own rank, the feedback speaks in the same.
+    """
+    if encoder.feedback is not None:
+        return encoder
+    made = make_encoder({"rank": rank, **encoder.config, "feedback": PASSES})
+    missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
+    ours = ("feedback.", "latents.sigma", "latents.directions", "latents.gains")
+    assert not unexpected and all(name.startswith(ours) for name in missing)
+    if not encoder.latents.rank:
+        from search.refine import spread_of_w  # late: it imports this package's models
+
+        made.latents.sigma.fill_(spread_of_w(encoder.latents))
+    return made
