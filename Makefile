@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck web test-web train-prior train-encoder edits evaluate clean distclean
+.PHONY: help setup demo test lint format typecheck web test-web train-prior train-encoder bundle edits evaluate clean distclean
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -80,6 +80,17 @@ train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the comma
 	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)
 
 BUNDLE ?= bundles/celeba64
+
+# Each step goes on where it was interrupted, and ends at once where it is done already.
+bundle: .venv/.installed ## Refit all that hangs on the generator: encoder, feedback, distribution, flow, boundaries; into runs/bundle
+	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)
+	$(BIN)/python train.py fit --config configs/feedback_64.yaml --model.bundle runs/encoder_64/bundle
+	$(BIN)/python train.py fit --config configs/posterior_64.yaml --model.bundle runs/feedback_64/bundle \
+		--data.bundle runs/feedback_64/bundle
+	$(BIN)/python train.py fit --config configs/flow_64.yaml --model.generator runs/posterior_64/bundle/generator.safetensors
+	rm -rf runs/bundle && cp -r runs/posterior_64/bundle runs/bundle
+	$(BIN)/python -m models.flow --bundle runs/bundle --flow runs/flow_64/flow.safetensors
+	$(MAKE) --no-print-directory edits BUNDLE=runs/bundle
 
 edits: .venv/.installed ## Train both attribute classifiers, fit the boundaries of BUNDLE, measure them; goes on where it was interrupted
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml

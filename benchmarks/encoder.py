@@ -1,6 +1,8 @@
 """Measures how fast our encoder for 1024 px is beside pSp's, and how fast it trains, on this machine in one run.
 
-The parts that are compared take turns, so that their ratios hold even where times do not. All weights are random.
+The parts that are compared take turns, and the fastest round of each counts. Where others share the machine, compare
+the seconds of the processor, with --threads 1: waiting threads spin. All weights are random. GFLOP are those of matrix
+products and convolutions, counted, not timed.
 
 - encode: one face of 16 px, best guess, our encoder and pSp's network.
 - step: one training step with the same 256 px generator, batch and losses (L2, LPIPS, identity, distance to the mean
@@ -17,7 +19,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import alexnet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -56,7 +58,7 @@ class Bare(EncoderTraining):
         """Logs nothing."""
 
 
-def take_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def take_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, float]]:
     """Times pieces of work in turns.
 
     Args:
@@ -64,15 +66,23 @@ def take_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
         repeats: Rounds, after one that does not count.
 
     Returns:
-        The median in seconds, by name.
+        The fastest round by name: seconds by the clock, and seconds of the processor.
     """
-    times: dict[str, list[float]] = {name: [] for name in work}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for _ in range(repeats + 1):
         for name, piece in work.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             piece()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            times[name].append((time.perf_counter() - start, time.process_time() - busy))
+            print(f"  {name}: {times[name][-1][0]:.3f} s", file=sys.stderr, flush=True)
+    return {name: (min(t for t, _ in v[1:]), min(t for _, t in v[1:])) for name, v in times.items()}
+
+
+def gflop(work: Callable[[], Any]) -> float:
+    """Counts the matrix products and convolutions of a piece of work, in 1e9 floating-point operations."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
 
 
 def encode_parts(resolution: int, architecture: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
@@ -121,8 +131,8 @@ def our_step(generator: str, variant: str, batch: int, architecture: dict[str, A
         optimiser="ranger" if variant == "psp" else "adamw", largest_lr=128,
     ).to(memory_format=torch.channels_last)  # fmt: skip
     module._trainer = Namespace(max_steps=1000, world_size=1)  # type: ignore[assignment]
-    setting = module.configure_optimizers()
-    optimiser = setting["optimizer"]  # type: ignore[index, call-overload]
+    setting: Any = module.configure_optimizers()
+    optimiser = setting["optimizer"]
     faces = torch.randint(0, 256, (batch, 3, module.encoder.resolution, module.encoder.resolution), dtype=torch.uint8)
 
     def step() -> None:
@@ -196,10 +206,15 @@ def step_parts(resolution: int, batch: int, architecture: dict[str, Any], psp: s
     return parts | ({THEIRS: their_step(Path(psp).resolve(), resolution, batch)} if psp else {})
 
 
-def report(title: str, times: dict[str, float], unit: float, bar: str) -> list[str]:
+def report(title: str, times: dict[str, tuple[float, float]], unit: float, bar: str) -> list[str]:
     """Writes a table of times with their ratios to ours, in Markdown."""
-    rows = [f"| {name} | {t:.3f} | {unit / t:.2f} | {t / times[OURS]:.1f} |" for name, t in times.items()]
-    return [f"{title}; {bar}", "", "| | s | per second | times ours |", "|---|---|---|---|", *rows, ""]
+    ours = times[OURS]
+    rows = [
+        f"| {name} | {t:.3f} | {unit / t:.2f} | {t / ours[0]:.1f} | {busy:.3f} | {busy / ours[1]:.1f} |"
+        for name, (t, busy) in times.items()
+    ]
+    head = ["| | s | per second | times ours | processor s | times ours |", "|---|---|---|---|---|---|"]
+    return [f"{title}; {bar}", "", *head, *rows, ""]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -224,7 +239,7 @@ def main(args: list[str] | None = None) -> None:
     print(f"{arguments.threads} threads, torch {torch.__version__}, float32\n", flush=True)
     if arguments.only != "step":
         work, counts = encode_parts(arguments.resolution, architecture)
-        sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items())
+        sizes = ", ".join(f"{n} {count / 1e6:.1f} M ({gflop(work[n]):.1f} GFLOP)" for n, count in counts.items())
         title = f"Encoding one face for {arguments.resolution} px. Parameters: {sizes}"
         print(
             "\n".join(report(title, take_turns(work, arguments.repeats), 1, "aims: 40 M or less, 5 times")), flush=True

@@ -11,13 +11,16 @@ generator.onnx: ws (B, L, D), and noise maps where wanted -> images (B, 3, R, R)
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from export.metadata import ENCODER, FEEDBACK, GENERATOR, Metadata, to_props
 from models.bundle import Bundle
@@ -234,7 +237,7 @@ def _export(
     graph: nn.Module, example: dict[str, Any], shapes: dict[str, Any], inputs: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
     """Traces a graph and turns it into an ONNX model."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _unvalidated():
         # Inputs that share the batch are to share its name, which the exporter finds worth telling.
         warnings.filterwarnings("ignore", message=".*axis name.*will not be used")
         program = torch.onnx.export(
@@ -249,7 +252,26 @@ def _export(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program; it is made for torch 2.11 and later.")
+    # Where a size is a constant to the trace, the exporter tries again with fixed sizes, and says nothing.
+    dims = {value.name: value.type.tensor_type.shape.dim for value in program.model_proto.graph.input}
+    fixed = [name for name in shapes if name in dims and not all(dims[name][axis].dim_param for axis in shapes[name])]
+    if fixed:
+        raise ValueError(
+            f"Expected {', '.join(fixed)} of any size, torch.onnx.export made it that of the example: the network "
+            "takes a size for a constant somewhere, as len(tensor) does; write tensor.shape[0] there."
+        )
     return program.model_proto
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Lets torch.distributions, which a flow is made of, take arguments unseen: a trace has no values to look at."""
+    checks = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks)
 
 
 def _give_defaults(model: onnx.ModelProto, defaults: dict[str, Tensor]) -> None:

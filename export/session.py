@@ -103,7 +103,8 @@ class Models:
         Raises:
             ValueError: If there is no feedback, or what comes out is not finite.
         """
-        return self.correct_canvas(feedback_inputs(lr, images, ws, self.about.feedback_canvas or 1))
+        self._check_feedback()
+        return self.correct_canvas(feedback_inputs(lr, images, ws, self.about.feedback_canvas))
 
     def correct_canvas(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         """Runs one pass of the feedback on faces of any sizes, brought to its canvas.
@@ -117,9 +118,7 @@ class Models:
         Raises:
             ValueError: If there is no feedback, or what comes out is not finite.
         """
-        if self.feedback is None:
-            raise ValueError(f"Expected models with learned feedback, {self.about.name!r} has none; take 0 passes.")
-        moved = self.feedback.run(["moved"], inputs)[0]
+        moved = self._check_feedback().run(["moved"], inputs)[0]
         self._check_weights("feedback", moved)
         return moved
 
@@ -188,6 +187,11 @@ class Models:
         """
         ws = self.encode(lr, k, rng)
         return self.generate(ws), ws
+
+    def _check_feedback(self) -> onnxruntime.InferenceSession:
+        if self.feedback is None:
+            raise ValueError(f"Expected models with learned feedback, {self.about.name!r} has none; take 0 passes.")
+        return self.feedback
 
     def _check_weights(self, network: str, output: np.ndarray) -> None:
         """Refuses what is not finite: as bytes it would pass for a picture."""

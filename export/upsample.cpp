@@ -13,6 +13,7 @@
 #include <cmath>
 #include <fstream>
 #include <iostream>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -100,32 +101,97 @@ void write_ppm(const Picture& image, const std::string& path) {
   if (!file) throw std::runtime_error(path + ": cannot be written");
 }
 
-// A size that a model's file holds, such as "canvas".
-int size_in_file(Ort::Session& session, const char* name) {
+// A size that a model's file holds, such as "canvas". Older files lack some; a fallback of 0 or more stands for those.
+int size_in_file(Ort::Session& session, const char* name, int fallback = -1) {
   Ort::AllocatorWithDefaultOptions allocator;
   auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated(name, allocator);
+  if (!text && fallback >= 0) return fallback;
   if (!text) throw std::runtime_error(std::string("the model says nothing of its ") + name);
   return std::stoi(text.get());
 }
 
-Picture upsample(Ort::Session& encoder, Ort::Session& generator, const Picture& face) {
-  const int64_t canvas = size_in_file(encoder, "canvas"), width = size_in_file(encoder, "w_dim");
+// A tensor that looks into values, which have to outlive it.
+Ort::Value tensor(std::vector<float>& values, std::vector<int64_t> shape) {
+  static const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  return Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), shape.data(), shape.size());
+}
+
+std::vector<float> values_of(const Ort::Value& value) {
+  const float* first = value.GetTensorData<float>();
+  return {first, first + value.GetTensorTypeAndShapeInfo().GetElementCount()};
+}
+
+Picture generate(Ort::Session& generator, std::vector<float>& ws, const std::vector<int64_t>& shape) {
+  const char* in[] = {"ws"};
+  const char* out[] = {"images"};
+  Ort::Value input = tensor(ws, shape);
+  auto drawn = generator.Run(Ort::RunOptions{}, in, &input, 1, out, 1);  // (1, 3, R, R)
+  return {int(drawn[0].GetTensorTypeAndShapeInfo().GetShape()[3]), values_of(drawn[0])};
+}
+
+// What the image, downscaled, lacks of the face.
+Picture missing(const Picture& face, const Picture& image) {
+  Picture rest = resize(image, face.size);
+  for (size_t i = 0; i < rest.planes.size(); ++i) rest.planes[i] = face.planes[i] - rest.planes[i];
+  return rest;
+}
+
+double downscaling_error(const Picture& face, Picture image) {
+  for (float& value : image.planes) value = std::min(1.0f, std::max(-1.0f, value));
+  const Picture rest = missing(face, image);
+  double sum = 0;
+  for (float value : rest.planes) sum += double(value) * value / 4;
+  return sum / double(rest.planes.size());
+}
+
+// One pass of feedback.onnx: better codes.
+std::vector<float> correct(Ort::Session& feedback, const Picture& face, const Picture& image, std::vector<float>& ws,
+                           const std::vector<int64_t>& shape) {
+  const int64_t canvas = size_in_file(feedback, "feedback_canvas");
+  Picture lr = resize(face, int(canvas)), residual = resize(missing(face, image), int(canvas));
+  Picture seen = image.size == 2 * canvas ? image : resize(image, int(2 * canvas));
+  std::vector<float> size{float(face.size)};
+  std::array<Ort::Value, 5> inputs{tensor(lr.planes, {1, 3, canvas, canvas}), tensor(residual.planes, {1, 3, canvas, canvas}),
+                                   tensor(seen.planes, {1, 3, 2 * canvas, 2 * canvas}), tensor(size, {1}), tensor(ws, shape)};
+  const char* in[] = {"lr", "residual", "images", "lr_size", "ws"};
+  const char* out[] = {"moved"};
+  return values_of(feedback.Run(Ort::RunOptions{}, in, inputs.data(), 5, out, 1)[0]);
+}
+
+// The passes of learned feedback: a correction that makes things worse is taken back and halved, see export/passes.py.
+Picture take_passes(Ort::Session& feedback, Ort::Session& generator, const Picture& face, std::vector<float> ws,
+                    const std::vector<int64_t>& shape, int passes) {
+  Picture image = generate(generator, ws, shape);
+  double error = downscaling_error(face, image);
+  float length = 1;
+  for (int pass = 0; pass < passes; ++pass) {
+    std::vector<float> moved = correct(feedback, face, image, ws, shape);
+    for (size_t i = 0; i < ws.size(); ++i) moved[i] = ws[i] + length * (moved[i] - ws[i]);
+    Picture drawn = generate(generator, moved, shape);
+    const double found = downscaling_error(face, drawn);
+    if (found < error) {
+      ws = moved, image = drawn, error = found;
+    } else {
+      length /= 2;
+    }
+  }
+  return image;
+}
+
+// The best guess; feedback is null where the models have none.
+Picture upsample(Ort::Session& encoder, Ort::Session& generator, Ort::Session* feedback, const Picture& face) {
+  const int64_t canvas = size_in_file(encoder, "canvas");
+  const int64_t width = size_in_file(encoder, "noise_dim", size_in_file(encoder, "w_dim"));
   Picture enlarged = resize(face, int(canvas));
-  auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-  auto tensor = [&](std::vector<float>& values, std::vector<int64_t> shape) {
-    return Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), shape.data(), shape.size());
-  };
   std::vector<float> size{float(face.size)}, noise(size_t(width), 0.0f);  // the best guess does not look at the noise
   std::array<Ort::Value, 3> inputs{tensor(enlarged.planes, {1, 3, canvas, canvas}), tensor(size, {1}), tensor(noise, {1, 1, width})};
   const char* names[] = {"canvas", "lr_size", "noise"};
   const char* best[] = {"best"};
   auto codes = encoder.Run(Ort::RunOptions{}, names, inputs.data(), 3, best, 1);  // (1, L, D)
-  const char* ws[] = {"ws"};
-  const char* images[] = {"images"};
-  auto drawn = generator.Run(Ort::RunOptions{}, ws, codes.data(), 1, images, 1);  // (1, 3, R, R)
-  const auto shape = drawn[0].GetTensorTypeAndShapeInfo();
-  const float* first = drawn[0].GetTensorData<float>();
-  return {int(shape.GetShape()[3]), {first, first + shape.GetElementCount()}};
+  const auto shape = codes[0].GetTensorTypeAndShapeInfo().GetShape();
+  std::vector<float> ws = values_of(codes[0]);
+  if (!feedback) return generate(generator, ws, shape);
+  return take_passes(*feedback, generator, face, ws, shape, size_in_file(encoder, "passes"));
 }
 
 int main(int count, char** arguments) {
@@ -140,7 +206,10 @@ int main(int count, char** arguments) {
     Ort::SessionOptions options;
     Ort::Session encoder(environment, (models + "/encoder.onnx").c_str(), options);
     Ort::Session generator(environment, (models + "/generator.onnx").c_str(), options);
-    write_ppm(upsample(encoder, generator, face), arguments[3]);
+    std::unique_ptr<Ort::Session> feedback;
+    if (size_in_file(encoder, "passes", 0) > 0)
+      feedback = std::make_unique<Ort::Session>(environment, (models + "/feedback.onnx").c_str(), options);
+    write_ppm(upsample(encoder, generator, feedback.get(), face), arguments[3]);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -73,7 +73,7 @@ class Encoder(EncoderBase):
         w_dim: Width D of a style.
         backbone: A timm model that gives features at 1/2, 1/4 and 1/8 once its stem's pooling is taken out.
         width: Channels of the pyramid.
-        canvas: Size that LR faces are enlarged to; R up to 256 if None.
+        canvas: Size that LR faces are brought to; R up to 128 if None (half of it with `stem_stride` 1).
         feedback: See `EncoderBase`.
         rank: See `EncoderBase`. Without feedback, the heads speak in these coordinates, unless `scaled_heads` says no.
         posterior: See `EncoderBase`.
@@ -102,7 +102,7 @@ class Encoder(EncoderBase):
     ) -> None:
         import timm  # late: it takes longer to import than to encode a face
 
-        canvas = min(resolution, 256) * stem_stride // 2 if canvas is None else canvas
+        canvas = min(resolution, 128) * stem_stride // 2 if canvas is None else canvas
         self._check(resolution, canvas, stem_stride)
         context_dim = 2 * width * HEAD_SIZE**2
         super().__init__(resolution, num_ws, w_dim, canvas, feedback, rank, posterior, context_dim)

@@ -319,7 +319,7 @@ class SynthesisNetwork(nn.Module):
         codes = ws.unbind(dim=1)
         # One code per layer of a block and one for its colour, which shares it with the next block's first layer.
         starts = [max(0, 2 * i - 1) for i in range(len(self.blocks))]
-        styles = [codes[start : 2 * i + 2] for i, start in enumerate(starts)]
+        styles: list[Sequence[Tensor]] = [codes[start : 2 * i + 2] for i, start in enumerate(starts)]
         return styles, [maps[start : 2 * i + 1] for i, start in enumerate(starts)]
 
     def _draw(

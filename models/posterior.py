@@ -5,7 +5,9 @@ generator's own codes are nearly standard normal. They see features of the encod
 to pairs that the generator makes: z → w → face → LR face. The true w of such a pair is known, so that its likelihood
 can be maximised without any photo and without a gradient through the generator.
 
-    GaussianPosterior   u = A t,  t ~ N(m(c), diag s(c)² + V(c) V(c)ᵀ), with one learned A for all faces
+    GaussianPosterior   u = A t,  t ~ N(m(c), r² (diag s(c)² + V(c) V(c)ᵀ)), with one learned A for all faces, and a
+                        width r that is itself random, log r ~ N(log r₀, τ²): codes differ in length by more than a
+                        Gaussian allows
     FlowPosterior       u = A t,  t a conditional flow of affine couplings (zuko) on top of a Gaussian
 """
 
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 
 KINDS = ("gaussian", "flow")
+NODES = 12  # of the quadrature over r
 LOG_SCALE_FLOOR = -4.0  # true codes lie on no thinner sheet than that: a density that follows them for ever is no help
 
 
@@ -60,12 +64,18 @@ class GaussianPosterior(nn.Module):
         rank: Columns of V.
     """
 
-    def __init__(self, context_dim: int, dim: int, rank: int = 8) -> None:
+    width: Tensor
+    wobble: Tensor
+
+    def __init__(self, context_dim: int, dim: int, rank: int = 4) -> None:
         super().__init__()
         self.dim, self.rank = dim, rank
-        self.noise_dim = dim + rank
+        self.noise_dim = dim + rank + 1
         self.network = ContextNetwork(context_dim, dim * (2 + rank))
         self.basis = nn.Parameter(torch.eye(dim))  # A
+        # r₀ and τ, set by `training.coverage.calibrate`; the fit itself takes the width for certain.
+        self.register_buffer("width", torch.ones(()))
+        self.register_buffer("wobble", torch.zeros(()))
 
     def parts(self, context: Tensor, octave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gives m (B, D), s (B, D) and V (B, D, rank)."""
@@ -87,18 +97,26 @@ class GaussianPosterior(nn.Module):
         """
         mean, scale, factor = self.parts(context, octave)
         t = torch.linalg.solve(self.basis.float(), u[..., None])[..., 0]
-        inside = LowRankMultivariateNormal(mean, factor, scale.square(), validate_args=False).log_prob(t)
-        return inside - torch.linalg.slogdet(self.basis.float()).logabsdet
+        inside = LowRankMultivariateNormal(torch.zeros_like(mean), factor, scale.square(), validate_args=False)
+        places, weights = (torch.from_numpy(values).to(t) for values in np.polynomial.hermite_e.hermegauss(NODES))
+        widths = self.width * (self.wobble * places).exp() if self.wobble > 0 else self.width[None]  # (n,)
+        shares = weights / weights.sum() if self.wobble > 0 else torch.ones_like(widths)
+        # One width at a time: N(x; m, r² Σ) = N((x − m) / r; 0, Σ) / r^D.
+        logs = [
+            inside.log_prob((t - mean) / r) - self.dim * r.log() + p.log() for r, p in zip(widths, shares, strict=True)
+        ]
+        return torch.logsumexp(torch.stack(logs), dim=0) - torch.linalg.slogdet(self.basis.float()).logabsdet
 
     def mean(self, context: Tensor, octave: Tensor) -> Tensor:
         """The mean of u (B, D)."""
         return self.parts(context, octave)[0] @ self.basis.T
 
     def sample(self, context: Tensor, octave: Tensor, noise: Tensor) -> Tensor:
-        """Maps standard normal noise (B, n, D + rank) to samples of u (B, n, D)."""
+        """Maps standard normal noise (B, n, D + rank + 1) to samples of u (B, n, D)."""
         mean, scale, factor = self.parts(context, octave)
-        own, shared = noise.split([self.dim, self.rank], dim=-1)
-        t = mean[:, None] + own * scale[:, None] + shared @ factor.transpose(1, 2)
+        own, shared, length = noise.split([self.dim, self.rank, 1], dim=-1)
+        width = self.width * (self.wobble * length).exp()  # (B, n, 1)
+        t = mean[:, None] + width * (own * scale[:, None] + shared @ factor.transpose(1, 2))
         return t @ self.basis.T
 
 
@@ -113,9 +131,9 @@ class FlowPosterior(nn.Module):
         condition: Width of what they see of the context.
     """
 
-    def __init__(
-        self, context_dim: int, dim: int, transforms: int = 4, hidden: int = 384, condition: int = 128
-    ) -> None:
+    width: Tensor
+
+    def __init__(self, context_dim: int, dim: int, transforms: int = 4, hidden: int = 384, condition: int = 64) -> None:
         super().__init__()
         import zuko  # late: only who asks for a flow needs the package
 
@@ -126,10 +144,11 @@ class FlowPosterior(nn.Module):
         self.flow = zuko.flows.MAF(
             dim, condition, transforms=transforms, hidden_features=(hidden, hidden), passes=2, randperm=True
         )
+        self.register_buffer("width", torch.ones(()))
 
     def _parts(self, context: Tensor, octave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, scale, condition = self.network(context, octave).float().split([self.dim, self.dim, self.condition], 1)
-        return mean, math.exp(LOG_SCALE_FLOOR) + F.softplus(scale + 0.52), condition
+        return mean, self.width * (math.exp(LOG_SCALE_FLOOR) + F.softplus(scale + 0.52)), condition
 
     def log_prob(self, context: Tensor, octave: Tensor, u: Tensor) -> Tensor:
         """See `GaussianPosterior.log_prob`."""
@@ -140,7 +159,7 @@ class FlowPosterior(nn.Module):
 
     def mean(self, context: Tensor, octave: Tensor) -> Tensor:
         """Where the flow puts zero noise (B, D); not quite the mean."""
-        return self.sample(context, octave, context.new_zeros(len(context), 1, self.dim))[:, 0]
+        return self.sample(context, octave, context.new_zeros(context.shape[0], 1, self.dim))[:, 0]
 
     def sample(self, context: Tensor, octave: Tensor, noise: Tensor) -> Tensor:
         """Maps standard normal noise (B, n, D) to samples of u (B, n, D)."""

@@ -33,12 +33,15 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "feedback"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     generator = Generator(32, channels=(16, 16, 8, 8), z_dim=32, w_dim=32, mapping_layers=2).eval()
-    encoder = Encoder(32, generator.num_ws, 32, backbone="test_resnet", width=8, canvas=32).eval()
+    settings = {"feedback": 3, "posterior": "gaussian"} if request.param else {}
+    encoder = Encoder(32, generator.num_ws, 32, backbone="test_resnet", width=8, canvas=32, **settings).eval()
     encoder.latents.fit(generator, samples=500)
+    if encoder.feedback is not None:
+        torch.nn.init.normal_(encoder.feedback.out.weight, std=1e-2)
     path = tmp_path_factory.mktemp("cpp")
     notes = {"name": "tiny", "licence": "none", "training_data": "noise", "lr_sizes": [4, 32]}
     save_bundle(path / "bundle", generator, encoder, notes)

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 from models.encoder import Encoder
 from models.generator import Generator
 from models.posterior import GaussianPosterior, make_posterior
-from training.coverage import expected_coverage, ranks, region_levels, tarp
+from training.coverage import calibrate, expected_coverage, ranks, region_levels, tarp
 
 D, C = 6, 10
 
@@ -38,6 +38,42 @@ def test_the_gaussian_is_the_dense_gaussian():
     torch.testing.assert_close(samples.mean(dim=1), posterior.mean(context, octave), atol=0.03, rtol=0)
     for i in range(3):
         torch.testing.assert_close(torch.cov(samples[i].T), dense.covariance_matrix[i], atol=0.05, rtol=0.05)
+
+
+def test_an_uncertain_width_is_a_mixture_of_gaussians():
+    """Its density against the integral over the width on a fine grid, its samples against the mean of r²."""
+    posterior, context, octave = untrained("gaussian"), torch.randn(2, C), torch.tensor([0.2, 0.8])
+    posterior.width.fill_(0.7)
+    posterior.wobble.fill_(0.3)
+    mean, scale, factor = posterior.parts(context, octave)
+    inside = torch.diag_embed(scale.square()) + factor @ factor.transpose(1, 2)
+    places, centre = torch.linspace(-5, 5, 401), mean @ posterior.basis.T
+    u, logs = torch.randn(2, D), []
+    for place in places:
+        width = 0.7 * math.exp(0.3 * float(place))
+        covariance = width**2 * posterior.basis @ inside @ posterior.basis.T
+        logs.append(MultivariateNormal(centre, covariance).log_prob(u) - place.square() / 2)
+    expected = torch.logsumexp(torch.stack(logs), dim=0) - torch.logsumexp(-places.square() / 2, dim=0)
+    torch.testing.assert_close(posterior.log_prob(context, octave, u), expected, rtol=1e-3, atol=1e-3)
+    noise = torch.randn(2, 40_000, posterior.noise_dim, generator=torch.Generator().manual_seed(1))
+    found = torch.cov(posterior.sample(context, octave, noise)[0].T)
+    second = 0.7**2 * math.exp(2 * 0.3**2)
+    torch.testing.assert_close(found, second * (posterior.basis @ inside[0] @ posterior.basis.T), atol=0.06, rtol=0.1)
+
+
+@pytest.mark.parametrize(("width", "wobble"), [(1.5, 0.001), (0.8, 0.2)])
+def test_calibration_finds_the_width(width, wobble):
+    posterior = GaussianPosterior(C, 60).eval().requires_grad_(False)
+    context, octave = torch.randn(600, C), torch.zeros(600)
+    posterior.width.fill_(width)
+    posterior.wobble.fill_(wobble)
+    noise = torch.randn(600, 1, posterior.noise_dim, generator=torch.Generator().manual_seed(1))
+    u = posterior.sample(context, octave, noise)[:, 0]
+    posterior.width.fill_(1.0)
+    posterior.wobble.zero_()
+    calibrate(posterior, context, octave, u)
+    assert float(posterior.width) == pytest.approx(width, rel=0.03)
+    assert float(posterior.wobble) == pytest.approx(wobble, abs=0.05)
 
 
 def test_the_flow_is_a_density():

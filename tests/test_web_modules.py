@@ -18,6 +18,7 @@ from data.pictures import disagreement, heat
 from data.taps import downscaling_errors, resize, resize_weights
 from editing.boundary import Boundary, apply_edits, write_boundary
 from export.page import edits_of
+from export.passes import feedback_inputs, take_passes
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 NODE = shutil.which("node")
@@ -107,6 +108,37 @@ def test_downscaling_error() -> None:
     face, lr = (rng.uniform(-1, 1, (3, s, s)).astype(np.float32) for s in (32, 9))
     (found,) = node(("taps.js", "downscalingError", [floats(face), 32, floats(lr), 9]))
     assert found == pytest.approx(float(downscaling_errors(face[None], lr)[0]), rel=1e-5)
+
+
+def test_feedback_inputs() -> None:
+    rng = np.random.default_rng(4)
+    for resolution, canvas in ((32, 16), (64, 16)):
+        face, lr = (rng.uniform(-1.2, 1.2, (3, s, s)).astype(np.float32) for s in (resolution, 9))
+        (found,) = node(("passes.js", "feedbackInputs", [floats(lr), 9, floats(face), resolution, canvas]))
+        wanted = feedback_inputs(lr[None], face[None], np.zeros((1, 2, 3), np.float32), canvas)
+        for name in ("lr", "residual", "images"):
+            np.testing.assert_allclose(np.reshape(found[name], wanted[name].shape), wanted[name], atol=3e-6)
+
+
+@pytest.mark.parametrize("gain", [0.7, 2.5, 5.0])
+def test_passes(gain: float) -> None:
+    """A step of 0.7 of what is missing does good, one of 2.5 is halved once, one of 5 twice."""
+    lr, ws = np.full((3, 4, 4), 0.5, np.float32), np.zeros(6, np.float32)
+
+    def draw(codes: np.ndarray) -> np.ndarray:
+        return codes.mean(axis=(1, 2))[:, None, None, None] * np.ones((3, 8, 8), np.float32)
+
+    def correct(lr: np.ndarray, images: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return codes + np.float32(gain) * (np.float32(0.5) - codes.mean(axis=(1, 2), keepdims=True))
+
+    wanted = take_passes(correct, draw, lr[None], ws.reshape(1, 2, 3), 4)
+    mean = "w.reduce((a, b) => a + b) / w.length"
+    drawing = {"source": f"(async (w) => new Float32Array(192).fill({mean}))"}
+    move = {"source": f"(async (face, w) => w.map((v) => v + {gain} * (0.5 - face[0])))"}
+    (found,) = node(("passes.js", "takePasses", [move, drawing, floats(lr), 4, floats(ws), 8, 4]))
+    np.testing.assert_allclose(found["ws"], wanted.ravel(), atol=1e-5)
+    assert found["before"] == pytest.approx(0.0625, rel=1e-5) and found["after"] < 0.02
+    assert found["after"] == pytest.approx(float(downscaling_errors(draw(wanted), lr)[0]), abs=1e-6)
 
 
 def test_bytes() -> None:

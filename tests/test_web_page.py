@@ -151,6 +151,18 @@ def test_same_pixels_as_export_run(name: str, page: Browser, tmp_path: Path) -> 
     assert np.abs(candidate(page, 1) - best).max() > 10 * CLOSE  # the others are other faces
 
 
+def test_feedback_is_shown(page: Browser, models: Models) -> None:
+    """Where the bundle has it, each face says what it found and what it left; no candidate got worse."""
+    show(page, SAMPLES / "face-1-16px.png")
+    for i in range(4):
+        page.evaluate(f"document.querySelectorAll('#faces button')[{i}].click()")
+        text = page.evaluate("document.getElementById('face-text').textContent")
+        found = re.fullmatch(r"error (\S+)(?: ✓)?(?:, (\S+) before feedback)?", text)
+        assert found and (found[2] is not None) == (models.about.passes > 0)
+        if found[2] is not None:
+            assert float(found[1]) <= 1.05 * float(found[2]) + 1e-5  # the first is of a face in steps of 8 bit
+
+
 def test_photo_is_downscaled_as_by_export_run(page: Browser, tmp_path: Path) -> None:
     path = photo(tmp_path / "photo.png")
     show(page, path)
@@ -299,7 +311,7 @@ def test_nothing_leaves(page: Browser, site: tuple[str, list]) -> None:
     files = {f"/{path.relative_to(PAGE)}" for path in Path(PAGE).rglob("*")} | {"/"}
     assert {path.split("?")[0] for _, path in asked} <= files  # its own files, and no word of the picture
     report = json.loads((Path(PAGE) / "models" / "export.json").read_bytes())
-    hashes = {report["files"][name]["sha256"][:16] for name in ("encoder.onnx", "generator.onnx")}
+    hashes = {details["sha256"][:16] for details in report["files"].values()}
     assert {path.split("?")[1] for _, path in asked if "?" in path} == hashes
     refused = page.evaluate("fetch('http://127.0.0.2:9/').then(() => 'sent', () => 'refused')")
     assert refused == "refused" and any("Content Security Policy" in error for error in page.errors)

@@ -150,8 +150,9 @@ class AttributeTraining(LightningModule):
         self._logits.reset()
         self._labels.reset()
         trainer, target = self.trainer, self.hparams["export_to"]
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # waits for all processes
         if target and trainer.state.fn == "fit" and self.global_rank == 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(trainer.log_dir or trainer.default_root_dir) / target
+            path = folder / target
             save_attributes(self.average, path, {**(self.hparams["notes"] or {}), "steps": str(self.global_step)})
             path.with_suffix(".md").write_text(table_of(measures, self.average.names), encoding="utf-8")
 

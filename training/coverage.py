@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 LEVELS = (50, 80, 95)  # per cent
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class Density(Protocol):
@@ -87,3 +89,33 @@ def expected_coverage(levels: Tensor, credibility: Tensor) -> Tensor:
         Shares (a,); equal to α if the distribution is honest.
     """
     return (levels[:, None] <= credibility).float().mean(dim=0)
+
+
+@torch.no_grad()
+def calibrate(density: Any, context: Tensor, octave: Tensor, u: Tensor) -> None:
+    """Sets the width of a distribution's noise, and how uncertain it is, to what is most likely on other pairs.
+
+    A network that was fitted to finitely many pairs is surer of itself than it should be; two numbers mend most of it.
+
+    Args:
+        density: A distribution of `models.posterior`; `wobble` is left alone where it has none.
+        context: Features of the encoder (B, C), of pairs that it was not fitted to.
+        octave: Of the LR sizes (B,).
+        u: Truths (B, D).
+    """
+
+    def fit(number: Tensor, low: float, high: float) -> None:
+        """Golden-section search for the best value of one buffer."""
+        for _ in range(16):
+            places = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+            scores = []
+            for place in places:
+                number.fill_(place)
+                scores.append(float(density.log_prob(context, octave, u).mean()))
+            low, high = (low, places[1]) if scores[0] > scores[1] else (places[0], high)
+        number.fill_((low + high) / 2)
+
+    fit(density.width, 0.5, 3.0)
+    if hasattr(density, "wobble"):
+        fit(density.wobble, 1e-3, 0.5)
+        fit(density.width, 0.5, 3.0)

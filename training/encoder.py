@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -38,6 +37,7 @@ from models.weights import sha256_of
 from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
+from training.export_folder import export_folder
 from training.randomness import step_rng
 from training.ranger import Ranger
 from training.side_outputs import SideOutputs
@@ -332,19 +332,18 @@ class EncoderTraining(LightningModule):
 
     def on_fit_end(self) -> None:
         """Calibrates the spread of the candidates and saves the bundle."""
-        target, trainer = self.hparams["export_to"], self.trainer
-        if target is None or self.global_rank != 0 or self.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = export_folder(self.trainer, self.hparams["export_to"])
+        if folder is None:
             return
         from models.bundle import save_bundle
         from training.spread import calibrate_spread
 
-        photos = trainer.datamodule.train_faces  # type: ignore[attr-defined]
+        photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
         faces = torch.stack([photos[i] for i in range(min(48, len(photos)))])
         generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
         if sha256_of(self.hparams["generator"]) != self._generator_sha256:
             raise ValueError(f"Expected {self.hparams['generator']} to stay as it was; it changed during the training.")
         calibrate_spread(encoder, generator, faces_from_bytes(faces))
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / target
         sizes = [self.hparams["smallest_lr"], self.hparams["largest_lr"] or encoder.resolution]
         save_bundle(folder, generator, encoder, {"lr_sizes": sizes, **self.hparams["bundle_info"]})
 

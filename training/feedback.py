@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from models.generator import Generator
 from training.batches import LowResolution, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
+from training.export_folder import export_folder
 from training.randomness import step_rng
 
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
@@ -246,7 +246,8 @@ class FeedbackTraining(LightningModule):
             with self._full_precision():
                 operator = Downscale(size)
                 lr = operator(faces)
-            ws, shown = encoder(lr)[:, 0].float(), []
+            ws = encoder(lr)[:, 0].float()
+            shown: list[Tensor] = []
             for number in range(self.hparams["val_passes"] + 1):
                 if number > 0:
                     ws = encoder.correct(lr, shown[-1], ws).float()
@@ -264,8 +265,8 @@ class FeedbackTraining(LightningModule):
 
     def on_fit_end(self) -> None:
         """Saves the bundle with the averaged network."""
-        target, trainer = self.hparams["export_to"], self.trainer
-        if target is None or self.global_rank != 0 or self.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = export_folder(self.trainer, self.hparams["export_to"])
+        if folder is None:
             return
         encoder = self.averaged().float().cpu()
         loaded = load_bundle(self.hparams["bundle"])
@@ -273,7 +274,7 @@ class FeedbackTraining(LightningModule):
             raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
         info = {name: value for name, value in self._info.items() if name not in ("format", "resolution", "parts")}
         info.pop("encoder")
-        save_bundle(Path(trainer.log_dir or trainer.default_root_dir) / target, loaded.generator, encoder, info)
+        save_bundle(folder, loaded.generator, encoder, info)
 
 
 def _with_feedback(encoder: EncoderBase, rank: int) -> EncoderBase:

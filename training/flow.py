@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from models.flow import FlowPrior, gaussian_of, save_flow
 from models.generator import Generator
 from models.latents import gaussianize
 from models.weights import load_generator, sha256_of
+from training.export_folder import export_folder
 from training.randomness import step_rng
 
 FIT_CODES = 50_000  # for the affine map
@@ -125,10 +125,10 @@ class FlowTraining(LightningModule):
 
     def on_fit_end(self) -> None:
         """Saves the flow."""
-        target, trainer = self.hparams["export_to"], self.trainer
-        if target is None or self.global_rank != 0 or self.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = export_folder(self.trainer, self.hparams["export_to"])
+        if folder is None:
             return
-        save_flow(self.flow, Path(trainer.log_dir or trainer.default_root_dir) / target, self._generator_sha256)
+        save_flow(self.flow, folder, self._generator_sha256)
 
 
 def log_density_of_gaussian(mean: Tensor, factor: Tensor, w: Tensor) -> Tensor:

@@ -127,9 +127,8 @@ class PairData(LightningDataModule):
         if self.pairs:
             return
         loaded = load_bundle(h.bundle)
-        own = repr(
-            (loaded.hash, {name: value for name, value in sorted(h.items()) if name not in ("cache", "batch_size")})
-        )
+        decisive = h.count, h.val_count, h.smallest_lr, tuple(h.often), h.often_share, h.seed
+        own = repr((_what_sees(loaded), decisive))
         cache = None if h.cache is None else Path(h.cache)
         if cache is not None and cache.is_file():
             tensors = load_file(cache)

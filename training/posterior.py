@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from data.faces import Faces
 from models.bundle import load_bundle, save_bundle
 from models.encoder import make_encoder
 from training.batches import faces_from_bytes
-from training.coverage import LEVELS, region_levels
+from training.coverage import LEVELS, calibrate, region_levels
+from training.export_folder import export_folder
 from training.randomness import step_rng
 from training.spread import calibrate_spread
 
@@ -55,8 +55,8 @@ class PosteriorTraining(LightningModule):
         kind: str = "gaussian",
         learning_rate: float = 1e-3,
         warmup_steps: int = 50,
-        weight_decay: float = 0.02,
-        dropout: float = 0.1,
+        weight_decay: float = 0.05,
+        dropout: float = 0.2,
         ema_steps: float = 100,
         coverage_samples: int = 200,
         photos: str = "celeba128_train.zip",
@@ -127,15 +127,19 @@ class PosteriorTraining(LightningModule):
 
     def on_fit_end(self) -> None:
         """Calibrates the spread of the candidates and saves the bundle."""
-        target, trainer = self.hparams["export_to"], self.trainer
-        if target is None or self.global_rank != 0 or self.global_step == 0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder = export_folder(self.trainer, self.hparams["export_to"])
+        if folder is None:
             return
         loaded, encoder = load_bundle(self.hparams["bundle"]), self._encoder[0].cpu()
         if loaded.hash != self._bundle_hash:
             raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
         encoder.posterior = self.posterior_ema.float().cpu()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        held_out = data.pairs["val"]
+        octave = encoder.octave(held_out.size)
+        calibrate(encoder.posterior, held_out.context.float(), octave, held_out.u)
         photos = Faces(self.hparams["photos"], encoder.resolution, limit=CALIBRATION_FACES)
         faces = faces_from_bytes(torch.stack([photos[i] for i in range(len(photos))]))
         calibrate_spread(encoder, loaded.generator, faces, budget=self.hparams["budget"])
         info = {n: v for n, v in self._info.items() if n not in ("format", "resolution", "parts", "encoder")}
-        save_bundle(Path(trainer.log_dir or trainer.default_root_dir) / target, loaded.generator, encoder, info)
+        save_bundle(folder, loaded.generator, encoder, info)

@@ -23,8 +23,8 @@ const crop = new Crop($("stage"), $("box"), $("zoom"));
  * each code that went through feedback the error that it had before, null where there is no feedback.
  */
 const state = {
-  picture: null, name: "face", wanted: null, size: 0, lr: null, codes: [], corrected: [], faces: [], chosen: 0, count: CANDIDATES,
-  edits: [], strengths: [], run: 0, stale: false, partial: false, failed: false,
+  picture: null, name: "face", wanted: null, size: 0, lr: null, codes: [], corrected: [], faces: [], chosen: 0,
+  count: CANDIDATES, edits: [], strengths: [], run: 0, stale: false, partial: false, failed: false,
 };
 
 // ---------------------------------------------------------------- pictures

@@ -3,7 +3,7 @@
 /** What one bundle's models can do. Call `load` first; the other methods wait for it. */
 export class Engine {
   /**
-   * @param {string} folder With export.json, encoder.onnx and generator.onnx, feedback.onnx where the bundle has it, and
+   * @param {string} folder With export.json, encoder.onnx and generator.onnx; feedback.onnx where the bundle has it,
    *     boundaries.json where there are edits.
    */
   constructor(folder) {

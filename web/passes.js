@@ -1,5 +1,5 @@
-// The passes of learned feedback: export/passes.py for one face, which explains them. tests/test_web_modules.py holds the
-// two together.
+// The passes of learned feedback: export/passes.py for one face, which explains them; tests/test_web_modules.py holds
+// the two together.
 
 import { downscalingError, resize } from "./taps.js";
 
@@ -10,7 +10,7 @@ import { downscalingError, resize } from "./taps.js";
  * @param {Float32Array} face What the codes draw, 3 * r * r values, not clamped.
  * @param {number} resolution Its size r in pixels.
  * @param {number} canvas Size c in pixels that the feedback sees low-resolution faces at.
- * @returns {{lr: Float32Array, residual: Float32Array, images: Float32Array}} 3 * c * c, 3 * c * c and 12 * c * c values.
+ * @returns {{lr: Float32Array, residual: Float32Array, images: Float32Array}} Of 3 * c * c, as many, and 12 * c * c values.
  */
 export function feedbackInputs(lr, size, face, resolution, canvas) {
   const small = resize(face, resolution, size);

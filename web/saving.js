@@ -22,7 +22,7 @@ export async function savePicture(planes, size, name) {
 
 /**
  * Saves the input, all candidates, the map of their disagreement and a report as NAME.zip.
- * @param {{planes: Float32Array, error: number}[]} faces The candidates, of `resolution` pixels.
+ * @param {{planes: Float32Array, error: number, before: ?number}[]} faces The candidates, of `resolution` pixels.
  * @param {number} resolution Their size in pixels.
  * @param {Float32Array} lr The input, of `size` pixels.
  * @param {number} size Its size in pixels.
@@ -44,8 +44,9 @@ export async function saveAll(faces, resolution, lr, size, notes, epsilon, name)
     lr_size: size,
     resolution,
     ...notes,
-    candidates: faces.map(({ error }, i) => ({
+    candidates: faces.map(({ error, before }, i) => ({
       file: `${i + 1}.png`, downscaling_error: error, within_epsilon: error <= epsilon,
+      ...(before === null ? {} : { downscaling_error_before_feedback: before }),
     })),
   };
   files.push({ name: "report.json", bytes: new TextEncoder().encode(`${JSON.stringify(report, null, 2)}\n`) });
