@@ -42,7 +42,9 @@ def adam_from_the_mean(bundle: Bundle, lr: Tensor, k: int, steps: int = 200) -> 
     """The yardstick: Adam at 0.1 deviations in plain W+, no prior, from the mean and about it."""
     ws = start_codes(bundle, lr, k, Plan(start="mean"))
     operator = Downscale(lr.shape[-1])
-    problem = refine_problem(bundle.generator.synthesis, bundle.encoder.latents, operator, RefineSettings(space="plain", pull=0.0))
+    problem = refine_problem(
+        bundle.generator.synthesis, bundle.encoder.latents, operator, RefineSettings(space="plain", pull=0.0)
+    )
     variables, target = {"x": torch.zeros_like(ws)}, lr.repeat_interleave(k, dim=0)
     at_once = max(1, PIXELS_AT_ONCE // bundle.resolution**2)
     optimiser = Adam(constant(0.1))

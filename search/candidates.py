@@ -114,8 +114,8 @@ def _ours(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Call
     curvature = curvature_of(bundle, size) if plan.settings.space == "curvature" and plan.steps else None
     parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(size), target, ws
     spent = _spent(bundle) if plan.start == "encoder" and plan.steps else 0
-    options = plan.steps, plan.epsilon, plan.settings, callback, _at_once(bundle), curvature, spent
-    found = refine(*parts, *options)
+    at_once = _at_once(bundle)
+    found = refine(*parts, plan.steps, plan.epsilon, plan.settings, callback, at_once, curvature, spent)
     return replace(found, passes=found.passes + spent)
 
 
@@ -236,13 +236,13 @@ def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: fl
     target = lr.to(bundle.device, torch.float32).repeat_interleave(ws.shape[1], dim=0)  # (B · k, 3, s, s)
     parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(lr.shape[-1]), target
     curvature = curvature_of(bundle, lr.shape[-1]) if steps else None
-    options = {"at_once": _at_once(bundle), "curvature": curvature, "spent": _spent(bundle)}
-    found = refine(*parts, ws.flatten(0, 1), steps, epsilon, **options)
+    at_once, spent = _at_once(bundle), _spent(bundle)
+    found = refine(*parts, ws.flatten(0, 1), steps, epsilon, at_once=at_once, curvature=curvature, spent=spent)
     return found.ws.view_as(ws)
 
 
 def _spent(bundle: Bundle) -> int:
-    """Generator passes that the encoder's codes have cost: those of its feedback, and the drawing of its first codes."""
+    """Generator passes that the encoder's codes have cost: a drawing of the first ones, and of each correction."""
     passes = bundle.encoder.config.get("feedback", 0)
     return passes + 1 if passes else 0
 
