@@ -3,8 +3,8 @@
     bundle.json            name, resolution, LR sizes, licence, training data, encoder settings, sha256 of each part
     generator.safetensors  float16
     encoder.safetensors    float16, without its latent statistics
-    latents.safetensors    float32, the encoder's `latents`: where the generator's codes lie; and a flow over them in
-                           float16, if one was added, see `models.flow`
+    latents.safetensors    the encoder's `latents`: where the generator's codes lie, in float32, their directions in
+                           float16; and a flow over them in float16, if one was added, see `models.flow`
 
 The encoder and the statistics mean nothing to another generator, so both name the generator's sha256 in their headers,
 and are refused beside another one.
@@ -255,7 +255,8 @@ def _write_parts(folder: Path, generator: Generator, encoder: EncoderBase) -> No
     statistics = {name[len(_LATENTS_PREFIX) :]: t for name, t in state.items() if name.startswith(_LATENTS_PREFIX)}
     network = to_half({name: tensor for name, tensor in state.items() if not name.startswith(_LATENTS_PREFIX)})
     write_safetensors(network, folder / ENCODER, notes)
-    tensors = {name: tensor.float() for name, tensor in statistics.items()}
+    # The directions are many, and no more than coordinates: half the digits will do.
+    tensors = {name: t.half() if name == "directions" else t.float() for name, t in statistics.items()}
     more: dict[str, str] = {}
     if (folder / LATENTS).is_file():  # of the older bundle
         more, flow = _read_flow(folder / LATENTS, notes["generator_sha256"])

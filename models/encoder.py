@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoder_base import COARSE_STYLES, MEDIUM_STYLES, EncoderBase
+from models.feedback import HIDDEN
 from models.psp_variant import PspVariant
 
 HEAD_SIZE = 4
@@ -43,16 +44,20 @@ class StyleHead(nn.Module):
         size: Its height and width.
         num_styles: Number of styles.
         w_dim: Width D of a style.
+        rank: Width of a bottleneck before the styles; 0 for none.
     """
 
-    def __init__(self, channels: int, size: int, num_styles: int, w_dim: int) -> None:
+    def __init__(self, channels: int, size: int, num_styles: int, w_dim: int, rank: int = 0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         while size > HEAD_SIZE:
             layers += [nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
             size //= 2
         self.shrink = nn.Sequential(*layers)
-        self.linear = _near_zero(nn.Linear(channels * HEAD_SIZE**2, num_styles * w_dim))
+        inside, out = channels * HEAD_SIZE**2, num_styles * w_dim
+        self.linear: nn.Module = _near_zero(nn.Linear(rank or inside, out))
+        if rank:
+            self.linear = nn.Sequential(nn.Linear(inside, rank, bias=False), self.linear)
         self.num_styles = num_styles
 
     def read(self, features: Tensor) -> Tensor:
@@ -80,6 +85,8 @@ class Encoder(EncoderBase):
         base: A base head gives one w for all layers, from which the others start.
         stem_stride: 2 as the backbone comes, or 1: a canvas half as large gives levels of the same sizes.
         scaled_heads: Whether the heads speak in the coordinates of `models.curvature`; None means what `rank` says.
+        head_rank: Width of a bottleneck in the heads, see `models.compression`; 0 for none.
+        feedback_hidden: See `EncoderBase`.
 
     Raises:
         ValueError: If resolution or canvas are no powers of two or too small, or a setting contradicts another.
@@ -99,19 +106,22 @@ class Encoder(EncoderBase):
         base: bool = False,
         stem_stride: int = 2,
         scaled_heads: bool | None = None,
+        head_rank: int = 0,
+        feedback_hidden: int = HIDDEN,
     ) -> None:
         import timm  # late: it takes longer to import than to encode a face
 
         canvas = min(resolution, 128) * stem_stride // 2 if canvas is None else canvas
         self._check(resolution, canvas, stem_stride)
         context_dim = 2 * width * HEAD_SIZE**2
-        super().__init__(resolution, num_ws, w_dim, canvas, feedback, rank, posterior, context_dim)
+        super().__init__(resolution, num_ws, w_dim, canvas, feedback, rank, posterior, context_dim, feedback_hidden)
         self.scaled_heads = (rank > 0 and not feedback) if scaled_heads is None else scaled_heads
         if self.scaled_heads and not rank:
             raise ValueError("Expected a rank for scaled heads, got 0; give them one, such as rank 640.")
         self.config |= {"backbone": backbone, "width": width, "canvas": canvas}
         options = {
             "feedback": feedback, "rank": rank, "posterior": posterior, "base": base, "scaled_heads": self.scaled_heads,
+            "head_rank": head_rank, "feedback_hidden": feedback_hidden if feedback_hidden != HIDDEN else 0,
         }  # fmt: skip
         self.config |= {name: value for name, value in options.items() if value}  # none of them in older bundles
         if stem_stride != 2:
@@ -128,7 +138,9 @@ class Encoder(EncoderBase):
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         counts = (COARSE_STYLES, MEDIUM_STYLES, num_ws - COARSE_STYLES - MEDIUM_STYLES)
         levels = [canvas * 2 // stem_stride // 2**i for i in (3, 2, 1)]
-        self.heads = nn.ModuleList(StyleHead(width, s, n, w_dim) for s, n in zip(levels, counts, strict=True))
+        self.heads = nn.ModuleList(
+            StyleHead(width, s, n, w_dim, head_rank) for s, n in zip(levels, counts, strict=True)
+        )
         self.base = _near_zero(nn.Linear(width * HEAD_SIZE**2, w_dim)) if base else None
 
     @staticmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.operator import Downscale
-from models.feedback import Feedback, on_canvas
+from models.feedback import HIDDEN, Feedback, on_canvas
 from models.latents import LatentStatistics
 from models.posterior import make_posterior
 
@@ -33,6 +33,7 @@ class EncoderBase(nn.Module):
         rank: Directions of the coordinates of `models.curvature`, for the feedback and for scaled heads.
         posterior: Distribution that the candidates come from, see `models.posterior`; None for the encoder's own way.
         context_dim: Width of what the posterior sees.
+        feedback_hidden: See `models.feedback.Feedback`.
     """
 
     spread: Tensor
@@ -48,12 +49,13 @@ class EncoderBase(nn.Module):
         rank: int = 0,
         posterior: str | None = None,
         context_dim: int = 0,
+        feedback_hidden: int = HIDDEN,
     ) -> None:
         super().__init__()
         self.resolution, self.num_ws, self.w_dim, self.canvas = resolution, num_ws, w_dim, canvas
         self.config: dict[str, Any] = {"resolution": resolution, "num_ws": num_ws, "w_dim": w_dim}
         self.latents = LatentStatistics(w_dim, num_ws, rank)
-        self.feedback = Feedback(resolution, num_ws, w_dim) if feedback else None
+        self.feedback = Feedback(resolution, num_ws, w_dim, feedback_hidden) if feedback else None
         self.posterior = None if posterior is None else make_posterior(posterior, context_dim, w_dim)
         sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
         self.register_buffer("spread_sizes", torch.tensor(sizes, dtype=torch.float32))

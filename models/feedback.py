@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from data.operator import Downscale, downscaling_error, upscale_bicubic
 
 WIDTHS = {4: 256, 8: 160, 16: 96}  # features per level in pixels; 32 on all larger ones
+HIDDEN = 512
 LARGEST, SMALLEST = 0.4, 1e-3  # ρ is held between these, in [-1, 1]: nothing explodes, nothing is divided by zero
 
 
@@ -58,7 +59,7 @@ class Feedback(nn.Module):
         hidden: Width of the layer before the codes.
     """
 
-    def __init__(self, resolution: int, num_ws: int, w_dim: int, hidden: int = 512) -> None:
+    def __init__(self, resolution: int, num_ws: int, w_dim: int, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.canvas = min(resolution // 2, 128)
         self.num_ws, self.w_dim, self.resolution = num_ws, w_dim, resolution

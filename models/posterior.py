@@ -35,7 +35,7 @@ class ContextNetwork(nn.Module):
         hidden: Width between.
     """
 
-    def __init__(self, context_dim: int, out: int, hidden: int = 512) -> None:
+    def __init__(self, context_dim: int, out: int, hidden: int = 256) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(context_dim, elementwise_affine=False)
         self.first, self.second = nn.Linear(context_dim, hidden), nn.Linear(hidden, hidden)

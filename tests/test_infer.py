@@ -602,7 +602,7 @@ def test_progress_bar_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert run(picture(tmp_path / "face.png"), "--k", "2", "--refine", "2") == 0
-    assert re.search(r"face\.png: 100%.* 4/4 ", capsys.readouterr().err)
+    assert re.search(r"face\.png: 100%.* 2/2 ", capsys.readouterr().err)
 
 
 def test_names_with_any_letters(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,65 @@
+"""Smaller encoders: the split of a matrix, and that a rank that is enough changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_runs import write_bundle
+
+from models.bundle import load_bundle
+from models.compression import compress, main, truncate
+
+
+def test_truncation_is_the_best_of_its_rank():
+    weight = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
+    a, b = truncate(weight, 4)
+    values = torch.linalg.svdvals(weight)
+    assert a.shape == (7, 4) and b.shape == (4, 9)
+    assert float((weight - a @ b).norm()) == pytest.approx(float(values[4:].norm()), rel=1e-4)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    write_bundle(tmp_path / "b", feedback=1, rank=5)
+    bundle = load_bundle(tmp_path / "b")
+    torch.nn.init.normal_(bundle.encoder.feedback.out.weight, std=0.1)
+    return bundle
+
+
+def test_enough_ranks_change_nothing(bundle):
+    lr, images = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    small = compress(bundle.encoder, 32, 64)  # at most so many numbers come out of a head, and of the feedback
+    ws = bundle.encoder(lr)[:, 0]
+    torch.testing.assert_close(small(lr)[:, 0], ws, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        small.correct(lr, images, ws), bundle.encoder.correct(lr, images, ws), rtol=1e-4, atol=1e-4
+    )
+    few = compress(bundle.encoder, 2, 0)
+    assert not torch.allclose(few(lr)[:, 0], ws, atol=1e-4) and few.feedback.hidden.out_features == 512
+
+
+@pytest.mark.parametrize("ranks", [(0, 8), (8, 513), (8, -1)])
+def test_ranks_out_of_range(bundle, ranks):
+    with pytest.raises(ValueError, match="head rank"):
+        compress(bundle.encoder, *ranks)
+
+
+def test_a_smaller_bundle_is_a_bundle(tmp_path, capsys):
+    write_bundle(tmp_path / "b", feedback=1, rank=5)
+    command = [
+        "--bundle",
+        str(tmp_path / "b"),
+        "--out",
+        str(tmp_path / "s"),
+        "--head-rank",
+        "4",
+        "--feedback-hidden",
+        "16",
+    ]
+    assert main(command) == 0
+    small = load_bundle(tmp_path / "s")
+    assert small.encoder.config["head_rank"] == 4 and small.encoder.config["feedback_hidden"] == 16
+    assert small.encode(torch.zeros(1, 3, 8, 8), 2).isfinite().all()
+    assert "MB" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--bundle", str(tmp_path / "s"), "--out", str(tmp_path / "t")])
