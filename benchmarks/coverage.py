@@ -67,7 +67,7 @@ def measure(bundle: Bundle, lr_size: int, pairs: int, samples: int, seed: int) -
         lr = Downscale(lr_size)(bundle.generator.synthesis(w).clamp(-1, 1))
         lr = ((lr + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
         size = torch.full((count,), lr_size)
-        context = torch.cat(encoder.read(encoder.on_canvas(lr), size)[:2], dim=1)
+        context = encoder.context(encoder.read(encoder.on_canvas(lr), size))
         octave, u = encoder.octave(size), encoder.latents.whiten(w[:, 0])
         drawn = posterior.sample(context, octave, normal(samples, posterior.noise_dim))  # (n, samples, D)
         prior = -0.5 * (u.square() + math.log(2 * math.pi)).sum(dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -161,6 +161,22 @@ def reason_of(error: BaseException) -> str:
         return "there is not enough memory; close other programs"
     text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
+
+
+def until_interrupted(run: Callable[[], int]) -> int:
+    """Runs a command, which Ctrl-C ends in good order.
+
+    Args:
+        run: Gives the exit status.
+
+    Returns:
+        That status, or 130 after Ctrl-C.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt:
+        complain("interrupted; the faces that were finished stay")
+        return 130
 
 
 def say(text: str) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.command import Face, complain, line_of, reason_of, say, write_overview
+from data.command import Face, complain, line_of, reason_of, say, until_interrupted, write_overview
 from data.operator import Downscale, downscaling_error
 from data.reading import from_uint8, read_image, to_uint8
 from data.report import MAX_K, complete_or_nothing, folder_names, make_report, write_face, write_json
@@ -62,11 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if everything was written, 1 if something was not, 130 after Ctrl-C.
     """
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        complain("interrupted; the faces that were finished stay")
-        return 130
+    return until_interrupted(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:

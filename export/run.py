@@ -40,6 +40,7 @@ from data.command import (
     low_resolution,
     reason_of,
     say,
+    until_interrupted,
     warn_of_crop,
     write_overview,
 )
@@ -69,11 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if everything was written, 1 if something was not, 130 after Ctrl-C.
     """
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        complain("interrupted; the faces that were finished stay")
-        return 130
+    return until_interrupted(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from models.bundle import load_bundle, save_bundle
+from models.bundle_info import notes_of
 from models.encoder import Encoder, StyleHead
 from models.feedback import Feedback
-
-NOT_NOTES = ("format", "resolution", "parts", "encoder")  # of bundle.json, what `save_bundle` writes itself
 
 
 def truncate(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -112,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         small = compress(loaded.encoder, args.head_rank, args.feedback_hidden)
     except ValueError as error:
         parser.error(str(error))
-    info = {name: value for name, value in loaded.info.items() if name not in NOT_NOTES}
-    save_bundle(args.out, loaded.generator, small, info)
+    save_bundle(args.out, loaded.generator, small, notes_of(loaded.info))
     size = sum(part.stat().st_size for part in Path(args.out).iterdir() if part.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
     return 0

@@ -88,6 +88,10 @@ class EncoderBase(nn.Module):
         """Brings LR faces (B, 3, s, s) of any one size to the canvas, bicubically."""
         return on_canvas(lr, self.canvas)
 
+    def context(self, features: list[Tensor]) -> Tensor:
+        """What the posterior sees of the features: those for the coarse and the medium styles (B, C)."""
+        return torch.cat(features[:2], dim=1)
+
     def moves(self, features: list[Tensor], best: Tensor, size: Tensor, noise: Tensor) -> Tensor:
         """How candidates differ from the best guess where the spread is 1.
 
@@ -106,7 +110,7 @@ class EncoderBase(nn.Module):
         latents = self.latents
         if self.posterior is None:
             return (latents.sample(noise) - latents.w_avg)[:, :, None]
-        context, octave = torch.cat(features[:2], dim=1), self.octave(size)
+        context, octave = self.context(features), self.octave(size)
         samples = latents.sample(self.posterior.sample(context, octave, noise))
         return (samples - latents.sample(self.posterior.mean(context, octave))[:, None])[:, :, None]
 

@@ -9,7 +9,6 @@ exponential moving average of the weights is measured and saved.
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, save_attributes
 from training.attribute_measures import measure_attributes, table_of
 from training.batches import faces_from_bytes
+from training.schedule import scheduled
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
 
@@ -106,13 +106,7 @@ class AttributeTraining(LightningModule):
             self.classifier.parameters(), h["learning_rate"], weight_decay=h["weight_decay"]
         )
 
-        def factor(step: int) -> float:
-            warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
-            progress = step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimiser, self.trainer, h["warmup_steps"])
 
     # ---------------------------------------------------------------- one step
 

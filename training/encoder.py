@@ -14,7 +14,6 @@ the photo at that resolution.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, Literal
 
 import torch
@@ -38,8 +37,10 @@ from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, ra
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
+from training.owner import check_owner
 from training.randomness import step_rng
 from training.ranger import Ranger
+from training.schedule import scheduled
 from training.side_outputs import SideOutputs
 from training.starting import start_backbone, start_from
 
@@ -177,11 +178,7 @@ class EncoderTraining(LightningModule):
         Raises:
             ValueError: If the checkpoint was made with another generator.
         """
-        if checkpoint["generator_sha256"] != self._generator_sha256:
-            raise ValueError(
-                f"Expected the generator that this run began with, {self.hparams['generator']} has changed since; put "
-                "the old one back, or start a new run under another --trainer.logger.init_args.name."
-            )
+        check_owner(checkpoint, "generator_sha256", self._generator_sha256, self.hparams["generator"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW or Ranger, with warm-up and decay."""
@@ -193,15 +190,7 @@ class EncoderTraining(LightningModule):
             else torch.optim.AdamW(trained, h["learning_rate"], betas=(0.9, 0.99), weight_decay=1e-4)
         )
 
-        def factor(step: int) -> float:
-            warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
-            if h["decay"] == "none":
-                return warmup
-            progress = step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(adam, self.trainer, h["warmup_steps"], decay=h["decay"] == "cosine")
 
     # ---------------------------------------------------------------- one step
 

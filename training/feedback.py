@@ -10,7 +10,6 @@ solution or far away. Half of the faces start at the encoder's best guess, half 
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torchvision.utils import make_grid
 from data.operator import EPSILON, Downscale, downscaling_error
 from losses.perceptual import LPIPS
 from models.bundle import load_bundle, save_bundle
+from models.bundle_info import notes_of
 from models.encoder import make_encoder
 from models.encoder_base import EncoderBase
 from models.feedback import Feedback, on_canvas
@@ -31,7 +31,9 @@ from training.batches import LowResolution, downscale_groups, faces_from_bytes, 
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
+from training.owner import check_owner
 from training.randomness import step_rng
+from training.schedule import warmup_cosine
 
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
 PASSES = 3  # of the finished bundle
@@ -90,7 +92,7 @@ class FeedbackTraining(LightningModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
         loaded = load_bundle(bundle)
-        self._info, self._bundle_hash = loaded.info, loaded.hash
+        self._bundle_hash = loaded.hash
         self.encoder = _with_feedback(loaded.encoder, rank)
         self.feedback_ema = copy.deepcopy(self._trained).eval().requires_grad_(False)
         self.encoder.eval().requires_grad_(False)
@@ -140,11 +142,7 @@ class FeedbackTraining(LightningModule):
         Raises:
             ValueError: If the checkpoint was made with another one.
         """
-        if checkpoint["bundle_hash"] != self._bundle_hash:
-            raise ValueError(
-                f"Expected the bundle that this run began with, {self.hparams['bundle']} has changed since; put the "
-                "old one back, or start a new run under another --trainer.logger.init_args.name."
-            )
+        check_owner(checkpoint, "bundle_hash", self._bundle_hash, self.hparams["bundle"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; `training_step` sets its learning rate."""
@@ -152,10 +150,8 @@ class FeedbackTraining(LightningModule):
         return torch.optim.AdamW(self._trained.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
     def _rate(self) -> float:
-        h, step, total = self.hparams, self.global_step, self.trainer.max_steps
-        warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
-        progress = min(1.0, step / total) if total > 0 else 0.0
-        return h["learning_rate"] * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+        h = self.hparams
+        return h["learning_rate"] * warmup_cosine(self.global_step, self.trainer.max_steps, h["warmup_steps"])
 
     # ---------------------------------------------------------------- one batch
 
@@ -272,9 +268,7 @@ class FeedbackTraining(LightningModule):
         loaded = load_bundle(self.hparams["bundle"])
         if loaded.hash != self._bundle_hash:
             raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
-        info = {name: value for name, value in self._info.items() if name not in ("format", "resolution", "parts")}
-        info.pop("encoder")
-        save_bundle(folder, loaded.generator, encoder, info)
+        save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 
 def _with_feedback(encoder: EncoderBase, rank: int) -> EncoderBase:

@@ -15,7 +15,9 @@ from models.generator import Generator
 from models.latents import gaussianize
 from models.weights import load_generator, sha256_of
 from training.export_folder import export_folder
+from training.owner import check_owner
 from training.randomness import step_rng
+from training.schedule import scheduled
 
 FIT_CODES = 50_000  # for the affine map
 
@@ -78,22 +80,13 @@ class FlowTraining(LightningModule):
         Raises:
             ValueError: If the checkpoint was made with another generator.
         """
-        if checkpoint["generator_sha256"] != self._generator_sha256:
-            raise ValueError(
-                f"Expected the generator that this run began with, {self.hparams['generator']} has changed since; put "
-                "the old one back, or start a new run under another --trainer.logger.init_args.name."
-            )
+        check_owner(checkpoint, "generator_sha256", self._generator_sha256, self.hparams["generator"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a cosine."""
         adam = torch.optim.Adam(self.flow.parameters(), self.hparams["learning_rate"])
 
-        def factor(step: int) -> float:
-            progress = step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(adam, self.trainer)
 
     @torch.no_grad()
     def draw_codes(self, count: int, rng: torch.Generator) -> Tensor:

@@ -76,7 +76,7 @@ def make_pairs(
         size = lr_sizes_of(groups)
         features = encoder.read(torch.cat([encoder.on_canvas(group.faces) for group in groups]), size)
         u = encoder.latents.whiten(w[:, 0])
-        parts.append((torch.cat(features[:2], dim=1).half().cpu(), size.cpu(), u.cpu()))
+        parts.append((encoder.context(features).half().cpu(), size.cpu(), u.cpu()))
     return Pairs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

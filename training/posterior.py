@@ -21,11 +21,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data.faces import Faces
 from models.bundle import load_bundle, save_bundle
+from models.bundle_info import notes_of
 from models.encoder import make_encoder
 from training.batches import faces_from_bytes
 from training.coverage import LEVELS, calibrate, region_levels
 from training.export_folder import export_folder
+from training.owner import check_owner
 from training.randomness import step_rng
+from training.schedule import scheduled
 from training.spread import calibrate_spread
 
 CALIBRATION_FACES = 48
@@ -67,7 +70,7 @@ class PosteriorTraining(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         loaded = load_bundle(bundle)
-        self._info, self._bundle_hash = loaded.info, loaded.hash
+        self._bundle_hash = loaded.hash
         made = make_encoder({**loaded.encoder.config, "posterior": kind})
         state = {name: t for name, t in loaded.encoder.state_dict().items() if not name.startswith("posterior.")}
         missing, unexpected = made.load_state_dict(state, strict=False)
@@ -78,18 +81,24 @@ class PosteriorTraining(LightningModule):
         self._encoder = (made.eval().requires_grad_(False),)  # in a tuple: it stays out of checkpoints
         self.posterior.train().requires_grad_(True)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which bundle the distribution belongs to."""
+        checkpoint["bundle_hash"] = self._bundle_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another bundle.
+
+        Raises:
+            ValueError: If the checkpoint was made with another one.
+        """
+        check_owner(checkpoint, "bundle_hash", self._bundle_hash, self.hparams["bundle"])
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         h = self.hparams
         adam = torch.optim.AdamW(self.posterior.parameters(), h["learning_rate"], weight_decay=h["weight_decay"])
 
-        def factor(step: int) -> float:
-            warmup = min(1.0, (step + 1) / max(1, h["warmup_steps"]))
-            progress = step / self.trainer.max_steps if self.trainer.max_steps > 0 else 0.0
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(adam, self.trainer, h["warmup_steps"])
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Minus the mean log-density per dimension of the true codes of pairs (context, size, u)."""
@@ -141,5 +150,4 @@ class PosteriorTraining(LightningModule):
         photos = Faces(self.hparams["photos"], encoder.resolution, limit=CALIBRATION_FACES)
         faces = faces_from_bytes(torch.stack([photos[i] for i in range(len(photos))]))
         calibrate_spread(encoder, loaded.generator, faces, budget=self.hparams["budget"])
-        info = {n: v for n, v in self._info.items() if n not in ("format", "resolution", "parts", "encoder")}
-        save_bundle(folder, loaded.generator, encoder, info)
+        save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
