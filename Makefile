@@ -96,8 +96,7 @@ edits: .venv/.installed ## Train both attribute classifiers, fit the boundaries 
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml --seed_everything 1 --model.backbone regnety_002 \
 		--model.options null --trainer.logger.init_args.name attributes_64_second
-	cp runs/attributes_64/attributes.safetensors $(BUNDLE)/attributes.safetensors
-	$(BIN)/python -m editing.boundaries fit --bundle $(BUNDLE)
+	$(BIN)/python -m editing.boundaries fit --bundle $(BUNDLE) --classifier runs/attributes_64/attributes.safetensors
 	$(BIN)/python benchmarks/editing.py --bundle $(BUNDLE) \
 		--classifier runs/attributes_64_second/attributes.safetensors
 

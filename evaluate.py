@@ -6,7 +6,7 @@ Examples:
     python evaluate.py --faces 2000 --lr 16 --out results/full    # with the Fréchet distance (1000 faces or more)
     python evaluate.py --degradation clean noise25 jpeg --methods pulse ours refined --out results/robust
     python evaluate.py --bundle runs/mine --bundle pSp=runs/psp/bundle --data my_faces.zip --k 8
-    python evaluate.py --group-by celeba128_labels.csv.gz:Male --attributes bundles/celeba64/attributes.safetensors
+    python evaluate.py --group-by celeba128_labels.csv.gz:Male --attributes runs/attributes_64/attributes.safetensors
     torchrun --nproc-per-node 4 evaluate.py --methods all --faces 2000     # four processes share the faces
 
 Every face is downscaled by the project's operator, degraded as --degradation says, and rounded to 8 bit; each method

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.operator import Downscale
-from models.bundle import DEFAULT_BUNDLE, load_bundle
+from models.bundle import DEFAULT_BUNDLE, PRECISIONS, load_bundle
 from search.candidates import Plan, find_candidates
 
 NEVER = 1e-12  # a tolerance that no face reaches
@@ -51,11 +51,12 @@ def main(args: list[str] | None = None) -> None:
     add("--lr", type=int, default=16, metavar="PX", help="LR size (%(default)s)")
     add("--steps", type=int, default=100, help="of PULSE (%(default)s)")
     add("--passes", type=int, nargs="+", default=[0, 3], help="of learned feedback (0 3)")
+    add("--precision", choices=PRECISIONS, default="float32", help="of the encoder; PULSE has float32 (%(default)s)")
     add("--threads", type=int, help="of torch (all cores)")
     arguments = parser.parse_args(args)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    bundle = load_bundle(arguments.bundle)
+    bundle = load_bundle(arguments.bundle, precision=arguments.precision)
     z = np.random.default_rng(0).standard_normal((arguments.faces, bundle.generator.z_dim), dtype=np.float32)
     with torch.inference_mode():
         lr = Downscale(arguments.lr)(bundle.generator(torch.from_numpy(z)).clamp(-1, 1))
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> None:
     for passes in arguments.passes:
 
         def encode(passes: int = passes) -> object:
-            return bundle.generate(bundle.encode(lr, passes=passes))
+            return bundle.upsample(lr, 1, passes=passes)
 
         encode()
         seconds = best_seconds(encode, 5) / arguments.faces

@@ -45,7 +45,7 @@ def take_passes(
     lr: np.ndarray,
     ws: np.ndarray,
     passes: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Corrects codes several times, each for itself; a correction that makes things worse is taken back and halved.
 
     Args:
@@ -56,10 +56,8 @@ def take_passes(
         passes: How often, from 0; each draws the faces once, and the first codes are drawn too.
 
     Returns:
-        Codes (N, L, D), none worse in downscaling error than it was.
+        Codes (N, L, D) and the faces that they draw (N, 3, R, R), none worse in downscaling error than it was.
     """
-    if passes == 0:
-        return ws
     images = generate(ws)
     errors = downscaling_errors(images.clip(-1, 1), lr)  # (N,)
     length = np.ones((len(ws), 1, 1), np.float32)
@@ -72,4 +70,4 @@ def take_passes(
         images = np.where(better[:, None, None, None], drawn, images)
         errors = np.where(better, found, errors)
         length = np.where(better[:, None, None], length, length / 2)
-    return ws
+    return ws, images

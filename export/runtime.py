@@ -16,6 +16,7 @@ from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, RE
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "onnx"
 # What export.run cannot do: option of infer.py -> its value where it is not asked for.
 TORCH_ONLY = {
+    "precision": "float32",
     "refine": 0,
     "method": "ours",
     "start": "encoder",

@@ -64,6 +64,17 @@ class Models:
             ValueError: If the pictures are not of this form or size, k is below 1, there is no feedback to take passes
                 of, or what comes out is not finite.
         """
+        return self._encode(lr, k, rng, passes, temperature)[0]
+
+    def _encode(
+        self,
+        lr: np.ndarray,
+        k: int,
+        rng: np.random.Generator | None,
+        passes: int | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Codes as `encode` gives them, and their faces (B, k, 3, R, R) if passes had to draw them."""
         smallest, largest = self.about.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not np.issubdtype(lr.dtype, np.floating):
             raise ValueError(f"Expected floating-point faces (B, 3, s, s) in [-1, 1], got {lr.dtype} {lr.shape}.")
@@ -78,16 +89,19 @@ class Models:
         noise = np.float32(temperature) * rng.standard_normal((len(lr), k - 1, self.about.noise_dim), dtype=np.float32)
         ws = self.encode_canvas(resize(lr, self.about.canvas), sizes, noise)
         passes = self.about.passes if passes is None else passes
-        return self._take_passes(lr.astype(np.float32, copy=False), ws, passes) if passes else ws
+        return self._take_passes(lr.astype(np.float32, copy=False), ws, passes) if passes else (ws, None)
 
-    def _take_passes(self, lr: np.ndarray, ws: np.ndarray, passes: int) -> np.ndarray:
-        """Takes passes of feedback on candidates (B, k, L, D) of LR faces (B, 3, s, s)."""
+    def _take_passes(self, lr: np.ndarray, ws: np.ndarray, passes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Takes passes of feedback on candidates (B, k, L, D) of LR faces (B, 3, s, s); gives their faces as well."""
         targets, rows = lr.repeat(ws.shape[1], axis=0), ws.reshape(-1, *ws.shape[2:])
         starts = range(0, len(rows), ROWS)
         parts = [
             take_passes(self.correct, self.generate, targets[i : i + ROWS], rows[i : i + ROWS], passes) for i in starts
         ]
-        return np.concatenate(parts).reshape(ws.shape)
+        ws, images = (
+            np.concatenate(arrays).reshape(*ws.shape[:2], *arrays[0].shape[1:]) for arrays in zip(*parts, strict=True)
+        )
+        return ws, images
 
     def correct(self, lr: np.ndarray, images: np.ndarray, ws: np.ndarray) -> np.ndarray:
         """Corrects codes by what their faces, downscaled, lack of the LR pictures: one pass of the learned feedback.
@@ -185,8 +199,8 @@ class Models:
         Raises:
             ValueError: See `encode`.
         """
-        ws = self.encode(lr, k, rng)
-        return self.generate(ws), ws
+        ws, images = self._encode(lr, k, rng)
+        return self.generate(ws) if images is None else images, ws
 
     def _check_feedback(self) -> onnxruntime.InferenceSession:
         if self.feedback is None:

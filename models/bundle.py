@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
 FLOW_PREFIX = "flow."  # of the flow's tensors in latents.safetensors
+PRECISIONS = ("float32", "bf16")
 ROWS = 64  # candidates that pass through feedback at once
 _LATENTS_PREFIX = "latents."
 
@@ -63,6 +64,8 @@ class Bundle:
         generator: The generator, in eval mode.
         encoder: The encoder, in eval mode.
         device: Where both are.
+        precision: "float32", or "bf16" for an encoder that computes in bfloat16 where that is faster; the generator
+            always draws in float32.
         latents_path: latents.safetensors, from which the flow is read when it is asked for; None for a bundle that is
             in no folder.
 
@@ -79,6 +82,7 @@ class Bundle:
     generator: Generator = field(repr=False)
     encoder: EncoderBase = field(repr=False)
     device: torch.device
+    precision: str = "float32"
     latents_path: Path | None = field(default=None, repr=False)
 
     @torch.inference_mode()
@@ -106,6 +110,13 @@ class Bundle:
             ValueError: If the pictures are not of this form or size, k is below 1, there is no feedback to take passes
                 of, or what comes out is not finite.
         """
+        return self._encode(lr, k, rng, passes, temperature)[0]
+
+    @torch.inference_mode()
+    def _encode(
+        self, lr: Tensor, k: int, rng: np.random.Generator | None, passes: int | None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Codes as `encode` gives them, and their faces (B, k, 3, R, R) if passes had to draw them."""
         smallest, largest = self.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
             raise ValueError(
@@ -122,16 +133,24 @@ class Bundle:
         if not lr.isfinite().all():
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
         lr = lr.to(self.device, torch.float32)
-        ws = self.encoder(lr, k, rng, temperature)
+        with self._at_precision():
+            ws = self.encoder(lr, k, rng, temperature).float()
         self._check_weights("encoder", ws)
         passes = self.encoder.config.get("feedback", 0) if passes is None else passes
-        if passes:
-            rows = zip(lr.repeat_interleave(k, dim=0).split(ROWS), ws.flatten(0, 1).split(ROWS), strict=True)
-            synthesis, correct = self.generator.synthesis, self.encoder.correct
-            parts = [take_passes(correct, synthesis, target, part, passes) for target, part in rows]
-            ws = torch.cat(parts).unflatten(0, (len(lr), k))
-            self._check_weights("feedback", ws)
-        return ws
+        if not passes:
+            return ws, None
+        rows = zip(lr.repeat_interleave(k, dim=0).split(ROWS), ws.flatten(0, 1).split(ROWS), strict=True)
+        parts = [take_passes(self._correct, self.generator.synthesis, target, part, passes) for target, part in rows]
+        ws, images = (torch.cat(tensors).unflatten(0, (len(lr), k)) for tensors in zip(*parts, strict=True))
+        self._check_weights("feedback", ws)
+        return ws, images
+
+    def _correct(self, lr: Tensor, images: Tensor, ws: Tensor) -> Tensor:
+        with self._at_precision():
+            return self.encoder.correct(lr, images, ws).float()
+
+    def _at_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @torch.inference_mode()
     def generate(self, ws: Tensor) -> Tensor:
@@ -156,15 +175,22 @@ class Bundle:
         return images.unflatten(0, ws.shape[:-2])  # (B, 3, R, R) or (B, k, 3, R, R)
 
     def upsample(
-        self, lr: Tensor, k: int = 4, refine: int = 0, *, rng: np.random.Generator | None = None
+        self,
+        lr: Tensor,
+        k: int = 4,
+        refine: int = 0,
+        *,
+        rng: np.random.Generator | None = None,
+        passes: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws k faces for each low-resolution face, `generate(encode(lr, k, rng))`, after a search if wanted.
+        """Draws k faces for each low-resolution face, `generate(encode(lr, k, rng, passes))`, after a search if wanted.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
             k: Candidates per face.
             refine: Steps of a search that brings each candidate closer to `lr`, see `search.refine`.
             rng: See `encode`.
+            passes: See `encode`.
 
         Returns:
             Faces (B, k, 3, R, R), about [-1, 1] but not clamped, and their codes (B, k, L, D).
@@ -172,12 +198,12 @@ class Bundle:
         Raises:
             ValueError: See `encode`; or if `refine` is negative.
         """
-        ws = self.encode(lr, k, rng)
+        ws, images = self._encode(lr, k, rng, passes)
         if refine:
             from search.candidates import refine_codes  # late: it imports this package
 
-            ws = refine_codes(self, lr, ws, refine)
-        return self.generate(ws), ws
+            ws, images = refine_codes(self, lr, ws, refine), None
+        return self.generate(ws) if images is None else images, ws
 
     def _check_weights(self, network: str, output: Tensor) -> None:
         """Refuses what is not finite: as bytes it would pass for a picture."""
@@ -307,12 +333,15 @@ def add_to_latents(path: str | Path, tensors: dict[str, Tensor], notes: dict[str
             shutil.rmtree(holder, ignore_errors=True)
 
 
-def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = "cpu") -> Bundle:
+def load_bundle(
+    path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = "cpu", precision: str = "float32"
+) -> Bundle:
     """Reads a bundle and checks that its parts are whole and fit together.
 
     Args:
         path: The folder.
         device: Where to put the networks.
+        precision: One of `PRECISIONS`, see `Bundle`.
 
     Returns:
         The bundle, ready for inference.
@@ -320,8 +349,10 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.
         ValueError: If bundle.json is not valid, of an unknown format, or a part is damaged or belongs to another
-            generator.
+            generator; or if the precision is unknown.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"Expected the precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     from models.encoder import make_encoder  # only here, for what its backbone may import takes time
 
     path = Path(path)
@@ -358,6 +389,7 @@ def load_bundle(path: str | Path = DEFAULT_BUNDLE, device: torch.device | str = 
         generator=generator,
         encoder=encoder,
         device=torch.device(device),
+        precision=precision,
         latents_path=path / LATENTS,
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -117,13 +118,25 @@ class Feedback(nn.Module):
         return (3 * rho[:, None] * out).unflatten(1, (self.num_ws, self.w_dim))
 
 
+class Corrected(NamedTuple):
+    """What passes of feedback end with.
+
+    Attributes:
+        ws: Codes (N, L, D).
+        images: The faces that they draw (N, 3, R, R), about [-1, 1].
+    """
+
+    ws: Tensor
+    images: Tensor
+
+
 def take_passes(
     correct: Callable[[Tensor, Tensor, Tensor], Tensor],
     synthesis: Callable[[Tensor], Tensor],
     lr: Tensor,
     ws: Tensor,
     passes: int,
-) -> Tensor:
+) -> Corrected:
     """Corrects codes several times, each for itself; a correction that makes things worse is taken back and halved.
 
     Args:
@@ -134,10 +147,8 @@ def take_passes(
         passes: How often, from 0; each draws the faces once, and the first codes are drawn too.
 
     Returns:
-        Codes (N, L, D), none worse in downscaling error than it was.
+        Codes and their faces, none worse in downscaling error than it was.
     """
-    if passes == 0:
-        return ws
     operator = Downscale(lr.shape[3])
     images = synthesis(ws)
     errors = downscaling_error(images.clamp(-1, 1), lr, operator)  # (N,)
@@ -151,4 +162,4 @@ def take_passes(
         images = torch.where(better[:, None, None, None], drawn, images)
         errors = torch.where(better, found, errors)
         length = torch.where(better[:, None, None], length, length / 2)
-    return ws
+    return Corrected(ws, images)

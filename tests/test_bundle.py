@@ -278,3 +278,13 @@ def test_names_of_the_package() -> None:
 def test_importing_models_leaves_heavy_libraries_alone() -> None:
     code = "import sys, models; sys.exit(any(m in sys.modules for m in ('timm', 'lightning', 'models.encoder')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(models.__file__).parent.parent).returncode == 0
+
+
+def test_bfloat16_gives_nearly_the_same_codes(bundle: Bundle, saved: Path) -> None:
+    fast, lr = load_bundle(saved, precision="bf16"), lr_faces(2, 8)
+    wanted, found = (b.encode(lr, 2, np.random.default_rng(0)) for b in (bundle, fast))
+    assert found.dtype == torch.float32 and not torch.equal(found, wanted)
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+    assert torch.equal(fast.generate(wanted), bundle.generate(wanted))  # the generator draws as ever
+    with pytest.raises(ValueError, match="float32, bf16"):
+        load_bundle(saved, precision="fp16")

@@ -138,10 +138,11 @@ def test_passes_as_torch_takes_them() -> None:
 
     ws = np.zeros((5, 4, 6), np.float32)
     for passes in (0, 1, 5):
-        found = take_passes(correct, draw, lr, ws, passes)
+        found, images = take_passes(correct, draw, lr, ws, passes)
+        np.testing.assert_array_equal(images, draw(found))
         draw_torch = lambda codes: torch.from_numpy(draw(codes.numpy()))  # noqa: E731
         wanted = feedback.take_passes(correct_torch, draw_torch, torch.from_numpy(lr), torch.from_numpy(ws), passes)
-        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+        np.testing.assert_allclose(found, wanted.ws.numpy(), atol=1e-5)
     assert len(seen["numpy"]) == 6
     for a, b in zip(seen["numpy"], seen["torch"], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -159,6 +160,11 @@ def test_codes_and_faces_of_a_seed(passes: int | None, bundle: Bundle, models: M
     assert np.abs(got[:, 1:] - got[:, :1]).max() > 0.01
     before = models.encode(lr.numpy(), 4, np.random.default_rng(5), 0)
     assert (np.abs(got - before).max() > 1e-3) == (passes != 0)
+    images, codes = bundle.upsample(lr, 4, rng=np.random.default_rng(5), passes=passes)
+    assert torch.equal(codes, wanted)
+    torch.testing.assert_close(images, bundle.generate(wanted), rtol=0, atol=1e-4)
+    if passes is None:
+        np.testing.assert_allclose(models.upsample(lr.numpy(), 4, rng=np.random.default_rng(5))[0], images, atol=1e-4)
     warmer = models.encode(lr.numpy(), 4, np.random.default_rng(5), passes, temperature=0.5)
     wanted = bundle.encode(lr, 4, np.random.default_rng(5), passes, temperature=0.5)
     np.testing.assert_allclose(warmer, wanted.numpy(), atol=1e-4)

@@ -90,8 +90,9 @@ def test_passes_never_make_a_face_worse(encoder, generator, passes):
         drawn.append(len(codes))
         return generator.synthesis(codes)
 
-    found = take_passes(encoder.correct, synthesis, lr, ws, passes)
-    assert drawn == [6] * (passes + 1 if passes else 0)
+    found, images = take_passes(encoder.correct, synthesis, lr, ws, passes)
+    assert drawn == [6] * (passes + 1)
+    torch.testing.assert_close(images, generator.synthesis(found), rtol=0, atol=1e-5)
     before, after = (
         downscaling_error(generator.synthesis(codes).clamp(-1, 1), lr, Downscale(8)) for codes in (ws, found)
     )
@@ -110,8 +111,8 @@ def test_a_step_that_does_harm_is_taken_back_and_halved():
         return ws + 3 * (lr.mean() - ws.mean(dim=(1, 2), keepdim=True))
 
     lr, ws = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 4, D)
-    assert torch.equal(take_passes(correct, synthesis, lr, ws, 1), ws)  # 1.5 is clamped to 1, as bad as 0
-    second = take_passes(correct, synthesis, lr, ws, 2)
+    assert torch.equal(take_passes(correct, synthesis, lr, ws, 1).ws, ws)  # 1.5 is clamped to 1, as bad as 0
+    second = take_passes(correct, synthesis, lr, ws, 2).ws
     torch.testing.assert_close(second, torch.full_like(ws, 0.75))
 
 

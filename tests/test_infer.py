@@ -466,8 +466,8 @@ def test_others_may_read_what_the_umask_lets_them(run: Callable[..., int], tmp_p
 def test_broken_weights(
     parts: str, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def breaks(path: Path, device: torch.device) -> Bundle:
-        bundle = load_bundle(path, device)
+    def breaks(path: Path, *options: object) -> Bundle:
+        bundle = load_bundle(path, *options)
         for tensor in getattr(bundle, parts).parameters():
             tensor.fill_(torch.nan)
         return bundle
@@ -482,7 +482,7 @@ def test_broken_weights(
 def test_bundle_that_cannot_be_read(
     error: Exception, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def breaks(path: Path, device: torch.device) -> Bundle:
+    def breaks(path: Path, *options: object) -> Bundle:
         raise error
 
     monkeypatch.setattr("infer.load_bundle", breaks)
@@ -493,8 +493,8 @@ def test_bundle_that_cannot_be_read(
 def test_smaller_than_the_bundle_takes(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def starts_at_8(path: Path, device: torch.device) -> Bundle:
-        return dataclasses.replace(load_bundle(path, device), lr_sizes=(8, 32))
+    def starts_at_8(path: Path, *options: object) -> Bundle:
+        return dataclasses.replace(load_bundle(path, *options), lr_sizes=(8, 32))
 
     monkeypatch.setattr("infer.load_bundle", starts_at_8)
     assert run(picture(tmp_path / "small.png", 7, 7), picture(tmp_path / "good.png"), "--k", "1") == 1

@@ -228,7 +228,7 @@ def test_rows_are_searched_in_parts_that_fit(bundle: Bundle, monkeypatch: pytest
     whole = find_candidates(bundle, lr, 1, Plan(steps=1))
     monkeypatch.setattr(search.candidates, "PIXELS_AT_ONCE", 2 * 32**2)
     parts = find_candidates(bundle, lr, 1, Plan(steps=1), lambda step: seen.append(len(step.rows)))
-    assert max(seen) == 2 and torch.allclose(parts.ws, whole.ws, atol=1e-5)
+    assert max(seen) == 2 and torch.allclose(parts.ws, whole.ws, atol=1e-3)
 
 
 @pytest.mark.parametrize(("size", "resolution"), [(4, 32), (8, 64), (16, 64), (15, 64), (48, 64), (63, 64), (64, 64)])

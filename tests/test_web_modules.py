@@ -131,7 +131,7 @@ def test_passes(gain: float) -> None:
     def correct(lr: np.ndarray, images: np.ndarray, codes: np.ndarray) -> np.ndarray:
         return codes + np.float32(gain) * (np.float32(0.5) - codes.mean(axis=(1, 2), keepdims=True))
 
-    wanted = take_passes(correct, draw, lr[None], ws.reshape(1, 2, 3), 4)
+    wanted = take_passes(correct, draw, lr[None], ws.reshape(1, 2, 3), 4)[0]
     mean = "w.reduce((a, b) => a + b) / w.length"
     drawing = {"source": f"(async (w) => new Float32Array(192).fill({mean}))"}
     move = {"source": f"(async (face, w) => w.map((v) => v + {gain} * (0.5 - face[0])))"}

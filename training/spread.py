@@ -77,6 +77,6 @@ def _error(encoder: EncoderBase, generator: Generator, ws: Tensor, lr: Tensor) -
     errors = []
     for part, target in zip(ws.split(32), lr.split(32), strict=True):
         passes = encoder.config.get("feedback", 0)
-        part = take_passes(encoder.correct, generator.synthesis, target, part, passes)
-        errors.append(downscaling_error(generator.synthesis(part).clamp(-1, 1), target, Downscale(lr.shape[3])))
+        images = take_passes(encoder.correct, generator.synthesis, target, part, passes).images
+        errors.append(downscaling_error(images.clamp(-1, 1), target, Downscale(lr.shape[3])))
     return float(torch.cat(errors).mean())
