@@ -43,6 +43,7 @@ from training.ranger import Ranger
 from training.schedule import scheduled
 from training.side_outputs import SideOutputs
 from training.starting import start_backbone, start_from
+from training.synthetic import synthetic_loss
 
 
 class EncoderTraining(LightningModule):
@@ -56,6 +57,7 @@ class EncoderTraining(LightningModule):
             from scratch: when a generator has been trained on, its old encoder needs a fraction of the steps.
         init_backbone: For the variant "psp": weights of a face recognition network for its backbone, such as
             model_ir_se50.pth, see `PspVariant.load_backbone`.
+        synthetic_steps: First steps, which learn the codes of faces that the generator draws, see `training.synthetic`.
         optimiser: "adamw", or pSp's "ranger", see `training.ranger`.
         learning_rate: At its peak.
         warmup_steps: Steps over which the learning rate rises.
@@ -90,6 +92,7 @@ class EncoderTraining(LightningModule):
         architecture: dict[str, Any] | None = None,
         init_encoder: str | None = None,
         init_backbone: str | None = None,
+        synthetic_steps: int = 0,
         optimiser: Literal["adamw", "ranger"] = "adamw",
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
@@ -201,6 +204,10 @@ class EncoderTraining(LightningModule):
         faces = faces_from_bytes(batch, rng)
         largest = h["largest_lr"] or encoder.resolution
         sizes = random_sizes(h["sizes_per_batch"], h["smallest_lr"], largest, h["often"], h["often_share"], rng)
+        if self.global_step < h["synthetic_steps"]:
+            loss = synthetic_loss(encoder, self._generator[0], len(faces), sizes, rng)
+            self.log("loss/codes", loss.detach(), prog_bar=True)
+            return loss
         with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
             groups = downscale_groups(faces, sizes)
             canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
