@@ -155,22 +155,20 @@ def _fit(args: argparse.Namespace) -> int:
 def _choose(name: str, chooser: Any, about: dict[str, Any], generator_sha256: str) -> Boundary:
     """Chooses conditions and layers of an edit."""
     attribute, sign = attribute_of(name)
-    conditions = chooser.conditions(name)
-    direction = chooser.direction(name, conditions)
-    layers, trial = chooser.layers(name, direction)
+    choice = chooser.choose(name)
     plane = chooser.planes[attribute]
     normal, intercept = plane.in_w(chooser.whitening)
     about |= {
         "attribute": attribute,
         "sign": sign,
-        "conditions": conditions,
+        "conditions": choice.conditions,
         "held_out_accuracy": round(plane.accuracy, 4),
         "faces_per_end": plane.ends,
-        "own_change": round(trial.own, 4),
-        "drift_p90": round(trial.typical, 4),
+        "own_change": round(choice.trial.own, 4),
+        "drift_p90": round(choice.trial.typical, 4),
         "measured_at": chooser.side(name) * 2,
     }
-    return Boundary(name, sign * normal, sign * intercept, direction, layers, generator_sha256, about)
+    return Boundary(name, sign * normal, sign * intercept, choice.direction, choice.layers, generator_sha256, about)
 
 
 def _combine(args: argparse.Namespace) -> int:

@@ -24,8 +24,9 @@ FACES = 96
 ROUNDS = 8  # of adding conditions
 CONDITIONS_A_ROUND = 4  # those that are dragged along most; every condition also costs some of the edit's own change
 DRIFT_SHARE = 0.15  # of its own change that an edit may move another attribute before that may become a condition
-TARGET = 0.22  # drift for every bit of its own change that is good enough; published figures allow a third
-LEAST_SHARE = 0.8  # of the change by all layers that fewer layers must keep
+TARGET = 0.22  # drift for every bit of its own change below which no condition is added
+GOOD = 0.27  # the same, that costs nothing; published figures allow a third
+COST = 3.0  # in own change, of every bit of drift above that
 PERCENTILE = 90
 
 
@@ -50,6 +51,28 @@ class Trial:
     def disentanglement(self) -> float:
         """Drift for every bit of its own change; small is good."""
         return self.typical / max(self.own, 1e-3)
+
+    @property
+    def worth(self) -> float:
+        """Its own change, less what it drags along beyond what may be expected."""
+        return self.own - COST * max(0.0, self.typical - GOOD * self.own)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How an edit is made.
+
+    Attributes:
+        conditions: Attributes that are projected out, in the order in which they were added.
+        direction: Its step (D,).
+        layers: The first style and the first after the last.
+        trial: What it did.
+    """
+
+    conditions: list[str]
+    direction: np.ndarray
+    layers: tuple[int, int]
+    trial: Trial
 
 
 def score_changes(before: Tensor, after: Tensor) -> Tensor:
@@ -114,54 +137,39 @@ class Chooser:
         own = by_name.pop(attribute) * sign * side
         return Trial(own, {other: c for other, c in by_name.items() if other not in synonyms_of(name)})
 
-    def conditions(self, name: str) -> list[str]:
-        """Adds attributes that the edit drags along as conditions, a few at a time, until it is good enough.
+    def choose(self, name: str) -> Choice:
+        """Finds the conditions and the layers of an edit together.
+
+        Attributes that the edit drags along become conditions, a few at a time, until it is good enough; with each such
+        set, every range of layers with even ends is tried.
 
         Args:
             name: Of the edit.
 
         Returns:
-            The attributes of the best round, in the order in which they were added.
-        """
-        everything = (0, self.generator.num_ws)
-        chosen: list[str] = []
-        best: tuple[float, list[str]] | None = None
-        for _ in range(ROUNDS + 1):
-            try:
-                trial = self.trial(name, self.direction(name, chosen), everything)
-            except ValueError:  # the conditions leave nothing of it
-                break
-            if best is None or trial.disentanglement < best[0]:
-                best = trial.disentanglement, list(chosen)
-            dragged = [
-                other
-                for other, change in sorted(trial.drift.items(), key=lambda item: -abs(item[1]))
-                if abs(change) > DRIFT_SHARE * trial.own and other in self.planes and other not in chosen
-            ]
-            if not dragged or trial.disentanglement <= TARGET:
-                break
-            chosen += dragged[:CONDITIONS_A_ROUND]
-        assert best is not None
-        return best[1]
-
-    def layers(self, name: str, direction: np.ndarray) -> tuple[tuple[int, int], Trial]:
-        """Finds the layers that change the attribute nearly as much as all of them and the others least.
-
-        Args:
-            name: Of the edit.
-            direction: Its step (D,).
-
-        Returns:
-            The first style and the first after the last, and what an edit of these layers does.
+            The choice of most worth, see `Trial.worth`.
         """
         count = self.generator.num_ws
-        everything = (0, count)
-        trials = {everything: self.trial(name, direction, everything)}
-        for start in range(0, count, 2):
-            for stop in range(start + 2, count + 1, 2):
-                if (start, stop) not in trials:
-                    trials[start, stop] = self.trial(name, direction, (start, stop))
-        enough = LEAST_SHARE * trials[everything].own
-        able = {layers: trial for layers, trial in trials.items() if trial.own >= enough}
-        best = min(able, key=lambda layers: able[layers].disentanglement)
-        return best, able[best]
+        ranges = [(start, stop) for start in range(0, count, 2) for stop in range(start + 2, count + 1, 2)]
+        conditions: list[str] = []
+        best: Choice | None = None
+        for _ in range(ROUNDS + 1):
+            try:
+                direction = self.direction(name, conditions)
+            except ValueError:  # the conditions leave nothing of it
+                break
+            trials = {layers: self.trial(name, direction, layers) for layers in ranges}
+            for layers, trial in trials.items():
+                if best is None or trial.worth > best.trial.worth:
+                    best = Choice(list(conditions), direction, layers, trial)
+            everything = trials[0, count]
+            dragged = [
+                other
+                for other, change in sorted(everything.drift.items(), key=lambda item: -abs(item[1]))
+                if abs(change) > DRIFT_SHARE * everything.own and other in self.planes and other not in conditions
+            ]
+            if not dragged or everything.disentanglement <= TARGET:
+                break
+            conditions = conditions + dragged[:CONDITIONS_A_ROUND]
+        assert best is not None
+        return best

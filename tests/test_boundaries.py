@@ -227,6 +227,14 @@ def test_disentanglement_is_drift_by_own_change() -> None:
     assert trial.typical == pytest.approx(0.09) and trial.disentanglement == pytest.approx(0.18)
 
 
+def test_of_edits_that_drag_little_the_larger_is_worth_more() -> None:
+    def trial(own: float, drift: float) -> Trial:
+        return Trial(own, {"other": drift})
+
+    ordered = [trial(0.5, 0.4), trial(0.2, 0.1), trial(0.2, 0.05), trial(0.3, 0.0), trial(0.4, -0.12)]
+    assert sorted(reversed(ordered), key=lambda t: t.worth) == ordered
+
+
 # ---------------------------------------------------------------- samples and the command
 
 
