@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.operator import upscale_bicubic
 from models.bundle import Bundle
-from search.candidates import Plan, find_candidates, start_codes
+from search.candidates import Plan, find_candidates
 from search.loop import draw
 
 
@@ -56,19 +57,15 @@ def make_mean(bundle: Bundle) -> Method:
     return lambda lr, k, seeds: _fixed(face.expand(len(lr), -1, -1, -1))
 
 
-def draws_of_encoder(bundle: Bundle) -> int:
-    """How often the encoder draws each candidate by itself: its passes of feedback, and the first codes before them."""
-    passes = bundle.encoder.config.get("feedback", 0)
-    assert isinstance(passes, int)
-    return passes + 1 if passes else 0
-
-
 def make_encoder(bundle: Bundle) -> Method:
     """Makes a bundle's encoder and generator, without any search."""
 
     def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
-        ws = start_codes(bundle, lr, k, Plan(), seeds).unflatten(0, (len(lr), k))
-        return Drawn(bundle.generate(ws), torch.full((len(lr), k), 1.0 + draws_of_encoder(bundle)))
+        # One by one, so that a face comes out the same alone and in company.
+        sources = [np.random.default_rng(seed) for seed in seeds]
+        drawn = [bundle.upsample(face[None], k, rng=rng)[0] for face, rng in zip(lr, sources, strict=True)]
+        # The first codes are drawn, and then each correction.
+        return Drawn(torch.cat(drawn), torch.full((len(lr), k), 1.0 + bundle.encoder.config.get("feedback", 0)))
 
     return run
 

@@ -63,6 +63,10 @@ class StubBundle:
     def generate(self, ws: Tensor) -> Tensor:
         return ws.unflatten(-1, (R, R))  # a style is a colour
 
+    def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        ws = self.encode(lr, k, rng)
+        return self.generate(ws), ws
+
     def encode(self, lr: Tensor, k: int, rng: np.random.Generator) -> Tensor:
         base = upscale_bicubic(lr, R)[:, None]  # (B, 1, 3, R, R)
         noise = torch.from_numpy(rng.standard_normal((len(lr), k, 3, R, R), dtype=np.float32))
