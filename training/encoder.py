@@ -332,10 +332,10 @@ class EncoderTraining(LightningModule):
         if folder is None:
             return
         from models.bundle import save_bundle
-        from training.spread import calibrate_spread
+        from training.spread import CALIBRATION_FACES, calibrate_spread
 
         photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
-        faces = torch.stack([photos[i] for i in range(min(48, len(photos)))])
+        faces = torch.stack([photos[i] for i in range(min(CALIBRATION_FACES, len(photos)))])
         generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
         if sha256_of(self.hparams["generator"]) != self._generator_sha256:
             raise ValueError(f"Expected {self.hparams['generator']} to stay as it was; it changed during the training.")

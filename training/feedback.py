@@ -34,6 +34,7 @@ from training.export_folder import export_folder
 from training.owner import check_owner
 from training.randomness import step_rng
 from training.schedule import warmup_cosine
+from training.spread import CALIBRATION_FACES, calibrate_spread
 
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
 PASSES = 3  # of the finished bundle
@@ -260,7 +261,7 @@ class FeedbackTraining(LightningModule):
                 self.logger.experiment.add_image(f"passes_{size}", make_grid(grid.float(), nrow=8), self.global_step)
 
     def on_fit_end(self) -> None:
-        """Saves the bundle with the averaged network."""
+        """Saves the bundle with the averaged network; where there is a posterior, calibrates anew how far it goes."""
         folder = export_folder(self.trainer, self.hparams["export_to"])
         if folder is None:
             return
@@ -268,6 +269,10 @@ class FeedbackTraining(LightningModule):
         loaded = load_bundle(self.hparams["bundle"])
         if loaded.hash != self._bundle_hash:
             raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
+        if encoder.posterior is not None:
+            photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
+            faces = torch.stack([photos[i] for i in range(min(CALIBRATION_FACES, len(photos)))])
+            calibrate_spread(encoder, loaded.generator, faces_from_bytes(faces))
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 

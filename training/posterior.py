@@ -29,9 +29,7 @@ from training.export_folder import export_folder
 from training.owner import check_owner
 from training.randomness import step_rng
 from training.schedule import scheduled
-from training.spread import calibrate_spread
-
-CALIBRATION_FACES = 48
+from training.spread import CALIBRATION_FACES, calibrate_spread
 
 
 class PosteriorTraining(LightningModule):

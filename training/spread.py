@@ -21,6 +21,7 @@ from models.feedback import take_passes
 from models.generator import Generator
 
 PROBE = 0.25
+CALIBRATION_FACES = 48  # photos that are enough
 
 
 @torch.no_grad()
