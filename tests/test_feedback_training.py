@@ -62,6 +62,19 @@ def test_feedback_resumes_exactly_and_makes_a_bundle(folder, monkeypatch):
     assert new.encode(torch.zeros(1, 3, 8, 8), 2).isfinite().all()
 
 
+def test_feedback_calibrates_the_candidates_of_a_posterior_anew(folder, monkeypatch):
+    train_posterior(folder, monkeypatch, Record(), "fit", 4, export_to=str(folder / "fitted"))
+    old = load_bundle(folder / "fitted").encoder
+    monkeypatch.setattr("training.feedback.calibrate_spread", lambda encoder, *others: encoder.spread.fill_(0.25))
+    settings = {"bundle": str(folder / "fitted"), "export_to": str(folder / "new")}
+    train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 4, **settings)
+    new = load_bundle(folder / "new").encoder
+    assert new.config["posterior"] == old.config["posterior"] and new.config["feedback"]
+    assert (new.spread == 0.25).all() and not (old.spread == 0.25).any()
+    for name, tensor in old.posterior.state_dict().items():
+        torch.testing.assert_close(new.posterior.state_dict()[name], tensor)
+
+
 def test_feedback_learns(folder, monkeypatch):
     """The faces' errors after the second pass fall below those that the encoder starts with."""
     record = Record(metric="downscaling_error_2")
