@@ -1,7 +1,7 @@
 """Optimisers for `search.loop`: each row takes its own steps, as if it were alone.
 
     Adam          3 passes a step
-    LBFGS         5: gradient, and the exact step length by one forward-mode derivative
+    LBFGS         3, and 2 more where the step length is made exact by a forward-mode derivative
     GaussNewton   1 + 4 n: n steps of conjugate gradients on the linearised residuals
 
 The last two are for least squares, loss = ‖ρ‖². A 16 px picture has only 768 numbers to match, so ρ is nearly linear
@@ -113,19 +113,23 @@ class GaussNewton:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """L-BFGS directions, with the step length that minimises the linearised residuals.
+    """L-BFGS directions; the first steps have the length that minimises the linearised residuals.
 
-    d = −H g by the two-loop recursion, x ← x + α d with α = −⟨ρ, J d⟩ / ‖J d‖²
+    d = −H g by the two-loop recursion, x ← x + α d with α = −⟨ρ, J d⟩ / ‖J d‖², later 1
+
+    The first step knows no scale yet. Once H has seen a step, α is near 1, and to compute it costs more than it gives.
 
     Args:
         memory: Pairs of steps and gradient changes that H is made of.
+        exact: Steps whose length is computed.
 
     References:
         Nocedal & Wright 2006, Numerical Optimization, algorithm 7.4.
     """
 
     memory: int = 10
-    passes = 5
+    exact: int = 1
+    passes = 3
 
     def start(self, variables: Rows) -> Rows:
         """An empty memory."""
@@ -140,9 +144,10 @@ class LBFGS:
         if number > 0:
             s, y = _append(s, x - state["x"]), _append(y, g - state["g"])
         direction = -_inverse_hessian(g, s, y)
-        image = point.push_forward(_unflat(direction, point.variables))  # (N, Q)
-        length = -_dot(point.residuals, image) / (_dot(image, image) + TINY)
-        return _unflat(x + length * direction, point.variables), {"x": x, "g": g, "s": s, "y": y}
+        if number < self.exact:
+            image = point.push_forward(_unflat(direction, point.variables))  # (N, Q)
+            direction = -_dot(point.residuals, image) / (_dot(image, image) + TINY) * direction
+        return _unflat(x + direction, point.variables), {"x": x, "g": g, "s": s, "y": y}
 
 
 def _append(pairs: Tensor, newest: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def plan(settings: RefineSettings, steps: int, spent: int = 0) -> tuple[Optimise
         chosen = Adam(constant(settings.rate), betas=(0.7, 0.9))  # a short memory for few steps
     elif settings.optimiser == "lbfgs":
         chosen = LBFGS()
+        budget -= 2 * chosen.exact
     else:
         chosen = GaussNewton(products=max(1, min(4, (budget - 1) // 4)))
     return chosen, max(1, budget // chosen.passes) if steps else 0
