@@ -48,7 +48,7 @@ def train_posterior(folder, monkeypatch, record: Record, run: str, steps: int, *
 def test_feedback_resumes_exactly_and_makes_a_bundle(folder, monkeypatch):
     metric = "downscaling_error_2"
     whole, before, after = Record(metric=metric), Record(10, metric), Record(metric=metric)
-    train_feedback(folder, monkeypatch, whole, "whole", 16, export_to=str(folder / "new"))
+    train_feedback(folder, monkeypatch, whole, "whole", 16, export_to=str(folder / "new"), export_passes=2)
     with pytest.raises(RuntimeError, match="killed"):
         train_feedback(folder, monkeypatch, before, "killed", 16)
     train_feedback(folder, monkeypatch, after, "killed", 16)  # goes on from step 8, which is batch 4
@@ -58,7 +58,7 @@ def test_feedback_resumes_exactly_and_makes_a_bundle(folder, monkeypatch):
     state = new.encoder.state_dict()
     for name, tensor in old.encoder.state_dict().items():
         assert torch.equal(tensor, state[name]), name
-    assert new.encoder.config["feedback"] and new.encoder.latents.directions.any()
+    assert new.encoder.config["feedback"] == 2 and new.encoder.latents.directions.any()
     assert new.encode(torch.zeros(1, 3, 8, 8), 2).isfinite().all()
 
 

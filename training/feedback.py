@@ -37,7 +37,6 @@ from training.schedule import warmup_cosine
 from training.spread import CALIBRATION_FACES, calibrate_spread
 
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
-PASSES = 3  # of the finished bundle
 
 
 class FeedbackTraining(LightningModule):
@@ -63,6 +62,7 @@ class FeedbackTraining(LightningModule):
         val_passes: Passes that validation takes.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
         export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
+        export_passes: Passes that this bundle takes by default.
         seed: Determines every random choice together with the step.
     """
 
@@ -87,6 +87,7 @@ class FeedbackTraining(LightningModule):
         val_passes: int = 4,
         compile: bool = True,
         export_to: str | None = None,
+        export_passes: int = 4,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class FeedbackTraining(LightningModule):
         self.automatic_optimization = False
         loaded = load_bundle(bundle)
         self._bundle_hash = loaded.hash
-        self.encoder = _with_feedback(loaded.encoder, rank)
+        self.encoder = _with_feedback(loaded.encoder, rank, export_passes)
         self.feedback_ema = copy.deepcopy(self._trained).eval().requires_grad_(False)
         self.encoder.eval().requires_grad_(False)
         self._trained.requires_grad_(True)
@@ -276,14 +277,15 @@ class FeedbackTraining(LightningModule):
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 
-def _with_feedback(encoder: EncoderBase, rank: int) -> EncoderBase:
-    """Gives the encoder as it is if it has feedback, else a copy with an untrained feedback network.
+def _with_feedback(encoder: EncoderBase, rank: int, passes: int) -> EncoderBase:
+    """Gives an encoder with feedback, a copy with an untrained network if it had none, and notes its passes.
 
     Where the encoder's heads speak in coordinates of their own rank, the feedback speaks in the same.
     """
     if encoder.feedback is not None:
+        encoder.config["feedback"] = passes
         return encoder
-    made = make_encoder({"rank": rank, **encoder.config, "feedback": PASSES})
+    made = make_encoder({"rank": rank, **encoder.config, "feedback": passes})
     missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
     ours = ("feedback.", "latents.sigma", "latents.directions", "latents.gains")
     assert not unexpected and all(name.startswith(ours) for name in missing)
