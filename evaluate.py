@@ -4,6 +4,7 @@ Examples:
     python evaluate.py                                            # 200 validation faces, 16 and 8 px, default bundle
     python evaluate.py --methods all                              # every method of the field: PULSE takes its time
     python evaluate.py --faces 2000 --lr 16 --out results/full    # with the Fréchet distance (1000 faces or more)
+    python evaluate.py --methods all --keep --bundle runs/mine    # again after a training: searches are not repeated
     python evaluate.py --degradation clean noise25 jpeg --methods pulse ours refined --out results/robust
     python evaluate.py --bundle runs/mine --bundle pSp=runs/psp/bundle --data my_faces.zip --k 8
     python evaluate.py --group-by celeba128_labels.csv.gz:Male --attributes runs/attributes_64/attributes.safetensors
@@ -16,8 +17,8 @@ in its key "timing" alone) and one `faces_<LR>.png` per setting into --out. Thes
 mind its licence before they are passed on.
 
 Table and results grow by each setting as it is finished. What is measured is kept batch by batch in --out/partial: the
-same command goes on after an interruption, and takes the folder away in the end. Under torchrun every process takes its
-share of the batches; on several machines, --out has to be a folder that all of them see.
+same command goes on after an interruption, and takes the folder away in the end, unless --keep says no. Under torchrun
+every process takes its share of the batches; on several machines, --out has to be a folder that all of them see.
 
 The methods: bicubic and nearest neighbour; mean, the generator's face at its mean latent, the same for everybody, which
 looks sharp and explains nothing; adam, 200 steps in W+ from the mean without any prior; pulse, mm-pulse (k starts), rls
@@ -71,11 +72,13 @@ from referee.cells import Processes, Store
 from referee.contest import FRECHET_FACES, Contest, Outcome, Setting
 from referee.groups import Grouping, by_group, read_grouping
 from referee.judge import Referee
-from referee.methods import TITLES, Method, make_encoder, make_method
+from referee.methods import TITLES, Method, made_of, make_encoder, make_method
 from referee.options import parse
 from referee.table import table
 
 OPERATOR = "separable bicubic, a = -0.5, antialiased (4·factor taps, PULSE's offsets, reflected borders); LR in 8 bit"
+
+OF_METHODS = ("bundle", "other_bundles", "refine")  # what only some methods depend on, see `referee.methods.made_of`
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,10 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
     settings = [Setting(size, degradation) for degradation in args.degradation for size in args.lr]
     facts = _circumstances(args, bundle, others, referee, faces)
     processes = Processes.join()
-    contest = Contest(faces, referee, Store(args.out, facts), processes, args.k, args.seed)
+    ingredients = {name: made_of(name, bundle, args.refine) for name in args.methods}
+    ingredients |= {name: made_of(name, other, args.refine) for name, other in others.items()}
+    shared = {key: fact for key, fact in facts.items() if key not in OF_METHODS}
+    contest = Contest(faces, referee, Store(args.out, shared), processes, args.k, args.seed, ingredients)
     results = {"command": command, **facts, "settings": {}, "titles": _titles(args), "unreadable": []}
     results |= {"results": {}, "groups": {}}
     results["timing"] = {"seconds_per_face": {}, "device": args.device.type, "threads": torch.get_num_threads()}
@@ -209,7 +215,8 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
     processes.leave()
     if processes.rank:
         return None
-    contest.store.clear()
+    if not args.keep:
+        contest.store.clear()
     return results
 
 

@@ -2,7 +2,9 @@
 
 A *cell* is one method in one setting (LR size and degradation). Its faces are measured in batches, each batch has a
 file of its own, and a file is there complete or not at all. Who comes next, after a kill or as another process, leaves
-out what is there. The folder's name is a hash of all that the figures depend on, so that nothing else is ever mixed in.
+out what is there. The name of the run's folder is a hash of the circumstances that all methods share, the name of a
+cell has one of what its method is made of: nothing else is ever mixed in, and a search whose generator stayed the same
+need not be measured again because an encoder changed.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Store:
 
     Args:
         out: The run's folder of results.
-        circumstances: All that the figures depend on, as JSON.
+        circumstances: All that the figures depend on besides the methods, as JSON.
     """
 
     def __init__(self, out: Path, circumstances: Mapping[str, Any]) -> None:

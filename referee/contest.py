@@ -99,12 +99,26 @@ class Contest:
         processes: Those that share the work.
         k: Candidates per face to ask for.
         seed: Of the candidates and degradations.
+        made_of: What a method's pictures depend on, by its name, see `referee.methods.made_of`.
     """
 
-    def __init__(self, faces: Faces, referee: Referee, store: Store, processes: Processes, k: int, seed: int) -> None:
+    def __init__(
+        self,
+        faces: Faces,
+        referee: Referee,
+        store: Store,
+        processes: Processes,
+        k: int,
+        seed: int,
+        made_of: Mapping[str, str],
+    ) -> None:
         self.faces, self.referee, self.store, self.processes = faces, referee, store, processes
-        self.k, self.seed = k, seed
+        self.k, self.seed, self.made_of = k, seed, made_of
         self.problems: list[str] = []
+
+    def _cell(self, name: str, setting: Setting) -> str:
+        """Names the cell of a method in a setting."""
+        return f"{setting.name}-{name}-{self.made_of[name][:16]}"
 
     def run(self, name: str, method: Method, setting: Setting, progress: tqdm | None = None) -> None:
         """Lets one method run on this process's share of the faces, but for what was done before.
@@ -120,7 +134,7 @@ class Contest:
         """
         for part in self.processes.mine(len(self.faces), cells.BATCH):
             self._look_at_truth(part)
-            cell = f"{setting.name}-{name}"
+            cell = self._cell(name, setting)
             if not self.store.has(cell, part):
                 truth, places, problems = read_faces(self.faces, part, self.referee.device)
                 values = self._judge(method, setting, truth, places) if places else {}
@@ -169,7 +183,7 @@ class Contest:
         parts: dict[str, list[Tensor]] = {}
         moments: list[Moments] = []
         problems: list[str] = []
-        for values, failed in self.store.batches(f"{setting.name}-{name}", len(self.faces), cells.BATCH):
+        for values, failed in self.store.batches(self._cell(name, setting), len(self.faces), cells.BATCH):
             problems += failed
             if "features" in values:
                 _collect(moments, values.pop("features"))
@@ -204,7 +218,7 @@ class Contest:
 
     def _seconds(self, name: str, method: Method, setting: Setting) -> float:
         """Gives the time for one face, as it was taken before, or takes it."""
-        key = f"seconds-{setting.name}-{name}"
+        key = f"seconds-{self._cell(name, setting)}"
         kept = self.store.note(key)
         return float(kept if kept is not None else self.store.note(key, self.seconds(method, setting)) or 0.0)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor
 
 from data.operator import upscale_bicubic
 from models.bundle import Bundle
+from models.pretrained import tensors_sha256
 from search.candidates import Plan, find_candidates
 from search.loop import draw
+
+if TYPE_CHECKING:
+    from models.flow import FlowPrior
 
 
 class Drawn(NamedTuple):
@@ -120,6 +125,42 @@ TITLES = {  # in tables, where it differs from the name
 }
 
 
+def made_of(name: str, bundle: Bundle, refine: int) -> str:
+    """Tells by a hash what a method's pictures depend on, besides what it gets to see.
+
+    Args:
+        name: One of METHODS; any other name is that of a whole bundle's encoder.
+        bundle: What the method is made of.
+        refine: Steps of the method "refined".
+
+    Returns:
+        A hash: for bicubic interpolation the same whatever the bundle, and for the searches that know no encoder as
+        long as generator, statistics of its latents and, for RLS, the flow stay the same.
+    """
+    text = bundle.hash
+    if name in ("bicubic", "nearest"):
+        text = name
+    elif name == "mean":
+        text = tensors_sha256(bundle.generator.state_dict())
+    elif name in SEARCHES:
+        latents = bundle.encoder.latents
+        statistics = {
+            key: getattr(latents, key) for key in ("w_avg", "mean", "factor", "sigma") if hasattr(latents, key)
+        }
+        text = tensors_sha256({**bundle.generator.state_dict(), **statistics})
+        if name == "rls":
+            text += tensors_sha256(_flow_of(bundle).state_dict())
+    elif name == "refined":
+        text += f" {refine}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flow_of(bundle: Bundle) -> FlowPrior:
+    from models.flow import flow_of  # late: it reads the flow, and says how to get one
+
+    return flow_of(bundle)
+
+
 def make_method(name: str, bundle: Bundle, refine: int) -> Method:
     """Makes a method by its name.
 
@@ -139,7 +180,5 @@ def make_method(name: str, bundle: Bundle, refine: int) -> Method:
     if name == "refined":
         return make_search(bundle, Plan("ours", "encoder", refine))
     if name == "rls":
-        from models.flow import flow_of  # late: it reads the flow, and says how to get one
-
-        flow_of(bundle)
+        _flow_of(bundle)
     return make_search(bundle, SEARCHES[name], most=1 if name == "pulse" else None)

@@ -54,6 +54,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--niqe", metavar="FILE", help="pristine model for NIQE; `python -m referee.niqe` fits one")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (%(default)s)")
     add("--out", default="results", help="folder for what is written (%(default)s)")
+    add("--keep", action="store_true", help="keep what was measured: a later run measures only what is new")
     return parser
 
 

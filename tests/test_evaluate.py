@@ -57,7 +57,7 @@ class StubBundle:
     """Bicubic faces with noise from the random numbers that are passed in; codes are pictures."""
 
     name, hash, resolution, lr_sizes = "stub", "0123456789abcdef", R, (4, R)
-    generator = SimpleNamespace(w_avg=torch.full((R * R,), 0.15), num_ws=3)
+    generator = SimpleNamespace(w_avg=torch.full((R * R,), 0.15), num_ws=3, state_dict=dict)
     encoder = SimpleNamespace(config={})
 
     def generate(self, ws: Tensor) -> Tensor:

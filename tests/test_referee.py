@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +196,42 @@ def test_other_circumstances_never_share_partial_results(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         list(other.batches("cell", 2, 2))
     assert one.note("seconds") is None and one.note("seconds", 0.5) == one.note("seconds") == 0.5
+
+
+def test_a_later_run_measures_only_what_is_new(folder, tmp_path, plain, enter, monkeypatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[[Tensor, int, Sequence[int]], Tensor]:
+        def draw(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+            calls.append(name)
+            return upscale_bicubic(lr, R)[:, None]
+
+        return draw
+
+    enter("old", counted("old"))
+    enter("new", counted("new"))
+    hashes = {"old": "0", "new": "1"}
+    monkeypatch.setattr(evaluate, "made_of", lambda name, bundle, refine: hashes[name])
+    command = ["--data", str(folder), "--lr", "8", "--device", "cpu", "--out", str(tmp_path), "--keep", "--methods"]
+    assert evaluate.main([*command, "old"]) == 0 and set(calls) == {"old"}
+    calls.clear()
+    assert evaluate.main([*command, "old", "new"]) == 0 and set(calls) == {"new"}
+    calls.clear()
+    hashes["new"] = "2"  # as after a training
+    assert evaluate.main([*command, "old", "new"]) == 0 and set(calls) == {"new"}
+
+
+def test_what_methods_are_made_of(tiny) -> None:
+    def hashes(bundle: Bundle, refine: int = 10) -> dict[str, str]:
+        names = ("bicubic", "mean", "pulse", "ours", "refined", "other")
+        return {name: methods.made_of(name, bundle, refine) for name in names}
+
+    now, trained, longer = hashes(tiny), hashes(replace(tiny, hash="01")), hashes(tiny, refine=20)
+    assert {name for name in now if now[name] != trained[name]} == {"ours", "refined", "other"}
+    assert {name for name in now if now[name] != longer[name]} == {"refined"}
+    other = Generator(R, channels=(8, 8, 8, 8), z_dim=8, w_dim=8, mapping_layers=2)
+    drawn = hashes(replace(tiny, generator=other))
+    assert {name for name in now if now[name] != drawn[name]} == {"mean", "pulse"}  # its hash would differ as well
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

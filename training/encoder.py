@@ -17,7 +17,6 @@ import copy
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -33,11 +32,11 @@ from models.encoder import Encoder, create_encoder
 from models.generator import Generator
 from models.identity import Identity
 from models.weights import sha256_of
-from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.batches import downscale_groups, faces_from_bytes, first_faces, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
-from training.owner import check_owner
+from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
 from training.ranger import Ranger
 from training.schedule import scheduled
@@ -46,7 +45,7 @@ from training.starting import start_backbone, start_from
 from training.synthetic import synthetic_loss
 
 
-class EncoderTraining(LightningModule):
+class EncoderTraining(OwnedTraining):
     """Training of an encoder for a given generator.
 
     Args:
@@ -126,7 +125,7 @@ class EncoderTraining(LightningModule):
                 f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
             )
         loaded = load_generator(generator)
-        self._generator_sha256 = sha256_of(generator)
+        self.owner = Owner("generator_sha256", sha256_of(generator), str(generator))
         self.encoder = create_encoder(loaded.resolution, variant, loaded.w_dim, **(architecture or {}))
         if weight_partial and getattr(self.encoder, "base", None) is None:
             raise ValueError("Expected an encoder with a base head for weight_partial; add architecture {base: true}.")
@@ -170,18 +169,6 @@ class EncoderTraining(LightningModule):
         if stage == "fit" and self.hparams["compile"]:
             for network in (self._generator[0].synthesis, *self._sides):
                 compile_if_possible(network, device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which generator the encoder belongs to."""
-        checkpoint["generator_sha256"] = self._generator_sha256
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another generator.
-
-        Raises:
-            ValueError: If the checkpoint was made with another generator.
-        """
-        check_owner(checkpoint, "generator_sha256", self._generator_sha256, self.hparams["generator"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW or Ranger, with warm-up and decay."""
@@ -335,11 +322,9 @@ class EncoderTraining(LightningModule):
         from training.spread import CALIBRATION_FACES, calibrate_spread
 
         photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
-        faces = torch.stack([photos[i] for i in range(min(CALIBRATION_FACES, len(photos)))])
         generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
-        if sha256_of(self.hparams["generator"]) != self._generator_sha256:
-            raise ValueError(f"Expected {self.hparams['generator']} to stay as it was; it changed during the training.")
-        calibrate_spread(encoder, generator, faces_from_bytes(faces))
+        self.owner.check_unchanged(sha256_of(self.hparams["generator"]))
+        calibrate_spread(encoder, generator, first_faces(photos, CALIBRATION_FACES))
         sizes = [self.hparams["smallest_lr"], self.hparams["largest_lr"] or encoder.resolution]
         save_bundle(folder, generator, encoder, {"lr_sizes": sizes, **self.hparams["bundle_info"]})
 

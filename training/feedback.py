@@ -10,10 +10,8 @@ solution or far away. Half of the faces start at the encoder's best guess, half 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -27,11 +25,11 @@ from models.encoder import make_encoder
 from models.encoder_base import EncoderBase
 from models.feedback import Feedback, on_canvas
 from models.generator import Generator
-from training.batches import LowResolution, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.batches import LowResolution, downscale_groups, faces_from_bytes, first_faces, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
-from training.owner import check_owner
+from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
 from training.schedule import warmup_cosine
 from training.spread import CALIBRATION_FACES, calibrate_spread
@@ -39,7 +37,7 @@ from training.spread import CALIBRATION_FACES, calibrate_spread
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
 
 
-class FeedbackTraining(LightningModule):
+class FeedbackTraining(OwnedTraining):
     """Training of the feedback network of a bundle's encoder.
 
     Args:
@@ -94,7 +92,7 @@ class FeedbackTraining(LightningModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
         loaded = load_bundle(bundle)
-        self._bundle_hash = loaded.hash
+        self.owner = Owner("bundle_hash", loaded.hash, str(bundle))
         self.encoder = _with_feedback(loaded.encoder, rank, export_passes)
         self.feedback_ema = copy.deepcopy(self._trained).eval().requires_grad_(False)
         self.encoder.eval().requires_grad_(False)
@@ -133,18 +131,6 @@ class FeedbackTraining(LightningModule):
         encoder = copy.deepcopy(self.encoder).to(self.trainer.strategy.root_device)
         rank, seed = self.encoder.latents.rank, self.hparams["seed"]
         self.encoder.latents.set_curvature(measure_coordinates(self._generator[0], rank, seed, encoder))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which bundle the feedback belongs to."""
-        checkpoint["bundle_hash"] = self._bundle_hash
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another bundle.
-
-        Raises:
-            ValueError: If the checkpoint was made with another one.
-        """
-        check_owner(checkpoint, "bundle_hash", self._bundle_hash, self.hparams["bundle"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; `training_step` sets its learning rate."""
@@ -268,12 +254,10 @@ class FeedbackTraining(LightningModule):
             return
         encoder = self.averaged().float().cpu()
         loaded = load_bundle(self.hparams["bundle"])
-        if loaded.hash != self._bundle_hash:
-            raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
+        self.owner.check_unchanged(loaded.hash)
         if encoder.posterior is not None:
             photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
-            faces = torch.stack([photos[i] for i in range(min(CALIBRATION_FACES, len(photos)))])
-            calibrate_spread(encoder, loaded.generator, faces_from_bytes(faces))
+            calibrate_spread(encoder, loaded.generator, first_faces(photos, CALIBRATION_FACES))
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 

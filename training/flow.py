@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -15,14 +13,14 @@ from models.generator import Generator
 from models.latents import gaussianize
 from models.weights import load_generator, sha256_of
 from training.export_folder import export_folder
-from training.owner import check_owner
+from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
 from training.schedule import scheduled
 
 FIT_CODES = 50_000  # for the affine map
 
 
-class FlowTraining(LightningModule):
+class FlowTraining(OwnedTraining):
     """Maximum likelihood, loss = −E log p(w) / D, on fresh codes at every step.
 
     Validation compares it with the full Gaussian of v = lrelu₅(w), in the same unit, nats per number of w.
@@ -53,7 +51,7 @@ class FlowTraining(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         loaded = load_generator(generator)
-        self._generator_sha256 = sha256_of(generator)
+        self.owner = Owner("generator_sha256", sha256_of(generator), str(generator))
         torch.manual_seed(seed)
         self.flow = FlowPrior(loaded.w_dim, blocks, hidden, whiten)
         self._generator: tuple[Generator] = (loaded,)  # in a tuple, so that it stays out of checkpoints
@@ -69,18 +67,6 @@ class FlowTraining(LightningModule):
         device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
         self._generator[0].to(device)
         self._gaussian = (self._gaussian[0].to(device), self._gaussian[1].to(device))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which generator the flow belongs to."""
-        checkpoint["generator_sha256"] = self._generator_sha256
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another generator.
-
-        Raises:
-            ValueError: If the checkpoint was made with another generator.
-        """
-        check_owner(checkpoint, "generator_sha256", self._generator_sha256, self.hparams["generator"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a cosine."""
@@ -121,7 +107,7 @@ class FlowTraining(LightningModule):
         folder = export_folder(self.trainer, self.hparams["export_to"])
         if folder is None:
             return
-        save_flow(self.flow, folder, self._generator_sha256)
+        save_flow(self.flow, folder, self.owner.hash)
 
 
 def log_density_of_gaussian(mean: Tensor, factor: Tensor, w: Tensor) -> Tensor:

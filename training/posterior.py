@@ -14,7 +14,6 @@ import math
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -23,16 +22,16 @@ from data.faces import Faces
 from models.bundle import load_bundle, save_bundle
 from models.bundle_info import notes_of
 from models.encoder import make_encoder
-from training.batches import faces_from_bytes
+from training.batches import first_faces
 from training.coverage import LEVELS, calibrate, region_levels
 from training.export_folder import export_folder
-from training.owner import check_owner
+from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
 from training.schedule import scheduled
 from training.spread import CALIBRATION_FACES, calibrate_spread
 
 
-class PosteriorTraining(LightningModule):
+class PosteriorTraining(OwnedTraining):
     """Fit of the distribution over codes of a bundle's encoder.
 
     Args:
@@ -68,7 +67,7 @@ class PosteriorTraining(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         loaded = load_bundle(bundle)
-        self._bundle_hash = loaded.hash
+        self.owner = Owner("bundle_hash", loaded.hash, str(bundle))
         made = make_encoder({**loaded.encoder.config, "posterior": kind})
         state = {name: t for name, t in loaded.encoder.state_dict().items() if not name.startswith("posterior.")}
         missing, unexpected = made.load_state_dict(state, strict=False)
@@ -78,18 +77,6 @@ class PosteriorTraining(LightningModule):
         self.posterior_ema = copy.deepcopy(made.posterior).eval().requires_grad_(False)
         self._encoder = (made.eval().requires_grad_(False),)  # in a tuple: it stays out of checkpoints
         self.posterior.train().requires_grad_(True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which bundle the distribution belongs to."""
-        checkpoint["bundle_hash"] = self._bundle_hash
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another bundle.
-
-        Raises:
-            ValueError: If the checkpoint was made with another one.
-        """
-        check_owner(checkpoint, "bundle_hash", self._bundle_hash, self.hparams["bundle"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
@@ -138,14 +125,13 @@ class PosteriorTraining(LightningModule):
         if folder is None:
             return
         loaded, encoder = load_bundle(self.hparams["bundle"]), self._encoder[0].cpu()
-        if loaded.hash != self._bundle_hash:
-            raise ValueError(f"Expected {self.hparams['bundle']} to stay as it was; it changed during the training.")
+        self.owner.check_unchanged(loaded.hash)
         encoder.posterior = self.posterior_ema.float().cpu()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         held_out = data.pairs["val"]
         octave = encoder.octave(held_out.size)
         calibrate(encoder.posterior, held_out.context.float(), octave, held_out.u)
         photos = Faces(self.hparams["photos"], encoder.resolution, limit=CALIBRATION_FACES)
-        faces = faces_from_bytes(torch.stack([photos[i] for i in range(len(photos))]))
+        faces = first_faces(photos, CALIBRATION_FACES)
         calibrate_spread(encoder, loaded.generator, faces, budget=self.hparams["budget"])
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
