@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from losses.feature_means import feature_means_distance
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.path_length import path_lengths
@@ -182,3 +183,17 @@ def test_lpips_without_weights_names_the_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
     with pytest.raises(FileNotFoundError, match=f"Put the file at {tmp_path / 'checkpoints' / TRUNK}"):
         LPIPS()
+
+
+def test_the_distance_of_feature_means_is_unbiased() -> None:
+    """Many batches of 8 pictures whose features have a known mean: the estimate averages to its square."""
+    torch.manual_seed(0)
+    wanted = torch.tensor([0.3, -0.1, 0.2])
+    estimates = []
+    for _ in range(2000):
+        truth = (torch.randn(8, 3, 2, 2), torch.randn(8, 1, 1, 1))
+        drawn = (truth[0] + wanted[:, None, None] + torch.randn(8, 3, 1, 1), truth[1] + 0.5)
+        estimates.append(feature_means_distance(drawn, truth))
+    assert torch.stack(estimates).mean() == pytest.approx(float(wanted.square().sum()) + 0.25, abs=0.03)
+    with pytest.raises(ValueError, match="at least 2"):
+        feature_means_distance([truth[0][:1]], [truth[0][:1]])

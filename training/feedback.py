@@ -1,10 +1,11 @@
 """Trains the learned feedback on photos, for an encoder and a generator that stay as they are.
 
-    L = log(‖D x̂ − y‖² / M + 3e-4) + λ_p LPIPS(x̂, x) + λ_m ‖Δ / σ‖² / (L D),    x̂ = g(w + Δ)
+    L = log(‖D x̂ − y‖² / M + 3e-4) + λ_p LPIPS(x̂, x) + λ_φ ‖E φ(x̂) − E φ(x)‖² + λ_m ‖Δ / σ‖² / (L D),    x̂ = g(w + Δ)
 
 One batch serves several passes, each of which is a step of the optimiser: the face that a pass draws is where the next
 one starts, so that the network sees its own results. The logarithm asks for the same factor of every face, near the
-solution or far away. Half of the faces start at the encoder's best guess, half at a candidate around it.
+solution or far away; the means of features over the batch keep what all corrections have in common out of the faces
+(`losses.feature_means`). Half of the faces start at the encoder's best guess, half at a candidate around it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from data.operator import EPSILON, Downscale, downscaling_error
+from losses.feature_means import feature_means_distance
 from losses.perceptual import LPIPS
 from models.bundle import load_bundle, save_bundle
 from models.bundle_info import notes_of
@@ -47,6 +49,7 @@ class FeedbackTraining(OwnedTraining):
         learning_rate: AdamW's, at its peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
         warmup_steps: Steps over which the learning rate rises.
         weight_lpips: λ_p.
+        weight_means: λ_φ.
         weight_moves: λ_m.
         spread: Candidates start up to so far from the best guess, as a share of the way to a random face.
         smallest_lr: Smallest LR size in pixels.
@@ -72,6 +75,7 @@ class FeedbackTraining(OwnedTraining):
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
         weight_lpips: float = 1.0,
+        weight_means: float = 0.0,
         weight_moves: float = 0.1,
         spread: float = 0.3,
         smallest_lr: int = 4,
@@ -196,14 +200,16 @@ class FeedbackTraining(OwnedTraining):
         h = self.hparams
         with self._full_precision():
             errors = torch.cat([downscaling_error(images[g.rows], g.faces, g.operator) for g in groups])
+        features = self._lpips[0].features(images)
         losses = {
             "error": (errors + FLOOR).log().mean(),
-            "lpips": self._lpips[0].distance(self._lpips[0].features(images), target).mean(),
+            "lpips": self._lpips[0].distance(features, target).mean(),
+            "means": feature_means_distance(features, target),
             "moves": (move / self.encoder.latents.sigma).square().mean(),
         }
         self.log_dict({f"loss/{name}_{number + 1}": value.detach() for name, value in losses.items()})
         self.log(f"downscaling_error_{number + 1}", errors.detach().mean(), prog_bar=number == h["passes"] - 1)
-        return losses["error"] + h["weight_lpips"] * losses["lpips"] + h["weight_moves"] * losses["moves"]
+        return losses["error"] + sum(h[f"weight_{name}"] * losses[name] for name in ("lpips", "means", "moves"))
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)
