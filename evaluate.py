@@ -20,10 +20,10 @@ Table and results grow by each setting as it is finished. What is measured is ke
 same command goes on after an interruption, and takes the folder away in the end, unless --keep says no. Under torchrun
 every process takes its share of the batches; on several machines, --out has to be a folder that all of them see.
 
-The methods: bicubic and nearest neighbour; mean, the generator's face at its mean latent, the same for everybody, which
-looks sharp and explains nothing; adam, 200 steps in W+ from the mean without any prior; pulse, mm-pulse (k starts), rls
-and brgm as published; ours, the encoder's candidates, and refined, the same after --refine steps. --bundle NAME=DIR
-adds the encoder of another bundle.
+The methods: bicubic and nearest neighbour; mean, the generator's face at its mean latent, the same for everybody,
+which looks sharp and explains nothing; adam, 200 steps in W+ from the mean without any prior; pulse, mm-pulse, rls and
+brgm as published, of which mm-pulse gives k candidates and the others one; ours, the encoder's candidates, and refined,
+the same after --refine steps. --bundle NAME=DIR adds the encoder of another bundle.
 
 The best guess is a method's first candidate. What the columns say:
     PSNR, SSIM, LPIPS, identity    the best guess beside the truth; LPIPS on SqueezeNet, identity as the cosine of

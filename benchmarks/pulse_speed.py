@@ -2,8 +2,9 @@
 
 The loop, its losses and its optimiser are those of a checkout of adamian98/pulse; nothing of it is part of this
 project. What is hard-coded there (CUDA, 18 styles of 512 numbers, 1024 px) is replaced in its text as it is read, its
-generator by ours. The two take turns, so that their ratio holds even where the times do not. Both search the same
-number of rows at once; ours does not stop at a tolerance here, where it would save the rest of the steps.
+generator by ours. The two take turns, so that their ratio holds even where the times do not. Both search the same rows;
+ours takes them in parts that fit the processor's caches, in bfloat16 where --precision says so, and does not stop at a
+tolerance here, where it would save the rest of the steps.
 
 Examples:
     git clone https://github.com/adamian98/pulse
@@ -31,7 +32,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.operator import Downscale
-from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from models.bundle import DEFAULT_BUNDLE, PRECISIONS, Bundle, load_bundle
+from search.candidates import rows_at_once
 from search.pulse import PulseSettings, pulse, pulse_noise
 from search.sphere import GaussianMap
 
@@ -113,7 +115,8 @@ def run_ours(bundle: Bundle, lr: Tensor, steps: int) -> None:
     settings = PulseSettings(steps=steps - 1, epsilon=1e-9)
     noise = pulse_noise(bundle.generator.synthesis, rngs, settings.noise)
     to_w = GaussianMap.of(bundle.encoder.latents)
-    pulse(bundle.generator.synthesis, to_w, Downscale(lr.shape[-1]), lr, start, noise, settings)
+    at_once = rows_at_once(bundle)
+    pulse(bundle.search_synthesis, to_w, Downscale(lr.shape[-1]), lr, start, noise, settings, at_once=at_once)
 
 
 def seconds(call: Callable[[], None], device: torch.device) -> float:
@@ -158,13 +161,15 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="rows; 64 are 16 faces x 4 candidates")
     parser.add_argument("--steps", type=int, default=20, help="of each search (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of ours (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args(args)
     if not (arguments.pulse / "PULSE.py").is_file():
         parser.error(f"--pulse: expected a checkout with PULSE.py in it, found none in {arguments.pulse}")
-    bundle = load_bundle(arguments.bundle, arguments.device)
+    bundle = load_bundle(arguments.bundle, arguments.device, arguments.precision)
     original = load_original(arguments.pulse, bundle)
-    print(f"{arguments.steps} steps, {arguments.lr} px, {arguments.device}, {torch.get_num_threads()} threads\n")
+    circumstances = f"{arguments.steps} steps, {arguments.lr} px, {arguments.device}, {torch.get_num_threads()} threads"
+    print(f"{circumstances}, ours {arguments.precision}\n")
     print("| rows | original, steps/s | ours, steps/s | ratio |\n|---|---|---|---|")
     rng = np.random.default_rng(0)
     for batch in arguments.batches:

@@ -27,7 +27,7 @@ from data.operator import EPSILON, Downscale
 from data.reading import from_uint8, to_uint8
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.determinism import use_deterministic_kernels
-from search.candidates import PIXELS_AT_ONCE, Plan, curvature_of, find_candidates, start_codes
+from search.candidates import Plan, curvature_of, find_candidates, rows_at_once, start_codes
 from search.loop import Found, search
 from search.optimisers import Adam, constant
 from search.refine import OPTIMISERS, SPACES, RefineSettings, refine_problem, spread_of_w
@@ -46,9 +46,10 @@ def adam_from_the_mean(bundle: Bundle, lr: Tensor, k: int, steps: int = 200) -> 
         bundle.generator.synthesis, bundle.encoder.latents, operator, RefineSettings(space="plain", pull=0.0)
     )
     variables, target = {"x": torch.zeros_like(ws)}, lr.repeat_interleave(k, dim=0)
-    at_once = max(1, PIXELS_AT_ONCE // bundle.resolution**2)
     optimiser = Adam(constant(0.1))
-    return search(problem, variables, {"start": ws}, target, optimiser, steps, EPSILON, at_once=at_once), ws
+    return search(
+        problem, variables, {"start": ws}, target, optimiser, steps, EPSILON, at_once=rows_at_once(bundle)
+    ), ws
 
 
 def encoder_alone(bundle: Bundle, lr: Tensor, k: int) -> Searched:

@@ -37,7 +37,7 @@ from models.bundle_info import (
     read_info,
 )
 from models.feedback import take_passes
-from models.generator import Generator
+from models.generator import Generator, SynthesisNetwork
 from models.pretrained import ROOT
 from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
@@ -64,8 +64,8 @@ class Bundle:
         generator: The generator, in eval mode.
         encoder: The encoder, in eval mode.
         device: Where both are.
-        precision: "float32", or "bf16" for an encoder that computes in bfloat16 where that is faster; the generator
-            always draws in float32.
+        precision: "float32", or "bf16" for an encoder and searches that compute in bfloat16 where that is faster; what
+            is handed out is drawn in float32 all the same.
         latents_path: latents.safetensors, from which the flow is read when it is asked for; None for a bundle that is
             in no folder.
 
@@ -148,6 +148,12 @@ class Bundle:
     def _correct(self, lr: Tensor, images: Tensor, ws: Tensor) -> Tensor:
         with self._at_precision():
             return self.encoder.correct(lr, images, ws).float()
+
+    @property
+    def search_synthesis(self) -> SynthesisNetwork:
+        """The generator's synthesis network, as searches use it: at the bundle's precision."""
+        synthesis = self.generator.synthesis
+        return synthesis.in_bfloat16() if self.precision == "bf16" else synthesis
 
     def _at_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -8,6 +8,7 @@ sample, and exports to ONNX with a dynamic batch.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -251,6 +252,13 @@ class SynthesisNetwork(nn.Module):
             below = width
         self.num_layers = 2 * len(self.resolutions) - 1
         self.num_ws = self.num_layers + 1
+        self._bfloat16 = False
+
+    def in_bfloat16(self) -> SynthesisNetwork:
+        """Gives the same network, with the same weights, that computes in bfloat16; its images stay float32."""
+        network = copy.copy(self)
+        network._bfloat16 = True
+        return network
 
     @property
     def blocks(self) -> list[SynthesisBlock]:
@@ -292,6 +300,12 @@ class SynthesisNetwork(nn.Module):
         Raises:
             ValueError: If the mode is unknown, or codes or noise have the wrong shape.
         """
+        if not self._bfloat16:
+            return self._images(ws, noise_mode, noise)
+        with torch.autocast(ws.device.type, torch.bfloat16):
+            return self._images(ws, noise_mode, noise).float()
+
+    def _images(self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None) -> Tensor:
         styles, noises = self._by_block(ws, noise_mode, noise)
         small = sum(size < banded.SMALLEST for size in self.resolutions) if banded.pays(ws) else len(self.blocks)
         x, sums = self._draw(styles[:small], noises[:small])

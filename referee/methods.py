@@ -105,6 +105,8 @@ SEARCHES = {
 }
 """As published, by name; PULSE with the paper's ε."""
 
+SEVERAL = ("mm-pulse",)  # searches that are published as giving several candidates; of the others there is one
+
 PICTURES: dict[str, Callable[[Bundle], Method]] = {
     "bicubic": make_bicubic,
     "nearest": make_nearest,
@@ -181,4 +183,4 @@ def make_method(name: str, bundle: Bundle, refine: int) -> Method:
         return make_search(bundle, Plan("ours", "encoder", refine))
     if name == "rls":
         _flow_of(bundle)
-    return make_search(bundle, SEARCHES[name], most=1 if name == "pulse" else None)
+    return make_search(bundle, SEARCHES[name], most=None if name in SEVERAL else 1)

@@ -29,7 +29,9 @@ PULSE_PRESETS = {"pulse": "paper", "mm-pulse": "mm-pulse"}  # by method
 STARTS = ("encoder", "random", "mean")
 PERTURBATION = 0.1  # how far candidates 2 to k start from the mean, as a share of the way to a random face
 CURVATURE_FACES = 96
-PIXELS_AT_ONCE = 2**20  # of the faces in a batch; a search keeps their features for the gradient
+# Of the faces in a batch, whose features a search keeps for the gradient. A processor is half as fast again where they
+# stay in its caches, a GPU wants to be filled.
+PIXELS_AT_ONCE = {"cpu": 2**16, "cuda": 2**20, "mps": 2**20}
 
 _CURVATURES: dict[tuple[str, str, int], Curvature] = {}
 
@@ -112,9 +114,9 @@ Callback = Callable[[Step], None] | None
 def _ours(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
     size = target.shape[-1]
     curvature = curvature_of(bundle, size) if plan.settings.space == "curvature" and plan.steps else None
-    parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(size), target, ws
+    parts = bundle.search_synthesis, bundle.encoder.latents, Downscale(size), target, ws
     spent = _spent(bundle) if plan.start == "encoder" and plan.steps else 0
-    at_once = _at_once(bundle)
+    at_once = rows_at_once(bundle)
     found = refine(*parts, plan.steps, plan.epsilon, plan.settings, callback, at_once, curvature, spent)
     return replace(found, passes=found.passes + spent)
 
@@ -123,8 +125,8 @@ def _rls(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callb
     from models.flow import flow_of  # late: it reads and makes the flow
 
     settings = replace(rls.PRESETS["paper"], steps=plan.steps, epsilon=plan.epsilon)
-    parts = bundle.generator.synthesis, flow_of(bundle), Downscale(target.shape[-1]), target, ws
-    return rls.rls(*parts, settings, callback, _at_once(bundle))
+    parts = bundle.search_synthesis, flow_of(bundle), Downscale(target.shape[-1]), target, ws
+    return rls.rls(*parts, settings, callback, rows_at_once(bundle))
 
 
 def _brgm(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
@@ -132,14 +134,14 @@ def _brgm(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Call
 
     size, latents = target.shape[-1], bundle.encoder.latents
     weight, sigma = cosine_weight(bundle.resolution, size), spread_of_w(latents)
-    place = bundle.generator.synthesis, _lpips(str(bundle.device)), Downscale(size), latents.w_avg, sigma
-    return brgm(*place, target, ws, weight, plan.steps, plan.epsilon, callback, _at_once(bundle))
+    place = bundle.search_synthesis, _lpips(str(bundle.device)), Downscale(size), latents.w_avg, sigma
+    return brgm(*place, target, ws, weight, plan.steps, plan.epsilon, callback, rows_at_once(bundle))
 
 
 def _plain(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Callback) -> Found:
     sigma, operator = spread_of_w(bundle.encoder.latents), Downscale(target.shape[-1])
-    parts = bundle.generator.synthesis, sigma, operator, target, ws, plan.steps, plan.epsilon
-    return plain(*parts, callback=callback, at_once=_at_once(bundle))
+    parts = bundle.search_synthesis, sigma, operator, target, ws, plan.steps, plan.epsilon
+    return plain(*parts, callback=callback, at_once=rows_at_once(bundle))
 
 
 _FROM_CODES = {"ours": _ours, "rls": _rls, "brgm": _brgm, "plain": _plain}
@@ -154,7 +156,7 @@ def _pulse(
     callback: Callback,
     seeds: Sequence[int] | None,
 ) -> Found:
-    synthesis, to_w = bundle.generator.synthesis, GaussianMap.of(bundle.encoder.latents)
+    synthesis, to_w = bundle.search_synthesis, GaussianMap.of(bundle.encoder.latents)
     rngs = _rngs(plan, k, len(lr), seeds)
     if plan.start == "random":
         u = _normal(rngs, (bundle.generator.num_ws, bundle.generator.w_dim)).to(bundle.device)  # (B · k, L, D)
@@ -163,7 +165,7 @@ def _pulse(
     settings = replace(PRESETS[PULSE_PRESETS[plan.method]], steps=plan.steps, epsilon=plan.epsilon)
     noise = pulse_noise(synthesis, rngs, settings.noise)
     operator = Downscale(lr.shape[-1])
-    return pulse(synthesis, to_w, operator, target, u, noise, settings, callback, _at_once(bundle))
+    return pulse(synthesis, to_w, operator, target, u, noise, settings, callback, rows_at_once(bundle))
 
 
 @lru_cache(maxsize=2)
@@ -234,9 +236,9 @@ def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: fl
     if steps < 0:
         raise ValueError(f"Expected steps from 0, got {steps}.")
     target = lr.to(bundle.device, torch.float32).repeat_interleave(ws.shape[1], dim=0)  # (B · k, 3, s, s)
-    parts = bundle.generator.synthesis, bundle.encoder.latents, Downscale(lr.shape[-1]), target
+    parts = bundle.search_synthesis, bundle.encoder.latents, Downscale(lr.shape[-1]), target
     curvature = curvature_of(bundle, lr.shape[-1]) if steps else None
-    at_once, spent = _at_once(bundle), _spent(bundle)
+    at_once, spent = rows_at_once(bundle), _spent(bundle)
     found = refine(*parts, ws.flatten(0, 1), steps, epsilon, at_once=at_once, curvature=curvature, spent=spent)
     return found.ws.view_as(ws)
 
@@ -272,5 +274,6 @@ def curvature_of(bundle: Bundle, lr_size: int) -> Curvature:
     return _CURVATURES[key]
 
 
-def _at_once(bundle: Bundle) -> int:
-    return max(1, PIXELS_AT_ONCE // bundle.resolution**2)
+def rows_at_once(bundle: Bundle) -> int:
+    """Says how many rows are searched together; further ones wait."""
+    return max(1, PIXELS_AT_ONCE[bundle.device.type] // bundle.resolution**2)

@@ -283,3 +283,16 @@ def test_path_lengths_can_be_trained() -> None:
     for name in ("synthesis.b8.conv0.weight", "synthesis.b4.conv1.affine.weight", "mapping.fc0.weight"):
         gradient = generator.get_parameter(name).grad
         assert gradient.isfinite().all() and gradient.abs().max() > 0, name
+
+
+def test_in_bfloat16_the_weights_are_the_same_ones() -> None:
+    torch.manual_seed(0)
+    generator = Generator(32, channels=(16, 16, 8, 8), z_dim=16, w_dim=16, mapping_layers=2).eval()
+    exact, fast = generator.synthesis, generator.synthesis.in_bfloat16()
+    ws = torch.randn(2, generator.num_ws, 16)
+    before = exact(ws)
+    images = fast(ws)
+    assert images.dtype == torch.float32 and not torch.equal(images, before)
+    assert (images - before).abs().max() < 0.02 * before.abs().max()
+    assert torch.equal(exact(ws), before)  # the network itself stays in float32
+    assert all(a is b for a, b in zip(exact.parameters(), fast.parameters(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,10 +225,21 @@ def test_upsample_with_refinement(bundle: Bundle) -> None:
         refine_codes(bundle, lr, plain, -1)
 
 
+@pytest.mark.parametrize(("method", "start"), [("ours", "encoder"), ("pulse", "random"), ("plain", "mean")])
+def test_a_search_in_bfloat16_finds_nearly_the_same(method: str, start: str, bundle: Bundle) -> None:
+    lr, wanted = faces(bundle, 3), Plan(method, start, steps=3)
+    exact = find_candidates(bundle, lr, 1, wanted)
+    fast = find_candidates(replace(bundle, precision="bf16"), lr, 1, wanted)
+    assert not torch.equal(fast.ws, exact.ws) and fast.ws.dtype == torch.float32
+    assert torch.allclose(fast.errors, exact.errors, rtol=0.1, atol=1e-4)
+    drawn = downscaling_error(draw(bundle.generator.synthesis, fast).clamp(-1, 1), lr, Downscale(8))
+    assert torch.allclose(drawn, fast.errors, rtol=0.05, atol=1e-4)  # what it thinks of its faces holds in float32
+
+
 def test_rows_are_searched_in_parts_that_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     lr, seen = faces(bundle, 3), []
     whole = find_candidates(bundle, lr, 1, Plan(steps=1))
-    monkeypatch.setattr(search.candidates, "PIXELS_AT_ONCE", 2 * 32**2)
+    monkeypatch.setitem(search.candidates.PIXELS_AT_ONCE, "cpu", 2 * 32**2)
     parts = find_candidates(bundle, lr, 1, Plan(steps=1), lambda step: seen.append(len(step.rows)))
     assert max(seen) == 2 and torch.allclose(parts.ws, whole.ws, atol=1e-3)
 
