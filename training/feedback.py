@@ -36,6 +36,7 @@ from training.randomness import step_rng
 from training.schedule import warmup_cosine
 from training.spread import CALIBRATION_FACES, calibrate_spread
 
+FURTHER = 1.5
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
 
 
@@ -51,7 +52,8 @@ class FeedbackTraining(OwnedTraining):
         weight_lpips: λ_p.
         weight_means: λ_φ.
         weight_moves: λ_m.
-        spread: Candidates start up to so far from the best guess, as a share of the way to a random face.
+        spread: Candidates start up to so far from the best guess, as a share of the way to a random face; where the
+            encoder has a posterior, up to half as far again as its spread says instead.
         smallest_lr: Smallest LR size in pixels.
         largest_lr: Largest LR size in pixels; R / 2 if None.
         often: LR sizes that are trained more than others.
@@ -176,14 +178,21 @@ class FeedbackTraining(OwnedTraining):
             ws, images = moved.detach(), images.detach()
 
     def _starts(self, groups: list[LowResolution], rng: torch.Generator) -> Tensor:
-        """The encoder's best guesses, half of them moved towards random faces (B, L, D)."""
-        encoder, spread = self.encoder, self.hparams["spread"]
+        """The encoder's best guesses, half of them moved as its candidates are (B, L, D)."""
+        encoder, sizes = self.encoder, lr_sizes_of(groups)
         canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
-        best = encoder.best_guess(canvas, lr_sizes_of(groups)).float()
-        noise = torch.randn(len(best), encoder.w_dim, device=rng.device, generator=rng)
+        features = encoder.read(canvas, sizes)
+        best = encoder.codes(features).float()
+        noise = torch.randn(len(best), 1, encoder.noise_dim, device=rng.device, generator=rng)
         share, chosen = torch.rand(2, len(best), 1, 1, device=rng.device, generator=rng)
-        towards = encoder.latents.sample(noise) - encoder.latents.w_avg  # (B, D)
-        return best + spread * share * (chosen < 0.5) * towards[:, None]
+        moves = encoder.moves(features, best, sizes, noise)[:, 0].float()  # (B, 1 or L, D)
+        if encoder.posterior is None:  # the spread is calibrated after this training
+            spread = torch.full((len(best), encoder.num_ws), self.hparams["spread"], device=rng.device)
+        else:
+            spread = FURTHER * torch.cat(
+                [encoder.spread_at(g.operator.lr_size).repeat(len(g.faces), 1) for g in groups]
+            )
+        return best + spread[:, :, None] * share * (chosen < 0.5) * moves
 
     def _pass(self, groups: list[LowResolution], images: Tensor, ws: Tensor) -> Tensor:
         canvas = self._trained.canvas
