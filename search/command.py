@@ -27,8 +27,9 @@ def add_search_options(group: argparse._ArgumentGroup) -> None:
         metavar="STEPS",
         type=int,
         default=0,
-        help="steps of a search that brings the candidates closer to the input; 10 are a good number for ours, "
-        "100 for pulse and mm-pulse, 200 for plain, 500 for rls and brgm (default: 0)",
+        help="steps of a search that brings the candidates closer to the input, until they are close enough; 10 are a "
+        "good number for ours, each up to three iterations of L-BFGS, 100 for pulse and mm-pulse, 200 for plain, 500 "
+        "for rls and brgm (default: 0)",
     )
     add(
         "--method",

@@ -26,7 +26,9 @@ from models.latents import LatentStatistics, gaussianize, ungaussianize
 from search.loop import Codes, Found, Optimiser, Problem, Rows, Step, search
 from search.optimisers import LBFGS, Adam, GaussNewton, constant
 
-PASSES_PER_STEP = 3.7  # the work that a step of `--refine` stands for: forward, backward, and some for the ends
+# What a step of `--refine` may cost: three iterations of L-BFGS, a forward and a backward pass each. Most candidates
+# are within the tolerance, and done, long before; few need all of it.
+PASSES_PER_STEP = 9
 OPTIMISERS = ("adam", "lbfgs", "gauss-newton")
 SPACES = ("plain", "whitened", "curvature")
 
@@ -58,17 +60,17 @@ class RefineSettings:
 
 
 def plan(settings: RefineSettings, steps: int, spent: int = 0) -> tuple[Optimiser, int]:
-    """Spends the work of `steps` gradient steps, ⌊3.7 steps⌋ generator passes, on an optimiser.
+    """Spends the work of `steps` steps, nine generator passes each at most, on an optimiser.
 
     Args:
         settings: Name the optimiser.
-        steps: Gradient steps that the work is worth, from 0.
+        steps: Steps that the work is worth, from 0.
         spent: Generator passes that the start has cost already, such as those of learned feedback.
 
     Returns:
         The optimiser, and how many steps of its own it may take: none for 0, at least one otherwise.
     """
-    budget = math.floor(PASSES_PER_STEP * steps) - 1 - spent  # one pass draws the last face
+    budget = PASSES_PER_STEP * steps - 1 - spent  # one pass draws the last face
     chosen: Optimiser
     if settings.optimiser == "adam":
         chosen = Adam(constant(settings.rate), betas=(0.7, 0.9))  # a short memory for few steps
