@@ -7,15 +7,21 @@ import torch
 from small_runs import write_bundle
 
 from models.bundle import load_bundle
-from models.compression import compress, main, truncate
+from models.compression import compress, main, split
 
 
-def test_truncation_is_the_best_of_its_rank():
-    weight = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
-    a, b = truncate(weight, 4)
-    values = torch.linalg.svdvals(weight)
+def test_the_split_is_the_best_of_its_rank():
+    """On inputs of any distribution, W x loses what its smallest singular values over the samples say, and no more."""
+    rng = torch.Generator().manual_seed(0)
+    weight, mix = torch.randn(7, 9, generator=rng), torch.randn(9, 9, generator=rng) ** 3
+    outputs = torch.randn(500, 9, generator=rng) @ mix.T @ weight.T
+    a, b = split(weight, outputs, 4)
     assert a.shape == (7, 4) and b.shape == (4, 9)
-    assert float((weight - a @ b).norm()) == pytest.approx(float(values[4:].norm()), rel=1e-4)
+    found = outputs @ torch.linalg.pinv(weight).T @ b.T @ a.T  # the inputs, as far as W sees them
+    values = torch.linalg.svdvals(outputs)
+    assert float((outputs - found).norm()) == pytest.approx(float(values[4:].norm()), rel=1e-3)
+    whole, same = split(weight, outputs[:3], 7)  # few samples, but all directions
+    torch.testing.assert_close(whole @ same, weight)
 
 
 @pytest.fixture
@@ -28,20 +34,20 @@ def bundle(tmp_path):
 
 def test_enough_ranks_change_nothing(bundle):
     lr, images = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
-    small = compress(bundle.encoder, 32, 64)  # at most so many numbers come out of a head, and of the feedback
+    small = compress(bundle, images, 32, 64)  # at most so many numbers come out of a head, and of the feedback
     ws = bundle.encoder(lr)[:, 0]
     torch.testing.assert_close(small(lr)[:, 0], ws, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         small.correct(lr, images, ws), bundle.encoder.correct(lr, images, ws), rtol=1e-4, atol=1e-4
     )
-    few = compress(bundle.encoder, 2, 0)
+    few = compress(bundle, images, 2, 0)
     assert not torch.allclose(few(lr)[:, 0], ws, atol=1e-4) and few.feedback.hidden.out_features == 512
 
 
 @pytest.mark.parametrize("ranks", [(0, 8), (8, 513), (8, -1)])
 def test_ranks_out_of_range(bundle, ranks):
     with pytest.raises(ValueError, match="head rank"):
-        compress(bundle.encoder, *ranks)
+        compress(bundle, torch.zeros(2, 3, 32, 32), *ranks)
 
 
 def test_a_smaller_bundle_is_a_bundle(tmp_path, capsys):
