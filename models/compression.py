@@ -1,11 +1,11 @@
 """Makes a trained encoder smaller: its widest linear maps keep only the directions that their outputs lie in.
 
-    W x ≈ U_r (U_rᵀ W) x,    U_r the r main directions of E[W x (W x)ᵀ]
+    W x ≈ U_r (U_rᵀ W) x,    U_r the r main directions of E[u uᵀ], u = W x / ‖W x‖
 
-Two narrow layers for a wide one. Of all maps of rank r, this one is the nearest to W on the inputs that it is made for:
-those of faces on their way through encoder and feedback. (The largest singular values of W itself are the answer for
-inputs that vary alike in all directions, which features do not.) The style heads, and the two last layers of the
-feedback network, which are one linear map. Nothing is trained.
+Two narrow layers for a wide one. Of all maps of rank r, this one comes nearest to W, relative to the length of what W
+gives, on the inputs that it is made for: those of faces on their way through encoder and feedback. (The main singular
+values of W itself are the answer for inputs that vary alike in all directions, which features do not.) The style heads,
+and the two last layers of the feedback network, which are one linear map. Nothing is trained.
 
 Examples:
     python -m models.compression --bundle runs/posterior_64/bundle --out runs/small
@@ -47,7 +47,9 @@ def split(weight: Tensor, outputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         U_r (m, r) and U_rᵀ W (r, n); zeros where r is more than there is.
     """
-    products = outputs.double().T @ outputs.double()  # (m, m)
+    # Each sample has the same say, however long: late passes of feedback take the smallest steps, and need all of them.
+    samples = nn.functional.normalize(outputs.double(), dim=1)
+    products = samples.T @ samples  # (m, m)
     directions = torch.linalg.eigh(products).eigenvectors.flip(1)[:, :rank]  # the main ones first
     narrow = directions.T @ weight.double()
     missing = max(0, rank - len(weight))
