@@ -286,7 +286,7 @@ def tiny() -> Bundle:
 
 @pytest.mark.parametrize(
     ("name", "candidates", "most"),
-    [("adam", 1, 10), ("brgm", 1, 10), ("pulse", 1, 10), ("mm-pulse", 2, 10), ("refined", 2, 7), ("ours", 2, 1)],
+    [("adam", 1, 10), ("brgm", 1, 10), ("pulse", 1, 10), ("mm-pulse", 2, 10), ("refined", 2, 18), ("ours", 2, 1)],
 )
 def test_searches_take_part(name: str, candidates: int, most: int, tiny: Bundle, monkeypatch) -> None:
     monkeypatch.setattr("search.candidates._lpips", lambda device: PixelDistance())
