@@ -289,6 +289,9 @@ def _open(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSessi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY
+    # Encoder, feedback and generator take turns: threads that wait busily for more work of the one that is done would
+    # take the processor from the next, and halve the speed of all.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     providers: list[str | tuple[str, dict[str, str]]] = [CPU]
     if provider != CPU:
         # TF32 has the mantissa of float16, and would change pixels.

@@ -204,6 +204,7 @@ int main(int count, char** arguments) {
     const Picture face = read_ppm(arguments[2]);
     Ort::Env environment(ORT_LOGGING_LEVEL_ERROR);  // warnings would say that noise maps may be replaced, as they should
     Ort::SessionOptions options;
+    options.AddConfigEntry("session.force_spinning_stop", "1");  // the models take turns: none may hold the processor
     Ort::Session encoder(environment, (models + "/encoder.onnx").c_str(), options);
     Ort::Session generator(environment, (models + "/generator.onnx").c_str(), options);
     std::unique_ptr<Ort::Session> feedback;
