@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="bf16: the encoder computes in bfloat16, twice as fast where the processor can (default: float32)",
+        help="bf16: encoder and search compute in bfloat16, faster where the processor can (default: float32)",
     )
     add(
         "--downscale",
