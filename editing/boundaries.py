@@ -5,16 +5,20 @@ Those that the project ships were made by
     python -m editing.boundaries fit --bundle bundles/celeba64
 
 which draws 50,000 faces, scores them with the bundle's attributes.safetensors, fits a linear support vector machine for
-every attribute, conditions each edit on the attributes that it drags along, chooses its layers, and writes
+every attribute, learns how each layer should follow its normal so that everything else stays, and writes
 boundaries/NAME.npz into the bundle. It goes on where it was interrupted. Others, and more samples:
 
     python -m editing.boundaries fit smile hat --bundle bundles/celeba64 --samples 100000
+
+As InterFaceGAN makes them, one direction for all layers, conditioned on the attributes that it drags along:
+
+    python -m editing.boundaries fit --shared --bundle bundles/celeba64
 
 What there is, and how good it is:
 
     python -m editing.boundaries inspect --bundle bundles/celeba64
 
-A boundary that leaves others alone, or the raw one, under a new name:
+One direction that leaves others alone, or the raw one, under a new name:
 
     python -m editing.boundaries combine smile --without male young --as smile-only --bundle bundles/celeba64
     python -m editing.boundaries combine smile --as smile-raw --bundle bundles/celeba64
@@ -32,11 +36,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from data.command import complain, reason_of, say
 from data.report import complete_file
@@ -47,6 +52,7 @@ from editing.boundary import (
     import_interfacegan,
     names_in,
     read_boundaries,
+    read_boundary,
     write_boundary,
 )
 from editing.fitting import Hyperplane, Whitening, direction_of, planes_of
@@ -55,9 +61,15 @@ from models.bundle_info import GENERATOR
 from models.pretrained import ROOT
 from models.weights import load_generator, sha256_of
 
+if TYPE_CHECKING:
+    from editing.choosing import Choice, Chooser
+    from models.attributes import AttributeClassifier
+    from models.generator import Generator
+
 CLASSIFIER = "attributes.safetensors"
 LEAST_SAMPLES = 10_000
 DEFAULT_SAMPLES = 50_000
+DEFAULT_STEPS = 120
 W_SAMPLES = 50_000  # codes that the covariance of W is measured on, where no faces are drawn
 
 
@@ -92,10 +104,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub.add_argument
 
-    add = command("fit", _fit, "sample, score, fit and choose")
+    add = command("fit", _fit, "sample, score, fit and learn")
     add("names", nargs="*", metavar="NAME", help=f"edits to make (default: {' '.join(DEFAULT_EDITS)})")
     add("--samples", type=int, default=DEFAULT_SAMPLES, metavar="N", help="faces to draw (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the faces, from 0 (default: 0)")
+    add(
+        "--steps",
+        type=int,
+        default=DEFAULT_STEPS,
+        metavar="N",
+        help="of learning an edit (default: %(default)s)",
+    )
+    add("--shared", action="store_true", help="one direction for all layers, conditioned by projection")
     add("--classifier", type=Path, metavar="FILE", help=f"attribute classifier (default: the bundle's {CLASSIFIER})")
     add("--cache", type=Path, default=Path("runs/boundaries"), metavar="DIR", help="scores (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda … (default: auto)")
@@ -120,45 +140,91 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from editing.choosing import Chooser  # these need the networks
-    from editing.sampling import sample_and_score
-    from models.attributes import load_attributes
+    from models.attributes import load_attributes  # these need the networks
     from models.determinism import use_deterministic_kernels
     from models.device import choose_device
 
-    names = args.names or list(DEFAULT_EDITS)
-    wanted = [attribute_of(name)[0] for name in names]
-    if args.samples < LEAST_SAMPLES or args.seed < 0:
+    wanted = args.names or list(DEFAULT_EDITS)
+    for name in wanted:
+        attribute_of(name)  # refuses what is none, before anything is drawn
+    if args.samples < LEAST_SAMPLES or args.seed < 0 or args.steps < 1:
         raise ValueError(
-            f"--samples, --seed: expected {LEAST_SAMPLES} samples or more, got {args.samples}, {args.seed}"
+            f"--samples, --seed, --steps: expected {LEAST_SAMPLES} samples or more, a seed from 0 and at least 1 step, "
+            f"got {args.samples}, {args.seed}, {args.steps}"
         )
-    use_deterministic_kernels()
-    device = choose_device(args.device)
-    source = args.classifier or args.bundle / CLASSIFIER
+    device, source = choose_device(args.device), args.classifier or args.bundle / CLASSIFIER
     generator, classifier = load_generator(args.bundle / GENERATOR, device), load_attributes(source, device)
     hashes = {"generator_sha256": sha256_of(args.bundle / GENERATOR), "classifier_sha256": sha256_of(source)}
-    say(f"drawing and scoring {args.samples} faces; those of an earlier call are in {args.cache}")
-    samples = sample_and_score(generator, classifier, args.samples, args.seed, args.cache, " ".join(hashes.values()))
-    balance = classifier.rates.logit().cpu().numpy()
-    whitening, planes, left_out = planes_of(samples, balance, classifier.names, wanted, args.seed)
-    for reason in left_out.values():
-        complain(f"note: no condition on {reason}")
-    chooser = Chooser(generator, classifier, planes, whitening, seed=args.seed + 1_000_000)
+    about = {"samples": args.samples, "seed": args.seed, "classifier_sha256": hashes["classifier_sha256"]}
+    about["steps"] = 0 if args.shared else args.steps
+    folder = args.bundle / FOLDER
+    names = [name for name in wanted if not _is_there(folder / f"{name}.npz", about, hashes["generator_sha256"])]
+    if not names:
+        return 0
+    use_deterministic_kernels()
+    chooser = _chooser(generator, classifier, names, args, " ".join(hashes.values()))
+    choose = chooser.choose if args.shared else _learner(chooser, args)
     for name in names:
-        about = {"samples": args.samples, "seed": args.seed, "classifier_sha256": hashes["classifier_sha256"]}
-        boundary = _choose(name, chooser, about, hashes["generator_sha256"])
-        write_boundary(boundary, args.bundle / FOLDER / f"{name}.npz")
+        boundary = _boundary(name, chooser, choose(name), about, hashes["generator_sha256"])
+        write_boundary(boundary, folder / f"{name}.npz")
         say(_line(boundary))
     return 0
 
 
-def _choose(name: str, chooser: Any, about: dict[str, Any], generator_sha256: str) -> Boundary:
-    """Chooses conditions and layers of an edit."""
+def _chooser(
+    generator: Generator,
+    classifier: AttributeClassifier,
+    names: Sequence[str],
+    args: argparse.Namespace,
+    made_with: str,
+) -> Chooser:
+    """Samples, scores and fits the hyperplanes."""
+    from editing.choosing import Chooser
+    from editing.sampling import sample_and_score
+
+    wanted = [attribute_of(name)[0] for name in names]
+    say(f"drawing and scoring {args.samples} faces; those of an earlier call are in {args.cache}")
+    samples = sample_and_score(generator, classifier, args.samples, args.seed, args.cache, made_with)
+    balance = classifier.rates.logit().cpu().numpy()
+    whitening, planes, left_out = planes_of(samples, balance, classifier.names, wanted, args.seed, args.shared)
+    for reason in left_out.values():
+        complain(f"note: no condition on {reason}")
+    return Chooser(generator, classifier, planes, whitening, seed=args.seed + 1_000_000)
+
+
+def _is_there(path: Path, about: dict[str, Any], generator_sha256: str) -> bool:
+    """Says whether a boundary was made by the same command already, before an interruption."""
+    if not path.is_file():
+        return False
+    found = read_boundary(path)
+    there = found.generator_sha256 == generator_sha256 and about.items() <= found.about.items()
+    if there:
+        say(f"{_line(found)}; made earlier, remove {path} to make it anew")
+    return there
+
+
+def _learner(chooser: Chooser, args: argparse.Namespace) -> Callable[[str], Choice]:
+    """Gives what learns the steps of an edit by its name, with a progress bar."""
+    from editing.choosing import Choice
+    from editing.learning import StepLearner
+
+    learner = StepLearner(chooser.generator, chooser.classifier, chooser.whitening, args.seed + 2_000_000, args.steps)
+
+    def learn(name: str) -> Choice:
+        with tqdm(total=args.steps, unit="step", desc=name, leave=False, disable=None) as bar:
+            direction = learner.learn(name, chooser.planes[attribute_of(name)[0]], bar.update)
+        layers = (0, len(direction))
+        return Choice([], direction, layers, chooser.trial(name, direction, layers))
+
+    return learn
+
+
+def _boundary(name: str, chooser: Chooser, choice: Choice, about: dict[str, Any], generator_sha256: str) -> Boundary:
+    """Puts together what is known of an edit."""
     attribute, sign = attribute_of(name)
-    choice = chooser.choose(name)
     plane = chooser.planes[attribute]
     normal, intercept = plane.in_w(chooser.whitening)
-    about |= {
+    about = about | {
         "attribute": attribute,
         "sign": sign,
         "conditions": choice.conditions,
@@ -209,8 +275,9 @@ def _inspect(args: argparse.Namespace) -> int:
     found = read_boundaries(args.bundle / FOLDER, names, sha256_of(args.bundle / GENERATOR))
     for boundary in found.values():
         say(_line(boundary))
-    units = np.stack([b.direction / np.linalg.norm(b.direction) for b in found.values()])
-    say("\ncosines of the directions")
+    means = [b.steps.mean(axis=0) for b in found.values()]
+    units = np.stack([d / np.linalg.norm(d) for d in means])
+    say("\ncosines of the directions, each the mean of its layers")
     say(" " * 14 + "".join(f"{name[:11]:>12}" for name in found))
     for name, row in zip(found, units @ units.T, strict=True):
         say(f"{name[:13]:14}" + "".join(f"{value:12.2f}" for value in row))
@@ -222,6 +289,7 @@ def _line(boundary: Boundary) -> str:
     parts = [f"layers {start} to {stop - 1}", f"σ {boundary.spread:.3f}"]
     if "held_out_accuracy" in about:
         parts += [
+            "a step for each layer" if boundary.direction.ndim == 2 else "one step for all layers",
             f"held-out accuracy {about['held_out_accuracy']:.3f} ({about['faces_per_end']} faces per end)",
             f"own change {about['own_change']:.2f}, drift {about['drift_p90']:.2f} at {about['measured_at']:+d}",
         ]

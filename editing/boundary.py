@@ -4,10 +4,11 @@ A boundary is the hyperplane n · w + b = 0 in W between faces with an attribute
 "Interpreting the Latent Space of GANs for Semantic Face Editing"). An edit of strength s moves the styles of a range of
 layers,
 
-    w_l ← w_l + s d        with n · d = σ,
+    w_l ← w_l + s d_l      with n · d = σ,    d the mean of the d_l,
 
 where σ is the standard deviation of n · w over the generator's faces: a strength of 1 means one standard deviation
-along the normal for every attribute, whatever else the direction d was made to avoid.
+along the normal for every attribute, whatever else the steps d_l were made to avoid. They are one and the same for all
+layers, or one for each.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import numpy as np
 
 from data.report import complete_file
 
-FORMAT = "amortized-pulse/boundary/1"
+FORMAT = "amortized-pulse/boundary/2"
+FORMATS = ("amortized-pulse/boundary/1", FORMAT)  # that are read; the first knows one direction for all layers
 FOLDER = "boundaries"  # of a bundle
 MAX_STRENGTH = 100.0
 STRIP = (-2.0, -1.0, 0.0, 1.0, 2.0)  # strengths of the five-step picture
@@ -42,7 +44,7 @@ class Boundary:
         name: Such as "smile"; small letters, digits and hyphens.
         normal: n (D,), of unit length; it points to the faces that have the attribute.
         intercept: b; n · w + b is the signed distance of w from the boundary.
-        direction: d (D,), one unit of strength.
+        direction: One unit of strength: d (D,) for all its layers, or d_l (l, D), a row for each.
         layers: First style that is edited, and the first after it that is not.
         generator_sha256: The generator whose W this is.
         about: What else is known, as JSON: the classifier's attribute, conditions, samples, accuracy.
@@ -62,22 +64,30 @@ class Boundary:
         """Checks name, shapes and numbers."""
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"Expected a name of small letters, digits and hyphens, got {self.name!r}.")
-        if self.normal.ndim != 1 or self.normal.shape != self.direction.shape:
+        start, stop = self.layers
+        if not 0 <= start < stop:
+            raise ValueError(f"Expected layers from 0, the first before the last, got {start} to {stop}.")
+        shapes = (self.normal.shape, (stop - start, *self.normal.shape))
+        if self.normal.ndim != 1 or self.direction.shape not in shapes:
             raise ValueError(
-                f"Expected a normal and a direction (D,), got {self.normal.shape} and {self.direction.shape}."
+                f"Expected a normal (D,) and a direction (D,) or ({stop - start}, D), one for each layer, got "
+                f"{self.normal.shape} and {self.direction.shape}."
             )
         if not all(np.isfinite(part).all() for part in (self.normal, self.direction, self.intercept)):
             raise ValueError(f"Expected finite numbers in the boundary {self.name!r}, got NaN or infinite ones.")
         if abs(float(np.linalg.norm(self.normal)) - 1) > 1e-3:
             raise ValueError(f"Expected a normal of unit length, got one of {np.linalg.norm(self.normal):.3g}.")
+
+    @property
+    def steps(self) -> np.ndarray:
+        """d_l (l, D), a row for each of its layers, whether they differ or not."""
         start, stop = self.layers
-        if not 0 <= start < stop:
-            raise ValueError(f"Expected layers from 0, the first before the last, got {start} to {stop}.")
+        return np.broadcast_to(self.direction, (stop - start, len(self.normal)))
 
     @property
     def spread(self) -> float:
         """σ = n · d, the standard deviation of n · w over the generator's faces."""
-        return float(self.normal @ self.direction)
+        return float(self.steps.mean(axis=0) @ self.normal)
 
     def distance(self, w: np.ndarray) -> np.ndarray:
         """The signed distance n · w + b of codes (…, D), in the units of W."""
@@ -105,10 +115,10 @@ def offset_of(edits: Sequence[Edit], num_ws: int, w_dim: int) -> np.ndarray:
     offset = np.zeros((num_ws, w_dim))
     for boundary, strength in edits:
         start, stop = boundary.layers
-        if stop > num_ws or len(boundary.direction) != w_dim:
+        if stop > num_ws or len(boundary.normal) != w_dim:
             raise ValueError(
                 f"Expected a boundary for at most {num_ws} styles of width {w_dim}, {boundary.name!r} has layers "
-                f"{start} to {stop - 1} of width {len(boundary.direction)}; fit it for this generator."
+                f"{start} to {stop - 1} of width {len(boundary.normal)}; fit it for this generator."
             )
         offset[start:stop] += strength * boundary.direction
     return offset.astype(np.float32)
@@ -181,7 +191,7 @@ def read_boundary(path: Path, generator_sha256: str | None = None) -> Boundary:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             info = json.loads(str(arrays["info"]))
-            if info["format"] != FORMAT:
+            if info["format"] not in FORMATS:
                 raise ValueError(f"format {info['format']!r}")
             start, stop = (int(number) for number in arrays["layers"])
             boundary = Boundary(
@@ -258,5 +268,14 @@ def import_interfacegan(array: np.ndarray, name: str, spread: float, generator_s
 
 
 def export_interfacegan(boundary: Boundary) -> np.ndarray:
-    """Gives a boundary as InterFaceGAN keeps it: the direction of its edits (1, D), float32, of unit length."""
+    """Gives a boundary as InterFaceGAN keeps it: the direction of its edits (1, D), float32, of unit length.
+
+    Raises:
+        ValueError: If it has a direction for each layer, which such a file cannot hold.
+    """
+    if boundary.direction.ndim != 1:
+        raise ValueError(
+            f"expected a boundary with one direction for all layers, {boundary.name!r} has one for each; "
+            f"python -m editing.boundaries combine {boundary.name} --as {boundary.name}-shared makes one"
+        )
     return (boundary.direction / np.linalg.norm(boundary.direction))[None].astype(np.float32)

@@ -185,7 +185,12 @@ def direction_of(plane: Hyperplane, conditions: Sequence[Hyperplane], whitening:
 
 
 def planes_of(
-    samples: Samples, balance: np.ndarray, names: Sequence[str], wanted: Sequence[str], seed: int = 0
+    samples: Samples,
+    balance: np.ndarray,
+    names: Sequence[str],
+    wanted: Sequence[str],
+    seed: int = 0,
+    others: bool = True,
 ) -> tuple[Whitening, dict[str, Hyperplane], dict[str, str]]:
     """Fits the hyperplanes of attributes.
 
@@ -193,8 +198,9 @@ def planes_of(
         samples: Codes and calibrated logits.
         balance: Logits of the attributes' frequencies (A,), taken off: a rare attribute is confident earlier.
         names: Of the attributes.
-        wanted: Attributes that must have one; of the others those that have enough samples get one.
+        wanted: Attributes that must have one.
         seed: Of the held-out faces.
+        others: Of the other attributes, those that have enough samples get one too, to be conditions.
 
     Returns:
         The whitening, the hyperplanes by attribute, and for those that got none the reason.
@@ -206,6 +212,8 @@ def planes_of(
     u = whitening.whiten(samples.w)
     planes, left_out = {}, {}
     for i, name in enumerate(names):
+        if not others and name not in wanted:
+            continue
         try:
             planes[name] = fit_hyperplane(u, samples.logits[:, i] - balance[i], name, seed)
         except TooFewSamples as error:

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.command import complain, reason_of, say
 from data.report import write_json
 from editing.boundary import names_in, read_boundary
@@ -35,7 +37,7 @@ RUNTIME = PAGE / "node_modules" / "onnxruntime-web"
 # What a browser fetches of onnxruntime-web for its WebAssembly provider.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg"}
-EDITS, EDITS_FORMAT = "boundaries.json", "amortized-pulse/page-boundaries/1"
+EDITS, EDITS_FORMAT = "boundaries.json", "amortized-pulse/page-boundaries/2"
 _DIGITS = 6  # of a direction's numbers: more than a picture of 8 bit shows
 
 
@@ -91,7 +93,8 @@ def edits_of(folder: Path) -> dict[str, Any]:
         folder: With one NAME.npz each, or absent.
 
     Returns:
-        "format", and "boundaries": name, direction (D numbers, one standard deviation), layers (first, end) of each.
+        "format", and "boundaries": name, layers (first, end) and steps of each: one standard deviation, a list of D
+        numbers for every layer, or a single one for all.
 
     Raises:
         ValueError: If one is damaged.
@@ -100,7 +103,11 @@ def edits_of(folder: Path) -> dict[str, Any]:
     return {
         "format": EDITS_FORMAT,
         "boundaries": [
-            {"name": b.name, "direction": [round(float(x), _DIGITS) for x in b.direction], "layers": list(b.layers)}
+            {
+                "name": b.name,
+                "layers": list(b.layers),
+                "steps": np.atleast_2d(b.direction).round(_DIGITS).tolist(),
+            }
             for b in boundaries
         ],
     }

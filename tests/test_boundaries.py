@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import PixelDistance
 
 from data.labels import ATTRIBUTES
 from editing import boundaries
@@ -70,6 +71,20 @@ def test_edits_add_up_in_any_order_and_cancel() -> None:
     assert np.allclose(apply_edits(ws, [(a, 1.0), (b, -2.0)]), apply_edits(ws, [(b, -2.0), (a, 1.0)]))
     assert np.allclose(apply_edits(ws, [(a, 1.5), (a, -1.5)]), ws, atol=1e-6)
     assert np.array_equal(apply_edits(ws, []), ws)
+
+
+def test_layers_may_have_steps_of_their_own(tmp_path) -> None:
+    b, ws = boundary(), RNG.standard_normal((3, 10, D)).astype(np.float32)
+    steps = np.stack([b.direction, -b.direction, 3 * b.direction])
+    own = replace(b, direction=steps)
+    write_boundary(own, tmp_path / "own.npz")
+    own = read_boundary(tmp_path / "own.npz", SHA)
+    expected = ws.copy()
+    expected[:, 2:5] += 1.5 * steps
+    assert np.allclose(apply_edits(ws, [(own, 1.5)]), expected, atol=1e-6)
+    assert own.spread == pytest.approx(b.spread) and np.allclose(b.steps, b.direction) and b.steps.shape == (3, D)
+    with pytest.raises(ValueError, match=r"or \(3, D\), one for each layer"):
+        replace(b, direction=steps[:2])
 
 
 def test_boundaries_of_larger_generators_are_refused() -> None:
@@ -270,11 +285,11 @@ def call(*arguments: object) -> int:
     return boundaries.main([str(argument) for argument in arguments])
 
 
-def test_fit_writes_boundaries_of_this_generator(bundle, tmp_path, monkeypatch, capsys) -> None:
-    """Scores that are linear in w stand for a classifier, so that the true normal is known."""
+@pytest.fixture
+def truth(bundle, monkeypatch) -> np.ndarray:
+    """True normals (D, 40): scores that are linear in w stand for those of a classifier."""
     truth = np.random.default_rng(5).standard_normal((D, 40)).astype(np.float32)
-    generator = load_generator(bundle / "generator.safetensors")
-    mean = sample_w(generator, 1000, 9).mean(0)
+    mean = sample_w(load_generator(bundle / "generator.safetensors"), 1000, 9).mean(0)
 
     def score(g, c, ws, progress=None) -> torch.Tensor:
         w = ws if ws.ndim == 2 else ws[:, 2]  # as if the faces showed one style alone
@@ -282,19 +297,26 @@ def test_fit_writes_boundaries_of_this_generator(bundle, tmp_path, monkeypatch, 
 
     for module in ("sampling", "choosing"):
         monkeypatch.setattr(f"editing.{module}.draw_and_score", score)
-    options = ("--bundle", bundle, "--samples", 10_000, "--cache", tmp_path, "--device", "cpu")
+    return truth
+
+
+def test_fit_writes_boundaries_of_this_generator(bundle, truth, tmp_path, capsys) -> None:
+    options = ("--bundle", bundle, "--samples", 10_000, "--cache", tmp_path, "--device", "cpu", "--shared")
     assert call("fit", "smile", "beard", *options) == 0
     found = read_boundaries(bundle / "boundaries", ["smile", "beard"], sha256_of(bundle / "generator.safetensors"))
     smile, beard = found["smile"], found["beard"]
-    w = sample_w(generator, 1000, 11).numpy()
+    w = sample_w(load_generator(bundle / "generator.safetensors"), 1000, 11).numpy()
     for b, attribute, sign in ((smile, "Smiling", 1), (beard, "No_Beard", -1)):
         true = w @ truth[:, ATTRIBUTES.index(attribute)]
         assert sign * np.corrcoef(b.distance(w), true)[0, 1] > 0.97
     assert smile.layers[0] <= 2 < smile.layers[1] and smile.about["own_change"] > 0.2
     assert "smile: layers" in capsys.readouterr().out
-    before = (bundle / "boundaries" / "smile.npz").read_bytes()
-    assert call("fit", "smile", *options) == 0
-    assert (bundle / "boundaries" / "smile.npz").read_bytes() == before
+    path = bundle / "boundaries" / "smile.npz"
+    before = path.read_bytes()
+    path.unlink()
+    assert call("fit", "smile", "beard", *options) == 0
+    assert path.read_bytes() == before
+    assert f"made earlier, remove {path.with_name('beard.npz')}" in capsys.readouterr().out  # it was not made twice
 
     assert call("inspect", "--bundle", bundle) == 0
     assert "cosines" in capsys.readouterr().out
@@ -307,6 +329,27 @@ def test_fit_writes_boundaries_of_this_generator(bundle, tmp_path, monkeypatch, 
     assert call("import", tmp_path / "smile.npy", "--as", "smile-back", "--bundle", bundle) == 0
     back = read_boundary(bundle / "boundaries" / "smile-back.npz")
     assert np.allclose(back.normal, unit(smile.direction), atol=1e-5)
+
+
+def test_fit_learns_a_step_for_each_layer(bundle, truth, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("editing.learning.LPIPS", PixelDistance)
+    options = ("--bundle", bundle, "--samples", 10_000, "--cache", tmp_path, "--device", "cpu", "--steps", 3)
+    assert call("fit", "pale-skin", *options) == 0
+    assert "a step for each layer" in capsys.readouterr().out
+    path = bundle / "boundaries" / "pale-skin.npz"
+    learned, before = read_boundary(path), path.read_bytes()
+    raw = boundaries.raw_direction(learned, boundaries.whitening_of(bundle))
+    assert learned.direction.shape == (*learned.layers[1:], D) and not np.allclose(learned.direction, raw, atol=1e-3)
+    assert learned.spread == pytest.approx(float(learned.normal @ raw), rel=0.05)  # a strength means the same
+    path.unlink()
+    assert call("fit", "pale-skin", *options) == 0
+    assert path.read_bytes() == before
+    assert call("export", "pale-skin", tmp_path / "x.npy", "--bundle", bundle) == 1
+    assert "combine pale-skin --as pale-skin-shared" in capsys.readouterr().err
+    assert call("combine", "pale-skin", "--as", "pale-skin-shared", "--bundle", bundle) == 0
+    assert call("export", "pale-skin-shared", tmp_path / "x.npy", "--bundle", bundle) == 0
+    path.unlink()
+    path.with_name("pale-skin-shared.npz").unlink()
 
 
 def test_the_command_refuses_in_words(bundle, tmp_path, capsys) -> None:

@@ -62,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, edits: list[Boundary]) -> Ite
     folder = tmp_path_factory.mktemp("site") / "page"
     shutil.copytree(PAGE, folder, copy_function=os.symlink)
     (folder / "models" / EDITS).unlink()
-    entries = [{"name": b.name, "direction": b.direction.tolist(), "layers": list(b.layers)} for b in edits]
+    entries = [{"name": b.name, "steps": np.atleast_2d(b.direction).tolist(), "layers": list(b.layers)} for b in edits]
     (folder / "models" / EDITS).write_text(json.dumps({"format": EDITS_FORMAT, "boundaries": entries}))
     with serve(folder) as (address, asked):
         yield address, asked

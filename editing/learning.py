@@ -1,0 +1,110 @@
+"""Learns the steps of an edit, one for every layer, by gradients through the generator and the classifier.
+
+    min over d_1 … d_L of  E[ log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
+    with  x = g(w),  x' = g(w_1 + s d_1, …, w_L + s d_L)  and  mean_l n · d_l = σ
+
+l_own is the edit's own logit, towards the side that it goes to, and p_a the scores of all attributes that it shall
+leave alone. One direction for all layers cannot take apart what the generator draws together in W; a direction for
+each can, because layers differ in what they draw. The last line keeps what a strength means: a strength of 1 goes one
+standard deviation along the normal of the hyperplane, in the mean of the layers. All directions start as the one of the
+hyperplane without conditions, so that nothing else has to be chosen.
+
+Learning a direction by what a network sees in its pictures: Goetschalckx et al. 2019 "GANalyze"; a shift for each layer
+of W+: Abdal et al. 2021 "StyleFlow", Patashnik et al. 2021 "StyleCLIP" (global directions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from editing.choosing import STRENGTH, rarer_side
+from editing.fitting import Hyperplane, Whitening
+from editing.names import attribute_of, synonyms_of
+from editing.sampling import sample_w
+from losses.perceptual import LPIPS
+from models.attributes import AttributeClassifier
+from models.generator import Generator
+
+BATCH = 16
+LEARNING_RATE = 0.03  # in whitened coordinates, where a direction begins with length 1
+WARMUP = 10
+OTHERS = 10.0  # λ_o
+PERCEPTUAL = 4.0  # λ_p
+SHARES = (1.0, 1.0, 0.5, -1.0)  # of the strength that edits are judged at: to the side where there is room, and back
+
+
+class StepLearner:
+    """Learns steps on faces of its own.
+
+    Args:
+        generator: Draws.
+        classifier: Scores.
+        whitening: Of W.
+        seed: Of the faces.
+        steps: Steps of the optimiser for each edit.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        classifier: AttributeClassifier,
+        whitening: Whitening,
+        seed: int,
+        steps: int,
+    ) -> None:
+        self.generator, self.classifier, self.whitening, self.steps = generator, classifier, whitening, steps
+        self.lpips = LPIPS().to(generator.w_avg.device)
+        self.codes = sample_w(generator, steps * BATCH, seed)  # (steps · B, D)
+
+    def learn(self, name: str, plane: Hyperplane, progress: Callable[[int], object] | None = None) -> np.ndarray:
+        """Learns the steps of an edit.
+
+        Args:
+            name: Of the edit.
+            plane: Of its attribute.
+            progress: Told 1 after each step of the optimiser.
+
+        Returns:
+            One step for each layer (L, D), a unit of strength, in W.
+        """
+        attribute, sign = attribute_of(name)
+        names, device = self.classifier.names, self.generator.w_avg.device
+        own = names.index(attribute)
+        side = rarer_side(float(self.classifier.rates[own]), sign)
+        left_alone = [i for i, other in enumerate(names) if i != own and other not in synonyms_of(name)]
+        factor = torch.from_numpy(self.whitening.factor).float().to(device)  # C (D, D)
+        normal = sign * torch.from_numpy(plane.normal).float().to(device)  # a (D,), of unit length
+        u = normal.repeat(self.generator.num_ws, 1).requires_grad_()  # (L, D), d = C u
+        optimiser = torch.optim.Adam([u], LEARNING_RATE, betas=(0.9, 0.99))
+        strengths = side * STRENGTH * torch.tensor(SHARES, device=device).repeat(BATCH // len(SHARES))  # (B,)
+        for number, w in enumerate(self.codes.to(device).split(BATCH)):
+            optimiser.param_groups[0]["lr"] = LEARNING_RATE * min(1, (number + 1) / WARMUP) * (1 - number / self.steps)
+            ws = w[:, None].expand(-1, len(u), -1)
+            loss = self._loss(ws, strengths[:, None, None] * (u @ factor.T), strengths * sign, own, left_alone)
+            (u.grad,) = torch.autograd.grad(loss, [u])
+            optimiser.step()
+            with torch.no_grad():  # a · u stays 1 in the mean of the layers, which is n · d = σ
+                u += (1 - (u @ normal).mean()) * normal
+            if progress is not None:
+                progress(1)
+        return (u @ factor.T).detach().cpu().double().numpy()
+
+    def _loss(self, ws: Tensor, offsets: Tensor, towards: Tensor, own: int, left_alone: list[int]) -> Tensor:
+        """The loss of offsets to codes, both (B, L, D); towards (B,) are the strengths by the own logit's sign."""
+        with torch.no_grad():
+            before, scores = self._look(ws)
+        after, edited = self._look(ws + offsets)
+        share = towards.abs() / STRENGTH  # shorter edits need not get there
+        reached = (share * F.softplus(-towards.sign() * edited[:, own])).mean()
+        drift = (edited.sigmoid() - scores.sigmoid())[:, left_alone].square().mean()
+        return reached + OTHERS * drift + PERCEPTUAL * self.lpips(after, before).mean()
+
+    def _look(self, ws: Tensor) -> tuple[Tensor, Tensor]:
+        """The faces (B, 3, R, R) of codes (B, L, D), and their balanced logits (B, A)."""
+        images = self.generator.synthesis(ws, noise_mode="const").clamp(-1, 1)
+        return images, self.classifier.balanced(self.classifier(images))

@@ -1,0 +1,69 @@
+"""Learned steps of edits, on a small generator, with attributes that can be read off the pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_runs import PixelDistance
+from torch import Tensor
+
+from editing.choosing import Chooser
+from editing.fitting import Hyperplane, Whitening
+from editing.learning import StepLearner
+from editing.sampling import sample_w
+from models.generator import Generator
+
+D = 8
+NAMES = ("Smiling", "Male", "Mouth_Slightly_Open")  # the last is a synonym of the first
+
+
+class Colours:
+    """In place of a classifier: redness of all, blueness of the upper half, and redness again."""
+
+    names, rates = NAMES, torch.tensor([0.5, 0.5, 0.5])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        red, blue = images[:, 0].mean(dim=(1, 2)), images[:, 2, :16].mean(dim=(1, 2))
+        return 10 * torch.stack([red, blue, red], dim=1)
+
+    def balanced(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(3)
+    return Generator(32, (8, 8, 8, 8), z_dim=D, w_dim=D, mapping_layers=2).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def whitening(generator) -> Whitening:
+    return Whitening.of(sample_w(generator, 2000, 1).numpy())
+
+
+def learner(generator: Generator, whitening: Whitening, steps: int) -> StepLearner:
+    return StepLearner(generator, Colours(), whitening, seed=2, steps=steps)
+
+
+def test_learned_steps_do_more_of_their_own_and_less_of_others(generator, whitening, monkeypatch) -> None:
+    monkeypatch.setattr("editing.learning.LPIPS", PixelDistance)
+    normal = np.zeros(D)
+    normal[0] = 1  # any: it is no boundary of redness in particular
+    plane = Hyperplane(normal, 0.0, 1.0, 1)
+    chooser = Chooser(generator, Colours(), {"Smiling": plane}, whitening, seed=9)
+    told: list[int] = []
+    steps = learner(generator, whitening, 60).learn("smile", plane, told.append)
+    assert steps.shape == (generator.num_ws, D) and sum(told) == 60
+    shared, learned = (chooser.trial("smile", d, (0, generator.num_ws)) for d in (whitening.factor @ normal, steps))
+    assert set(learned.drift) == {"Male"}
+    assert learned.own > shared.own + 0.1 and learned.disentanglement < 0.3 * shared.disentanglement
+    whitened = np.linalg.solve(whitening.factor, steps.T).T
+    assert (whitened @ normal).mean() == pytest.approx(1, abs=1e-4)  # one standard deviation along the normal
+
+
+def test_learning_repeats(generator, whitening, monkeypatch) -> None:
+    monkeypatch.setattr("editing.learning.LPIPS", PixelDistance)
+    plane = Hyperplane(np.eye(D)[1], 0.0, 1.0, 1)
+    first, again = (learner(generator, whitening, 3).learn("smile", plane) for _ in range(2))
+    assert np.array_equal(first, again)
