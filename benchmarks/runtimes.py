@@ -1,7 +1,8 @@
 """Measures onnxruntime against torch: encoding and drawing in one process, and starting both programs from nothing.
 
-The two take turns, so that their ratio holds even where the times do not. A start runs the whole command on one face,
-after one start that is not counted, which brings the files into the system's cache.
+The two take turns, so that their ratio holds even where the times do not, with a rest before each, so that none works
+beside threads of the other. A start runs the whole command on one face, after one start that is not counted, which
+brings the files into the system's cache.
 
     python -m export.onnx --out exported
     python benchmarks/runtimes.py --model exported
@@ -31,6 +32,9 @@ from export.session import load_models  # noqa: E402
 from models.bundle import DEFAULT_BUNDLE, load_bundle  # noqa: E402
 
 LR_SIZE = 16
+# OpenMP's threads, which torch uses, wait busily for several ms after each call (4 to 7 ms of processor time measured),
+# on a core that onnxruntime would have to itself in a program without torch.
+REST = 0.03  # seconds
 # A process starts with the peak of the one that it was forked from, so that a small one has to start what is measured.
 LAUNCHER = """
 import subprocess, sys
@@ -46,7 +50,7 @@ sys.exit(status)
 
 
 def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Times calls in turns.
+    """Times calls in turns, after a rest each.
 
     Args:
         calls: What to time.
@@ -58,6 +62,7 @@ def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds + 1):
         for call, times in zip(calls, seconds, strict=True):
+            time.sleep(REST)
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from export.drawing import draw
 from export.metadata import ENCODER, FEEDBACK, GENERATOR, Metadata, to_props
 from models.bundle import Bundle
 from models.encoder_base import EncoderBase
@@ -105,7 +106,7 @@ class GeneratorGraph(nn.Module):
 
     def forward(self, ws: Tensor, noise: list[Tensor]) -> Tensor:
         """Draws images (B, 3, R, R) from codes (B, L, D), with one noise map (1, 1, H, W) per layer."""
-        return self.synthesis(ws, noise=noise)
+        return draw(self.synthesis, ws, noise)
 
 
 def write_encoder(bundle: Bundle, folder: Path) -> None:

@@ -132,6 +132,24 @@ class SynthesisLayer(nn.Module):
         Returns:
             Features (B, C_out, H', W'), with H' = 2H if this layer upsamples.
         """
+        x, demodulation = self.modulate(x, w)
+        bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
+        x = torch.addcmul(bias.to(x.dtype), x, demodulation.to(x.dtype))
+        if noise is not None:
+            x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
+        x = F.leaky_relu(x, 0.2)
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+    def modulate(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales by the style and convolves.
+
+        Args:
+            x: Features (B, C_in, H, W).
+            w: Style codes (B, D).
+
+        Returns:
+            W * (s x) (B, C_out, H', W'), and the factors d √2 (B, C_out, 1, 1) that are still to multiply it.
+        """
         styles = self.affine(w)  # (B, C_in)
         energy = self.weight.square().sum(dim=(2, 3))  # (C_out, C_in)
         # The gain √2 of the activation is folded into everything that enters it: one pass over the features less.
@@ -142,12 +160,7 @@ class SynthesisLayer(nn.Module):
             x = blur(x, self.upsampling_filter)  # (B, C_out, 2H, 2W)
         else:
             x = F.conv2d(x, self.weight, padding=1)
-        bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
-        x = torch.addcmul(bias.to(x.dtype), x, demodulation[:, :, None, None].to(x.dtype))
-        if noise is not None:
-            x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
-        x = F.leaky_relu(x, 0.2)
-        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+        return x, demodulation[:, :, None, None]
 
 
 class ToRGB(nn.Module):

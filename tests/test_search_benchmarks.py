@@ -192,8 +192,9 @@ def test_turns_are_taken_and_the_first_round_does_not_count(monkeypatch) -> None
     order: list[str] = []
     clock = iter([0, 100, 0, 100, 0, 1, 0, 5, 0, 2, 0, 6, 0, 9, 0, 7])  # start and end of each call
     monkeypatch.setattr(benchmarks.runtimes.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(benchmarks.runtimes.time, "sleep", lambda seconds: order.append("rest"))
     medians = benchmarks.runtimes.take_turns([lambda: order.append("a"), lambda: order.append("b")], rounds=3)
-    assert order == ["a", "b"] * 4 and medians == [2, 6]
+    assert order == ["rest", "a", "rest", "b"] * 4 and medians == [2, 6]
 
 
 def test_a_command_runs_in_the_repository_with_its_threads() -> None:
