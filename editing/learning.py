@@ -1,13 +1,15 @@
 """Learns the steps of an edit, one for every layer, by gradients through the generator and the classifier.
 
     min over d_1 … d_L of  E[ log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
+                           + λ_m mean_a E[ sign(s) (p'_a − p_a) ]²
     with  x = g(w),  x' = g(w_1 + s d_1, …, w_L + s d_L)  and  mean_l n · d_l = σ
 
 l_own is the edit's own logit, towards the side that it goes to, and p_a the scores of all attributes that it shall
-leave alone. One direction for all layers cannot take apart what the generator draws together in W; a direction for
-each can, because layers differ in what they draw. The last line keeps what a strength means: a strength of 1 goes one
-standard deviation along the normal of the hyperplane, in the mean of the layers. All directions start as the one of the
-hyperplane without conditions, so that nothing else has to be chosen.
+leave alone, face by face and in the mean: what all faces share weighs more. One direction for all layers cannot take
+apart what the generator draws together in W; a direction for each can, because layers differ in what they draw. The
+last line keeps what a strength means: a strength of 1 goes one standard deviation along the normal of the hyperplane,
+in the mean of the layers. All directions start as the one of the hyperplane without conditions, so that nothing else
+has to be chosen.
 
 Learning a direction by what a network sees in its pictures: Goetschalckx et al. 2019 "GANalyze"; a shift for each layer
 of W+: Abdal et al. 2021 "StyleFlow", Patashnik et al. 2021 "StyleCLIP" (global directions).
@@ -34,6 +36,7 @@ BATCH = 16
 LEARNING_RATE = 0.03  # in whitened coordinates, where a direction begins with length 1
 WARMUP = 10
 OTHERS = 10.0  # λ_o
+SHARED = 30.0  # λ_m
 PERCEPTUAL = 4.0  # λ_p
 SHARES = (1.0, 1.0, 0.5, -1.0)  # of the strength that edits are judged at: to the side where there is room, and back
 
@@ -101,8 +104,9 @@ class StepLearner:
         after, edited = self._look(ws + offsets)
         share = towards.abs() / STRENGTH  # shorter edits need not get there
         reached = (share * F.softplus(-towards.sign() * edited[:, own])).mean()
-        drift = (edited.sigmoid() - scores.sigmoid())[:, left_alone].square().mean()
-        return reached + OTHERS * drift + PERCEPTUAL * self.lpips(after, before).mean()
+        changes = towards.sign()[:, None] * (edited.sigmoid() - scores.sigmoid())[:, left_alone]  # (B, A')
+        drift = OTHERS * changes.square().mean() + SHARED * changes.mean(dim=0).square().mean()
+        return reached + drift + PERCEPTUAL * self.lpips(after, before).mean()
 
     def _look(self, ws: Tensor) -> tuple[Tensor, Tensor]:
         """The faces (B, 3, R, R) of codes (B, L, D), and their balanced logits (B, A)."""
