@@ -1,7 +1,7 @@
 """Measures onnxruntime against torch: encoding and drawing in one process, and starting both programs from nothing.
 
-The two take turns, so that their ratio holds even where the times do not, with a rest before each, so that none works
-beside threads of the other. A start runs the whole command on one face, after one start that is not counted, which
+The two take turns, so that their ratio holds even where the times do not. A turn is a rest, so that none works beside
+threads of the other, a call that wakes its own threads again, and the call that is timed. A start runs the whole command on one face, after one start that is not counted, which
 brings the files into the system's cache.
 
     python -m export.onnx --out exported
@@ -49,12 +49,13 @@ sys.exit(status)
 """
 
 
-def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Times calls in turns, after a rest each.
+def take_turns(calls: Sequence[Callable[[], object]], rounds: int, wake: bool = False) -> list[float]:
+    """Times calls in turns, see above.
 
     Args:
         calls: What to time.
         rounds: How often, after one round that is not counted.
+        wake: Call each once more before it is timed.
 
     Returns:
         The median of each, in seconds.
@@ -63,6 +64,8 @@ def take_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[float
     for _ in range(rounds + 1):
         for call, times in zip(calls, seconds, strict=True):
             time.sleep(REST)
+            if wake:
+                call()
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
@@ -82,7 +85,7 @@ def compare_networks(bundle_path: str, model: str, batches: Sequence[int], threa
             ("encode", lambda x=lr_tensor: bundle.encode(x), lambda x=lr: models.encode(x)),
             ("generate", lambda x=ws_tensor: bundle.generate(x), lambda x=ws: models.generate(x)),
         ):
-            eager, exported = take_turns([ours, theirs], rounds)
+            eager, exported = take_turns([ours, theirs], rounds, wake=True)
             print(f"| {name}, batch {batch} | {_ms(eager)} | {_ms(exported)} | {eager / exported:.2f} |", flush=True)
 
 

@@ -195,6 +195,10 @@ def test_turns_are_taken_and_the_first_round_does_not_count(monkeypatch) -> None
     monkeypatch.setattr(benchmarks.runtimes.time, "sleep", lambda seconds: order.append("rest"))
     medians = benchmarks.runtimes.take_turns([lambda: order.append("a"), lambda: order.append("b")], rounds=3)
     assert order == ["rest", "a", "rest", "b"] * 4 and medians == [2, 6]
+    order.clear()
+    clock = iter(range(4))
+    benchmarks.runtimes.take_turns([lambda: order.append("a")], rounds=1, wake=True)
+    assert order == ["rest", "a", "a"] * 2
 
 
 def test_a_command_runs_in_the_repository_with_its_threads() -> None:
