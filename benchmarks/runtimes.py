@@ -1,8 +1,8 @@
 """Measures onnxruntime against torch: encoding and drawing in one process, and starting both programs from nothing.
 
 The two take turns, so that their ratio holds even where the times do not. A turn is a rest, so that none works beside
-threads of the other, a call that wakes its own threads again, and the call that is timed. A start runs the whole command on one face, after one start that is not counted, which
-brings the files into the system's cache.
+threads of the other, a call that wakes its own threads again, and the call that is timed. A start runs the whole
+command on one face, after one start that is not counted, which brings the files into the system's cache.
 
     python -m export.onnx --out exported
     python benchmarks/runtimes.py --model exported
