@@ -135,9 +135,9 @@ class SynthesisLayer(nn.Module):
         x, demodulation = self.modulate(x, w)
         bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
         x = torch.addcmul(bias.to(x.dtype), x, demodulation.to(x.dtype))
-        if noise is not None:
-            x = x + (noise * (self.noise_strength * SQRT2)).to(x.dtype)
-        x = F.leaky_relu(x, 0.2)
+        if noise is not None:  # in place, here and below: fewer passes through memory, and nothing keeps what was there
+            x = x.add_((noise * (self.noise_strength * SQRT2)).to(x.dtype))
+        x = F.leaky_relu_(x, 0.2)
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
 
     def modulate(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -276,4 +276,5 @@ def curvature_of(bundle: Bundle, lr_size: int) -> Curvature:
 
 def rows_at_once(bundle: Bundle) -> int:
     """Says how many rows are searched together; further ones wait."""
-    return max(1, PIXELS_AT_ONCE[bundle.device.type] // bundle.resolution**2)
+    pixels = PIXELS_AT_ONCE[bundle.device.type] * (2 if bundle.precision == "bf16" else 1)  # in half the memory
+    return max(1, pixels // bundle.resolution**2)
