@@ -178,9 +178,13 @@ def test_noise() -> None:
 def test_edits_as_boundaries_do(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     normals = [n / np.linalg.norm(n) for n in rng.standard_normal((2, 8))]
+    own = rng.standard_normal((3, 8))  # a step for each layer; the other edit has one for all
     made = [
-        Boundary(name, n, 0.0, 2 * n, layers, "0" * 64)
-        for name, n, layers in zip(("smile", "blond-hair"), normals, ((0, 3), (2, 6)), strict=True)
+        Boundary(name, n, 0.0, direction, layers, "0" * 64)
+        for name, n, direction, layers in (
+            ("smile", normals[0], own, (0, 3)),
+            ("blond-hair", normals[1], 2 * normals[1], (2, 6)),
+        )
     ]
     for boundary in made:
         write_boundary(boundary, tmp_path / f"{boundary.name}.npz")
@@ -192,7 +196,10 @@ def test_edits_as_boundaries_do(tmp_path: Path) -> None:
         ("edits.js", "readEdits", [{"format": "another"}, 6, 8]),
     )
     assert "another generator" in too_few["error"] and "format" in strange["error"]
-    edits = [{**entry, "direction": floats(entry["direction"])} for entry in read]
+    content["boundaries"][1]["steps"].pop()
+    (torn,) = node(("edits.js", "readEdits", [content, 6, 8]))
+    assert "another generator" in torn["error"]
+    edits = [{**entry, "steps": [floats(step) for step in entry["steps"]]} for entry in read]
     ws = rng.standard_normal((6, 8)).astype(np.float32)
     (found,) = node(("edits.js", "applyEdits", [floats(ws), 8, edits, [-1.5, 2]]))
     wanted = apply_edits(ws, [(made[1], -1.5), (made[0], 2.0)])
