@@ -27,7 +27,6 @@ from data.faces import Faces
 from data.operator import Downscale, downscaling_error
 from losses.perceptual import LPIPS
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from training.batches import first_faces
 from training.spread import CALIBRATION_FACES, calibrate_spread
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the calibrated spread
@@ -95,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
     bundle, lpips = load_bundle(arguments.bundle), LPIPS()
 
     def read(source: str, count: int) -> Tensor:
-        return first_faces(Faces(source, bundle.resolution, limit=count), count)
+        return Faces(source, bundle.resolution, limit=count).images()
 
     ways = {"distribution": bundle, "style mixing": by_style_mixing(bundle, read(arguments.train, CALIBRATION_FACES))}
     faces = read(arguments.data, arguments.faces)

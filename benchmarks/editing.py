@@ -132,8 +132,7 @@ def summarise(name: str, effect: Effect, names: tuple[str, ...], side: int) -> d
 
 def real_codes(bundle: Bundle, source: str, count: int, lr_size: int) -> Tensor:
     """Encodes photos: the best guesses (N, L, D) for their downscaled pictures."""
-    faces = Faces(source, bundle.resolution, count)
-    photos = from_uint8(torch.stack([faces[i] for i in range(len(faces))]))
+    photos = Faces(source, bundle.resolution, count).images()
     lr = from_uint8(to_uint8(Downscale(lr_size)(photos)))
     return torch.cat([bundle.encode(part)[:, 0] for part in lr.split(AT_ONCE)])
 

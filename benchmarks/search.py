@@ -94,8 +94,7 @@ def make_methods(steps: int, rates: list[float]) -> dict[str, Callable[[Bundle, 
 def read_faces(arguments: argparse.Namespace, bundle: Bundle) -> Tensor:
     """Gives faces (N, 3, R, R) in [-1, 1]: photos, or else faces that the generator draws, which are easier."""
     if arguments.data:
-        faces = Faces(arguments.data, bundle.resolution, arguments.faces, cache_bytes=0)
-        return from_uint8(torch.stack([faces[i] for i in range(len(faces))]))
+        return Faces(arguments.data, bundle.resolution, arguments.faces, cache_bytes=0).images()
     z = np.random.default_rng(1).standard_normal((arguments.faces, bundle.generator.z_dim), dtype=np.float32)
     with torch.no_grad():
         return bundle.generator(torch.from_numpy(z).to(bundle.device), truncation_psi=0.7).clamp(-1, 1).cpu()

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.reading import from_uint8
 from data.splits import MAPPING, PARTS, check_sizes, split_names
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -212,6 +213,17 @@ class Faces(Dataset[Tensor]):
             self._cache[index] = self._decode(index)
             self._cached[index] = True
         return self._cache[index]
+
+    def images(self, count: int | None = None) -> Tensor:
+        """Gives the first pictures at once.
+
+        Args:
+            count: How many; all of them if None, or if there are fewer.
+
+        Returns:
+            Images (n, 3, R, R) in [-1, 1].
+        """
+        return from_uint8(torch.stack([self[i] for i in range(len(self))[:count]]))
 
     def _decode(self, index: int) -> Tensor:
         name = self.names[index]

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from data.faces import Faces
 from data.picture_files import from_bytes, to_bytes
-from data.reading import from_uint8
 from data.taps import downscaling_errors, resize
 from export.passes import feedback_inputs, take_passes
 from export.session import Models
@@ -57,7 +56,7 @@ def sharp_faces(bundle: Bundle, source: str | Path | None, seed: int = 0) -> tup
         pictures = Faces(source, bundle.resolution, limit=wanted)
         if len(pictures) < 3:
             raise ValueError(f"{source}: expected at least 3 faces to calibrate on, found {len(pictures)}")
-        faces = from_uint8(torch.stack([pictures[i] for i in range(len(pictures))]))
+        faces = pictures.images()
     split = len(faces) * CALIBRATED_ON // wanted
     return faces[:split].numpy(), faces[split:].numpy()
 

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from data.faces import Faces
 from data.operator import Downscale
-from data.reading import from_uint8
 from models.bundle import Bundle, load_bundle, save_bundle
 from models.bundle_info import notes_of
 from models.encoder import Encoder, StyleHead
@@ -163,8 +162,7 @@ def _compress_feedback(old: Feedback, new: Feedback, outputs: Tensor) -> None:
 def _read_faces(bundle: Bundle, source: str | None, count: int) -> Tensor:
     """Reads the first faces of a data set, or lets the generator draw some (N, 3, R, R)."""
     if source is not None:
-        photos = Faces(source, bundle.resolution, limit=count)
-        return from_uint8(torch.stack([photos[i] for i in range(len(photos))]))
+        return Faces(source, bundle.resolution, limit=count).images()
     z = torch.randn(count, bundle.generator.z_dim, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return torch.cat([bundle.generator(part).clamp(-1, 1) for part in z.split(BATCH)])

@@ -81,6 +81,14 @@ def test_resizing_is_pil_bicubic(archive, resolution) -> None:
     assert np.array_equal(faces[2].permute(1, 2, 0).numpy(), np.array(expected))
 
 
+def test_images_are_the_first_pictures_at_once(archive) -> None:
+    faces = Faces(archive, 16)
+    images = faces.images(2)
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32
+    assert torch.equal(((images + 1) * 127.5).round().byte(), torch.stack([faces[0], faces[1]]))
+    assert torch.equal(faces.images(99), faces.images()) and len(faces.images()) == COUNT
+
+
 def test_cache_gives_the_same_without_reading_again(archive) -> None:
     cached, uncached = Faces(archive, 16), Faces(archive, 16, cache_bytes=0)
     first = cached[3].clone()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.faces import Faces
 from data.operator import Downscale
 
 
@@ -28,19 +27,6 @@ def faces_from_bytes(batch: Tensor, rng: torch.Generator | None = None) -> Tenso
         mirrored = torch.rand(len(images), 1, 1, 1, device=images.device, generator=rng) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def first_faces(photos: Faces, count: int) -> Tensor:
-    """Reads the first faces of a data set.
-
-    Args:
-        photos: Data set of faces uint8 (3, R, R).
-        count: How many; all of them if there are fewer.
-
-    Returns:
-        Images (n, 3, R, R) in [-1, 1], channels last.
-    """
-    return faces_from_bytes(torch.stack([photos[i] for i in range(min(count, len(photos)))]))
 
 
 def random_sizes(

@@ -32,7 +32,7 @@ from models.encoder import Encoder, create_encoder
 from models.generator import Generator
 from models.identity import Identity
 from models.weights import sha256_of
-from training.batches import downscale_groups, faces_from_bytes, first_faces, lr_sizes_of, random_sizes
+from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
@@ -324,7 +324,7 @@ class EncoderTraining(OwnedTraining):
         photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
         generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
         self.owner.check_unchanged(sha256_of(self.hparams["generator"]))
-        calibrate_spread(encoder, generator, first_faces(photos, CALIBRATION_FACES))
+        calibrate_spread(encoder, generator, photos.images(CALIBRATION_FACES))
         sizes = [self.hparams["smallest_lr"], self.hparams["largest_lr"] or encoder.resolution]
         save_bundle(folder, generator, encoder, {"lr_sizes": sizes, **self.hparams["bundle_info"]})
 

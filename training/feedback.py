@@ -27,7 +27,7 @@ from models.encoder import make_encoder
 from models.encoder_base import EncoderBase
 from models.feedback import Feedback, on_canvas
 from models.generator import Generator
-from training.batches import LowResolution, downscale_groups, faces_from_bytes, first_faces, lr_sizes_of, random_sizes
+from training.batches import LowResolution, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
@@ -272,7 +272,7 @@ class FeedbackTraining(OwnedTraining):
         self.owner.check_unchanged(loaded.hash)
         if encoder.posterior is not None:
             photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
-            calibrate_spread(encoder, loaded.generator, first_faces(photos, CALIBRATION_FACES))
+            calibrate_spread(encoder, loaded.generator, photos.images(CALIBRATION_FACES))
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 

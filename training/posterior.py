@@ -22,7 +22,6 @@ from data.faces import Faces
 from models.bundle import load_bundle, save_bundle
 from models.bundle_info import notes_of
 from models.encoder import make_encoder
-from training.batches import first_faces
 from training.coverage import LEVELS, calibrate, region_levels
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
@@ -132,6 +131,6 @@ class PosteriorTraining(OwnedTraining):
         octave = encoder.octave(held_out.size)
         calibrate(encoder.posterior, held_out.context.float(), octave, held_out.u)
         photos = Faces(self.hparams["photos"], encoder.resolution, limit=CALIBRATION_FACES)
-        faces = first_faces(photos, CALIBRATION_FACES)
+        faces = photos.images(CALIBRATION_FACES)
         calibrate_spread(encoder, loaded.generator, faces, budget=self.hparams["budget"])
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
