@@ -9,10 +9,10 @@ Faces are drawn at truncation 1 with a seed of their own, or photos of validatio
 encoded. A score is the probability that the classifier gives when half of all faces have the attribute, so its range
 is 1 for rare attributes as well. Each edit goes by a strength of 2 to the side where there is room: away from what most
 faces are ("young" is measured at -2). "Own" is the mean change of its own score to that side; "drift" the 90th
-percentile of the mean changes of the other attributes, its synonyms (editing/names.py) listed apart. "Raw" is the same
-edit without conditions, in all layers.
+percentile of the mean changes of the other attributes, its synonyms (editing/names.py) listed apart. "Raw" is the step
+along the same hyperplane's normal, the same in all layers; "fitted" what the boundary's file says.
 
-It writes edits.json, table.md and matrix.png: rows are edits, columns attributes, raw on top, with conditions below.
+It writes edits.json, table.md and matrix.png: rows are edits, columns attributes, raw on top, as fitted below.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def real_codes(bundle: Bundle, source: str, count: int, lr_size: int) -> Tensor:
 def measure(
     benches: dict[str, Bench], boundaries: dict[str, Boundary], raw: dict[str, np.ndarray], names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Measures all edits on all faces, raw and conditioned.
+    """Measures all edits on all faces, raw and as fitted.
 
     Args:
         benches: By the kind of faces.
@@ -149,18 +149,18 @@ def measure(
         names: Of the attributes.
 
     Returns:
-        By kind of faces, "raw" or "conditioned", and edit: the figures of `summarise` and all "changes".
+        By kind of faces, "raw" or "fitted", and edit: the figures of `summarise` and all "changes".
     """
     results: dict[str, Any] = {}
     total = 2 * len(benches) * len(boundaries)
     with tqdm(total=total, unit="edit", disable=None) as bar:
         for kind, bench in benches.items():
-            results[kind] = {"raw": {}, "conditioned": {}}
+            results[kind] = {"raw": {}, "fitted": {}}
             for name, boundary in boundaries.items():
                 attribute, sign = attribute_of(name)
                 side = rarer_side(float(bench.classifier.rates[names.index(attribute)]), sign)
                 everything = (0, bench.generator.num_ws)
-                ways = {"raw": (raw[name], everything), "conditioned": (boundary.direction, boundary.layers)}
+                ways = {"raw": (raw[name], everything), "fitted": (boundary.direction, boundary.layers)}
                 for way, (direction, layers) in ways.items():
                     effect = bench.effect(direction, layers, side * STRENGTH)
                     figures = summarise(name, effect, names, side)
@@ -176,7 +176,7 @@ def table(results: dict[str, Any]) -> str:
     for kind, ways in results.items():
         lines += [f"\n{kind}\n", "| edit | own, raw | own | drift, raw | drift | drift / own | identity | largest |"]
         lines.append("|---|---:|---:|---:|---:|---:|---:|---|")
-        for name, c in ways["conditioned"].items():
+        for name, c in ways["fitted"].items():
             r = ways["raw"][name]
             person = "n/a" if c["identity"] is None else f"{c['identity']:.2f}"
             lines.append(
@@ -212,9 +212,9 @@ def write_results(results: dict[str, Any], notes: dict[str, Any], out: Path) -> 
     pages = [
         (f"{kind}, {way}", [figures["changes"] for figures in ways[way].values()])
         for kind, ways in results.items()
-        for way in ("raw", "conditioned")
+        for way in ("raw", "fitted")
     ]
-    rows = [f"{name} {found['strength']:+g}" for name, found in next(iter(results.values()))["conditioned"].items()]
+    rows = [f"{name} {found['strength']:+g}" for name, found in next(iter(results.values()))["fitted"].items()]
     matrix_picture(pages, rows, [name.replace("_", " ") for name in notes["attributes"]]).save(out / "matrix.png")
 
 

@@ -1,6 +1,6 @@
 """Learns the steps of an edit, one for every layer, by gradients through the generator and the classifier.
 
-    min over d_1 … d_L of  E[ λ log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
+    min over d_1 … d_L of  E[ log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
                            + λ_m mean_a E[ sign(s) (p'_a − p_a) ]²
     with  x = g(w),  x' = g(w_1 + s d_1, …, w_L + s d_L)  and  mean_l n · d_l = σ
 
@@ -35,10 +35,9 @@ from models.generator import Generator
 BATCH = 16
 LEARNING_RATE = 0.03  # in whitened coordinates, where a direction begins with length 1
 WARMUP = 10
-OWN = 1.5  # λ
 OTHERS = 10.0  # λ_o
-SHARED = 40.0  # λ_m
-PERCEPTUAL = 5.0  # λ_p
+SHARED = 30.0  # λ_m
+PERCEPTUAL = 4.0  # λ_p
 SHARES = (1.0, 1.0, 0.5, -1.0)  # of the strength that edits are judged at: to the side where there is room, and back
 
 
@@ -107,7 +106,7 @@ class StepLearner:
         reached = (share * F.softplus(-towards.sign() * edited[:, own])).mean()
         changes = towards.sign()[:, None] * (edited.sigmoid() - scores.sigmoid())[:, left_alone]  # (B, A')
         drift = OTHERS * changes.square().mean() + SHARED * changes.mean(dim=0).square().mean()
-        return OWN * reached + drift + PERCEPTUAL * self.lpips(after, before).mean()
+        return reached + drift + PERCEPTUAL * self.lpips(after, before).mean()
 
     def _look(self, ws: Tensor) -> tuple[Tensor, Tensor]:
         """The faces (B, 3, R, R) of codes (B, L, D), and their balanced logits (B, A)."""
