@@ -50,7 +50,7 @@ sys.exit(status)
 
 
 def take_turns(calls: Sequence[Callable[[], object]], rounds: int, wake: bool = False) -> list[float]:
-    """Times calls in turns, see above.
+    """Times calls in turns, each after a rest.
 
     Args:
         calls: What to time.

@@ -218,7 +218,7 @@ class Faces(Dataset[Tensor]):
         """Gives the first pictures at once.
 
         Args:
-            count: How many; all of them if None, or if there are fewer.
+            count: How many, at least 1; all of them if None, or if there are fewer.
 
         Returns:
             Images (n, 3, R, R) in [-1, 1].

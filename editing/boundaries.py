@@ -2,10 +2,11 @@
 
 Those that the project ships were made by
 
-    python -m editing.boundaries fit --bundle bundles/celeba64
+    python -m editing.boundaries fit --bundle bundles/celeba64 --classifier runs/attributes_64/attributes.safetensors
 
-which draws 50,000 faces, scores them with the bundle's attributes.safetensors, fits a linear support vector machine for
-every attribute, learns how each layer should follow its normal so that everything else stays, and writes
+which draws 50,000 faces, scores them with that classifier (configs/attributes_64.yaml trains it), fits a linear support
+vector machine for every attribute, learns how each layer should follow its normal so that everything else stays (with
+LPIPS, whose weights it needs), and writes
 boundaries/NAME.npz into the bundle. It goes on where it was interrupted. Others, and more samples:
 
     python -m editing.boundaries fit smile hat --bundle bundles/celeba64 --samples 100000
@@ -62,7 +63,10 @@ from models.pretrained import ROOT
 from models.weights import load_generator, sha256_of
 
 if TYPE_CHECKING:
+    import torch
+
     from editing.choosing import Choice, Chooser
+    from losses.perceptual import LPIPS
     from models.attributes import AttributeClassifier
     from models.generator import Generator
 
@@ -108,14 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME", help=f"edits to make (default: {' '.join(DEFAULT_EDITS)})")
     add("--samples", type=int, default=DEFAULT_SAMPLES, metavar="N", help="faces to draw (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the faces, from 0 (default: 0)")
-    add(
-        "--steps",
-        type=int,
-        default=DEFAULT_STEPS,
-        metavar="N",
-        help="of learning an edit (default: %(default)s)",
-    )
-    add("--shared", action="store_true", help="one direction for all layers, conditioned by projection")
+    add("--steps", type=int, default=DEFAULT_STEPS, metavar="N", help="of learning an edit (default: %(default)s)")
+    add("--shared", action="store_true", help="one direction for all layers, by projection; nothing is learned")
     add("--classifier", type=Path, metavar="FILE", help=f"attribute classifier (default: the bundle's {CLASSIFIER})")
     add("--cache", type=Path, default=Path("runs/boundaries"), metavar="DIR", help="scores (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda … (default: auto)")
@@ -144,7 +142,7 @@ def _fit(args: argparse.Namespace) -> int:
     from models.determinism import use_deterministic_kernels
     from models.device import choose_device
 
-    wanted = args.names or list(DEFAULT_EDITS)
+    wanted = list(dict.fromkeys(args.names or DEFAULT_EDITS))
     for name in wanted:
         attribute_of(name)  # refuses what is none, before anything is drawn
     if args.samples < LEAST_SAMPLES or args.seed < 0 or args.steps < 1:
@@ -162,8 +160,9 @@ def _fit(args: argparse.Namespace) -> int:
     if not names:
         return 0
     use_deterministic_kernels()
+    lpips = None if args.shared else _lpips(device)  # which may be missing: better now than after all that follows
     chooser = _chooser(generator, classifier, names, args, " ".join(hashes.values()))
-    choose = chooser.choose if args.shared else _learner(chooser, args)
+    choose = chooser.choose if lpips is None else _learner(chooser, lpips, args)
     for name in names:
         boundary = _boundary(name, chooser, choose(name), about, hashes["generator_sha256"])
         write_boundary(boundary, folder / f"{name}.npz")
@@ -194,21 +193,29 @@ def _chooser(
 
 def _is_there(path: Path, about: dict[str, Any], generator_sha256: str) -> bool:
     """Says whether a boundary was made by the same command already, before an interruption."""
-    if not path.is_file():
+    try:
+        found = read_boundary(path)
+    except (FileNotFoundError, ValueError):  # what is damaged is made anew
         return False
-    found = read_boundary(path)
     there = found.generator_sha256 == generator_sha256 and about.items() <= found.about.items()
     if there:
         say(f"{_line(found)}; made earlier, remove {path} to make it anew")
     return there
 
 
-def _learner(chooser: Chooser, args: argparse.Namespace) -> Callable[[str], Choice]:
+def _lpips(device: torch.device) -> LPIPS:
+    from losses.perceptual import LPIPS
+
+    return LPIPS().to(device)
+
+
+def _learner(chooser: Chooser, lpips: LPIPS, args: argparse.Namespace) -> Callable[[str], Choice]:
     """Gives what learns the steps of an edit by its name, with a progress bar."""
     from editing.choosing import Choice
     from editing.learning import StepLearner
 
-    learner = StepLearner(chooser.generator, chooser.classifier, chooser.whitening, args.seed + 2_000_000, args.steps)
+    networks = chooser.generator, chooser.classifier, lpips
+    learner = StepLearner(*networks, chooser.whitening, args.seed + 2_000_000, args.steps)
 
     def learn(name: str) -> Choice:
         with tqdm(total=args.steps, unit="step", desc=name, leave=False, disable=None) as bar:

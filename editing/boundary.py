@@ -26,8 +26,7 @@ import numpy as np
 
 from data.report import complete_file
 
-FORMAT = "amortized-pulse/boundary/2"
-FORMATS = ("amortized-pulse/boundary/1", FORMAT)  # that are read; the first knows one direction for all layers
+FORMATS = ("amortized-pulse/boundary/1", "amortized-pulse/boundary/2")  # one direction for all layers; one for each
 FOLDER = "boundaries"  # of a bundle
 MAX_STRENGTH = 100.0
 STRIP = (-2.0, -1.0, 0.0, 1.0, 2.0)  # strengths of the five-step picture
@@ -158,7 +157,11 @@ def parse_edit(text: str) -> tuple[str, float]:
 
 def write_boundary(boundary: Boundary, path: Path) -> None:
     """Writes a boundary, complete or not at all; the same boundary gives the same bytes."""
-    notes = {"format": FORMAT, "name": boundary.name, "generator_sha256": boundary.generator_sha256}
+    notes = {
+        "format": FORMATS[boundary.direction.ndim - 1],
+        "name": boundary.name,
+        "generator_sha256": boundary.generator_sha256,
+    }
     text = json.dumps({**notes, "about": boundary.about}, sort_keys=True)
     with complete_file(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
         np.savez(
@@ -204,7 +207,7 @@ def read_boundary(path: Path, generator_sha256: str | None = None) -> Boundary:
                 hashlib.sha256(content).hexdigest(),
             )
     except (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected a boundary ({FORMAT}), found something else ({error}).") from error
+        raise ValueError(f"{path}: expected a boundary ({FORMATS[0]} or 2), found something else ({error}).") from error
     if generator_sha256 is not None and boundary.generator_sha256 != generator_sha256:
         raise ValueError(
             f"{path}: expected a boundary of the generator with sha256 {generator_sha256}, found one of "
@@ -276,6 +279,6 @@ def export_interfacegan(boundary: Boundary) -> np.ndarray:
     if boundary.direction.ndim != 1:
         raise ValueError(
             f"expected a boundary with one direction for all layers, {boundary.name!r} has one for each; "
-            f"python -m editing.boundaries combine {boundary.name} --as {boundary.name}-shared makes one"
+            f"python -m editing.boundaries combine {boundary.name} --without OTHERS --as NEW makes one"
         )
     return (boundary.direction / np.linalg.norm(boundary.direction))[None].astype(np.float32)

@@ -63,8 +63,8 @@ class Choice:
     """How an edit is made.
 
     Attributes:
-        conditions: Attributes that are projected out, in the order in which they were added.
-        direction: Its step (D,).
+        conditions: Attributes that are projected out, in the order in which they were added; none where it is learned.
+        direction: Its step (D,) for all its layers, or (l, D), a row for each.
         layers: The first style and the first after the last.
         trial: What it did.
     """
@@ -126,7 +126,16 @@ class Chooser:
         return sign * direction_of(self.planes[attribute], planes, self.whitening)
 
     def trial(self, name: str, direction: np.ndarray, layers: tuple[int, int]) -> Trial:
-        """Measures an edit of strength 2 towards the side where there is room."""
+        """Measures an edit of strength 2 towards the side where there is room.
+
+        Args:
+            name: Of the edit.
+            direction: Its step (D,), or (l, D), a row for each layer.
+            layers: The first style that it changes, and the first after the last.
+
+        Returns:
+            What it did.
+        """
         attribute, sign = attribute_of(name)
         side = self.side(name)
         ws = self.ws.clone()

@@ -1,15 +1,16 @@
 """Learns the steps of an edit, one for every layer, by gradients through the generator and the classifier.
 
-    min over d_1 … d_L of  E[ log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
+    min over d_1 … d_L of  E[ |s| / 2 log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
                            + λ_m mean_a E[ sign(s) (p'_a − p_a) ]²
-    with  x = g(w),  x' = g(w_1 + s d_1, …, w_L + s d_L)  and  mean_l n · d_l = σ
+    with  x = g(w),  x' = g(w + s d_1, …, w + s d_L)  and  mean_l n · d_l = σ
 
-l_own is the edit's own logit, towards the side that it goes to, and p_a the scores of all attributes that it shall
-leave alone, face by face and in the mean: what all faces share weighs more. One direction for all layers cannot take
-apart what the generator draws together in W; a direction for each can, because layers differ in what they draw. The
-last line keeps what a strength means: a strength of 1 goes one standard deviation along the normal of the hyperplane,
-in the mean of the layers. All directions start as the one of the hyperplane without conditions, so that nothing else
-has to be chosen.
+s is 2 for half of the faces, towards the side where there is room, and 1 or −2 for a quarter each; the second mean is
+that of a batch. l_own is the edit's own logit, as if half of all faces had the attribute, towards the side that it
+goes to, and p_a the scores of all attributes that it shall leave alone, face by face and in the mean: what all faces
+share weighs more. One direction for all layers cannot take apart what the generator draws together in W; a direction
+for each can, because layers differ in what they draw. The last line keeps what a strength means: a strength of 1 goes
+one standard deviation along the normal of the hyperplane, in the mean of the layers. All directions start as the one
+of the hyperplane without conditions, so that nothing else has to be chosen.
 
 Learning a direction by what a network sees in its pictures: Goetschalckx et al. 2019 "GANalyze"; a shift for each layer
 of W+: Abdal et al. 2021 "StyleFlow", Patashnik et al. 2021 "StyleCLIP" (global directions).
@@ -44,9 +45,13 @@ SHARES = (1.0, 1.0, 0.5, -1.0)  # of the strength that edits are judged at: to t
 class StepLearner:
     """Learns steps on faces of its own.
 
+    It keeps the features of a batch of 16 faces for the gradient: larger generators want a large GPU, or one direction
+    for all layers (`editing.choosing`), which takes no gradient.
+
     Args:
         generator: Draws.
         classifier: Scores.
+        lpips: Compares.
         whitening: Of W.
         seed: Of the faces.
         steps: Steps of the optimiser for each edit.
@@ -56,12 +61,13 @@ class StepLearner:
         self,
         generator: Generator,
         classifier: AttributeClassifier,
+        lpips: LPIPS,
         whitening: Whitening,
         seed: int,
         steps: int,
     ) -> None:
-        self.generator, self.classifier, self.whitening, self.steps = generator, classifier, whitening, steps
-        self.lpips = LPIPS().to(generator.w_avg.device)
+        self.generator, self.classifier, self.lpips = generator, classifier, lpips
+        self.whitening, self.steps = whitening, steps
         self.codes = sample_w(generator, steps * BATCH, seed)  # (steps · B, D)
 
     def learn(self, name: str, plane: Hyperplane, progress: Callable[[int], object] | None = None) -> np.ndarray:

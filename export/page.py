@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from data.command import complain, reason_of, say
-from data.report import write_json
 from editing.boundary import names_in, read_boundary
 from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, REPORT
 from export.precision import FP16, PRECISIONS
@@ -72,7 +71,8 @@ def assemble(models: Path, out: Path, runtime: Path = RUNTIME, samples: Path | N
         shutil.copy(runtime / "dist" / name, out / "ort" / name)
     for name in _model_files(models):
         shutil.copy(models / name, out / "models" / name)
-    write_json(edits_of(models / BOUNDARIES), out / "models" / EDITS)
+    edits = json.dumps(edits_of(models / BOUNDARIES), separators=(",", ":"))  # on one line: half as long
+    (out / "models" / EDITS).write_text(edits, encoding="ascii")
     pictures = sorted(samples.glob("*.png")) if samples else []
     for path in pictures:
         shutil.copy(path, out / "samples" / path.name)

@@ -17,7 +17,7 @@ from models.curvature import Curvature, measure_curvature
 from models.encoder import Encoder
 from models.generator import Generator
 from models.latents import gaussianize
-from search.candidates import Plan, curvature_of, find_candidates, refine_codes, start_codes
+from search.candidates import Plan, curvature_of, find_candidates, refine_codes, rows_at_once, start_codes
 from search.consistency import make_consistent
 from search.loop import draw
 from search.refine import OPTIMISERS, PASSES_PER_STEP, SPACES, RefineSettings, plan, refine, refine_problem, spread_of_w
@@ -241,6 +241,7 @@ def test_rows_are_searched_in_parts_that_fit(bundle: Bundle, monkeypatch: pytest
     monkeypatch.setitem(search.candidates.PIXELS_AT_ONCE, "cpu", 2 * 32**2)
     parts = find_candidates(bundle, lr, 1, Plan(steps=1), lambda step: seen.append(len(step.rows)))
     assert max(seen) == 2 and torch.allclose(parts.ws, whole.ws, atol=1e-3)
+    assert rows_at_once(bundle) == 2 and rows_at_once(replace(bundle, precision="bf16")) == 4
 
 
 @pytest.mark.parametrize(("size", "resolution"), [(4, 32), (8, 64), (16, 64), (15, 64), (48, 64), (63, 64), (64, 64)])
