@@ -1,10 +1,14 @@
-"""How far the mean picture of a batch lies from that of the truths, in the features of LPIPS.
+"""How far the mean picture lies from that of the truths, in the features of LPIPS.
 
-    Σ_l ‖E[φ_l(x̂) − φ_l(x)]‖²,    φ_l averaged over the pixels
+    L = Σ_k share_k ‖m_k‖²,    m_k = E[φ(x̂) − φ(x)],    φ averaged over the pixels
 
 Corrections that fit a low-resolution input leave traces that no single face shows enough of for LPIPS to mind, but that
 all faces share: the mean of their features drifts away from that of photos, which is most of what a Fréchet distance
 sees. Matching means of features: Salimans et al. 2016 "Improved Techniques for Training GANs", section 3.1.
+
+A batch is too small to know its mean: the difference of few pictures is mostly chance. So the means run along over many
+batches, each group k of pictures (such as those of one LR size) with its own, and a batch's gradient is that of
+2 ⟨m_k, its own mean⟩, with m_k of the batches before it.
 """
 
 from __future__ import annotations
@@ -12,29 +16,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def feature_means_distance(drawn: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    """Estimates the squared distance of the means, without bias, from two halves of a batch.
-
-    The product of two independent means has the square of the true mean as its expectation, where the square of one
-    would add its variance. A negative value says that the halves differ by more than the means.
+class FeatureMeans(nn.Module):
+    """The running means of groups of pictures, and the loss on them; buffers, so that a training resumes exactly.
 
     Args:
-        drawn: Features of pictures (B, C_l, H_l, W_l), such as `LPIPS.features`; B ≥ 2.
-        truth: Features of their truths, of the same shapes.
-
-    Returns:
-        The estimate, a scalar.
-
-    Raises:
-        ValueError: If the batch has one picture only.
+        groups: Number of groups K.
+        width: Channels of all features together.
+        halflife: Pictures of a group after which half of what was before is forgotten.
     """
-    if len(drawn[0]) < 2:
-        raise ValueError("Expected at least 2 pictures to estimate means from, got 1; use a larger batch.")
-    terms = []
-    for a, b in zip(drawn, truth, strict=True):
-        apart = (a - b).mean(dim=(2, 3))  # (B, C)
-        terms.append((apart[::2].mean(dim=0) * apart[1::2].mean(dim=0)).sum())
-    return torch.stack(terms).sum()
+
+    means: Tensor
+    seen: Tensor
+
+    def __init__(self, groups: int, width: int, halflife: float = 200.0) -> None:
+        super().__init__()
+        self.halflife = halflife
+        self.register_buffer("means", torch.zeros(groups, width))
+        self.register_buffer("seen", torch.zeros(groups))
+
+    def forward(self, drawn: Sequence[Tensor], truth: Sequence[Tensor], group: Tensor) -> Tensor:
+        """Compares pictures with their truths, and takes them into the means.
+
+        Args:
+            drawn: Features of pictures (B, C_l, H_l, W_l), such as `LPIPS.features`.
+            truth: Features of their truths, of the same shapes.
+            group: The group of each picture (B,), whole numbers from 0 to K − 1.
+
+        Returns:
+            An estimate of L over the batch, without bias as far as the network has not moved since; it may be below
+            zero. 0 for groups that are seen for the first time.
+        """
+        apart = torch.cat([(a - b).mean(dim=(2, 3)) for a, b in zip(drawn, truth, strict=True)], dim=1)  # (B, C)
+        before = self.means.clone()[group]  # (B, C)
+        known = (self.seen[group] > 0).to(apart)
+        self._take_in(apart.detach(), group)
+        return (known * ((2 * apart - before) * before).sum(dim=1)).mean()
+
+    @torch.no_grad()
+    def _take_in(self, apart: Tensor, group: Tensor) -> None:
+        members = torch.zeros(len(group), len(self.seen), device=apart.device)
+        members.scatter_(1, group[:, None], 1.0)  # (B, K)
+        count = members.sum(dim=0)  # (K,)
+        means = members.T @ apart.to(members) / count.clamp(min=1)[:, None]  # (K, C)
+        self.seen += count
+        # Until so many were seen, all have the same say.
+        share = torch.maximum(1 - 0.5 ** (count / self.halflife), count / self.seen.clamp(min=1))
+        self.means.lerp_(means, share[:, None])

@@ -75,6 +75,11 @@ class LPIPS(Frozen):
             self.register_buffer(f"root{i}", weight.sqrt()[:, None, None], persistent=False)  # v ≥ 0 by its training
         self.freeze().to(memory_format=torch.channels_last)
 
+    @property
+    def width(self) -> int:
+        """Channels of all features together, Σ_l C_l."""
+        return sum(self.get_buffer(f"root{i}").numel() for i in range(len(TAPS)))
+
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Computes what `distance` compares.
 

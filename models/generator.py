@@ -133,12 +133,20 @@ class SynthesisLayer(nn.Module):
             Features (B, C_out, H', W'), with H' = 2H if this layer upsamples.
         """
         x, demodulation = self.modulate(x, w)
-        bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
-        x = torch.addcmul(bias.to(x.dtype), x, demodulation.to(x.dtype))
-        if noise is not None:  # in place, here and below: fewer passes through memory, and nothing keeps what was there
-            x = x.add_((noise * (self.noise_strength * SQRT2)).to(x.dtype))
+        x = x * demodulation.to(x.dtype)  # not addcmul with the bias: its derivative goes through memory once more
+        for shift in self._shifts(noise):
+            x = x.add_(shift.to(x.dtype))  # in place, here and below: nothing keeps what was there
         x = F.leaky_relu_(x, 0.2)
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+    def _shifts(self, noise: Tensor | None) -> list[Tensor]:
+        """What is added to the features, in as few passes over them as it takes."""
+        bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
+        if noise is None:
+            return [bias]
+        noise = noise * (self.noise_strength * SQRT2)  # (B or 1, 1, H', W')
+        # One map that all images share is small beside their features, a map for each is not.
+        return [(noise + bias).contiguous(memory_format=torch.channels_last)] if noise.shape[0] == 1 else [noise, bias]
 
     def modulate(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Scales by the style and convolves.
@@ -186,9 +194,10 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Maps features (B, C, H, W) and style codes (B, D) to float32 colour (B, 3, H, W)."""
-        x = F.conv2d(x * self.styles(w)[:, :, None, None].to(x.dtype), self.weight)
-        x = x.float() + self.bias[:, None, None]
-        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+        kernels = self.weight[:, :, 0, 0] * self.styles(w)[:, None]  # (B, 3, C): smaller than the features to scale
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ kernels.transpose(1, 2).to(x.dtype)  # (B, H · W, 3)
+        y = (pixels.float() + self.bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return y if self.conv_clamp is None else y.clamp(-self.conv_clamp, self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):
@@ -242,7 +251,10 @@ class SynthesisBlock(nn.Module):
         for layer, w, n in zip(self.layers, ws[:-1], noise, strict=True):
             x = layer(x, w, n)
         y = self.torgb(x, ws[-1])
-        return x, y if rgb is None else upsample_2x(rgb, self.upsampling_filter) + y
+        if rgb is None:
+            return x, y
+        with torch.autocast(rgb.device.type, enabled=False):  # colour stays float32; three channels gain nothing else
+            return x, upsample_2x(rgb, self.upsampling_filter) + y
 
 
 class SynthesisNetwork(nn.Module):

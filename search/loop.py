@@ -13,6 +13,7 @@ Work is counted in generator passes: forward 1, backward 2, forward-mode derivat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +25,9 @@ from torch import Tensor
 
 from data.operator import downscaling_error
 from data.reading import from_uint8, to_uint8
+from search.side_by_side import side_by_side
+
+_FORWARD_MODE = threading.Lock()  # torch knows one forward-mode derivative at a time, whatever thread it is in
 
 Rows = dict[str, Tensor]
 """Tensors of which each row has a part, (N, …)."""
@@ -110,7 +114,7 @@ class Point:
         """J d (N, Q), by forward-mode differentiation."""
         self.passes += 2
         # Without gradients the generator would draw in place, in bands, which forward mode cannot follow.
-        with torch.enable_grad(), forward_ad.dual_level():
+        with _FORWARD_MODE, torch.enable_grad(), forward_ad.dual_level():
             duals = {
                 name: forward_ad.make_dual(tensor.detach(), direction[name]) for name, tensor in self.variables.items()
             }
@@ -225,8 +229,9 @@ def search(
         optimiser: Takes the steps.
         steps: Steps at most, from 0.
         tolerance: A row is done once its downscaling error is at most this.
-        callback: Called after each evaluation.
-        at_once: Rows in the batch at most, for the memory's sake; None means all.
+        callback: Called after each evaluation, by one thread at a time.
+        at_once: Rows in a batch at most; None means all. On a processor, further batches are searched beside the first,
+            see `search.side_by_side`.
 
     Returns:
         The best of each row.
@@ -241,11 +246,15 @@ def search(
     if steps < 0 or (at_once is not None and at_once < 1):
         raise ValueError(f"Expected steps from 0 and at_once from 1, got {steps} and {at_once}.")
     best = _Best(count)
-    with torch.inference_mode(False), torch.enable_grad():
-        for rows in torch.arange(count, device=target.device).split(at_once or max(count, 1)):
+
+    def search_part(rows: Tensor) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
             # Tensors made under inference mode take part in no gradient, copies made here do.
             batch = _Batch(rows, _select(start, rows), _select(constants, rows), target[rows].clone())
             _search_batch(problem, batch, optimiser, steps, tolerance, callback, best)
+
+    parts = torch.arange(count, device=target.device).split(at_once or max(count, 1))
+    side_by_side(search_part, parts, target.device, best.stop)
     return best.found()
 
 
@@ -278,11 +287,17 @@ class _Batch:
 
 
 class _Best:
-    """The best evaluation of each row so far."""
+    """The best evaluation of each row so far, of all batches; `lock` is for those that are searched side by side."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.codes: Codes | None = None
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Ends the search of the other batches: nothing more is wanted."""
+        self.stopped = True
 
     def _make_room(self, like: Codes, errors: Tensor) -> None:
         def empty(tensor: Tensor) -> Tensor:
@@ -325,11 +340,12 @@ def _search_batch(
     batch = replace(batch, state=optimiser.start(batch.variables))
     for number in range(steps + 1):
         point = batch.point(problem)
-        best.see(number, batch.rows, point)
         done = (point.errors <= tolerance) | (number == steps)
-        if callback is not None:
-            callback(Step(number, steps, batch.rows, point.errors, done, point.images.detach()))
-        if done.all():
+        with best.lock:
+            best.see(number, batch.rows, point)
+            if callback is not None:
+                callback(Step(number, steps, batch.rows, point.errors, done, point.images.detach()))
+        if done.all() or best.stopped:
             return
         # Rows that are done either go along for one more step, or the others are drawn once more without them.
         if (optimiser.passes - 1) * done.sum() > (~done).sum():

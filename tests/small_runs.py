@@ -27,6 +27,8 @@ NOTES = {"name": "t", "licence": "l", "training_data": "d"}
 class PixelDistance(Frozen):
     """Stands in for LPIPS, whose weights a fresh clone lacks: the mean squared difference of coarse pixels."""
 
+    width = 3
+
     def __init__(self) -> None:
         super().__init__()
         self.freeze()

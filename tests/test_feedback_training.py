@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 def train_feedback(folder, monkeypatch, record: Record, run: str, steps: int, save_every: int = 4, **model) -> None:
     settings = {
         "bundle": str(folder / "old"), "passes": 2, "rank": 20, "sizes_per_batch": 2, "compile": False,
-        "warmup_steps": 1, "val_lr": [8], "val_passes": 1, "learning_rate": 3e-4, **model,
+        "warmup_steps": 1, "val_lr": [8], "val_passes": 1, "learning_rate": 3e-4, "weight_means": 1.0, **model,
     }  # fmt: skip
     often = {"val_check_interval": 2, "check_val_every_n_epoch": None}
     network = {"class_path": FEEDBACK, "init_args": settings}

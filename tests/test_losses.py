@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from losses.feature_means import feature_means_distance
+from losses.feature_means import FeatureMeans
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.path_length import path_lengths
@@ -185,15 +186,40 @@ def test_lpips_without_weights_names_the_file(tmp_path: Path, monkeypatch: pytes
         LPIPS()
 
 
-def test_the_distance_of_feature_means_is_unbiased() -> None:
-    """Many batches of 8 pictures whose features have a known mean: the estimate averages to its square."""
+def pictures(count: int, wanted: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
+    """Features of pictures and of their truths, two maps, which differ by `wanted` in the mean, and much by chance."""
+    truth = [torch.randn(count, 2, 2, 2), torch.randn(count, 1, 1, 1)]
+    apart = torch.tensor(wanted)[:, None, None] + torch.randn(count, 3, 1, 1)
+    return [truth[0] + apart[:, :2], truth[1] + apart[:, 2:]], truth
+
+
+def test_feature_means_are_those_of_each_group() -> None:
+    """Groups whose features differ from the truth's by a known mean: the loss averages to its square."""
     torch.manual_seed(0)
-    wanted = torch.tensor([0.3, -0.1, 0.2])
-    estimates = []
-    for _ in range(2000):
-        truth = (torch.randn(8, 3, 2, 2), torch.randn(8, 1, 1, 1))
-        drawn = (truth[0] + wanted[:, None, None] + torch.randn(8, 3, 1, 1), truth[1] + 0.5)
-        estimates.append(feature_means_distance(drawn, truth))
-    assert torch.stack(estimates).mean() == pytest.approx(float(wanted.square().sum()) + 0.25, abs=0.03)
-    with pytest.raises(ValueError, match="at least 2"):
-        feature_means_distance([truth[0][:1]], [truth[0][:1]])
+    wanted = {0: (0.3, -0.1, 0.2), 2: (-0.5, 0.0, 0.4)}
+    losses, estimates = FeatureMeans(3, 3, halflife=400), []
+    for i in range(4000):
+        (drawn, truth), (others, theirs) = (pictures(4, mean) for mean in wanted.values())
+        both = [[torch.cat(pair) for pair in zip(*parts, strict=True)] for parts in ((drawn, others), (truth, theirs))]
+        loss = losses(*both, torch.tensor([0] * 4 + [2] * 4))
+        estimates.append(loss if i else loss.new_zeros(()))
+        assert i or loss == 0  # nothing is known before the first batch
+    squares = [sum(x * x for x in mean) for mean in wanted.values()]
+    assert float(torch.stack(estimates[500:]).mean()) == pytest.approx(sum(squares) / 2, abs=0.02)
+    torch.testing.assert_close(losses.means[[0, 2]], torch.tensor(list(wanted.values())), atol=0.12, rtol=0)
+    assert losses.seen.tolist() == [16000, 0, 16000] and not losses.means[1].any()
+
+
+def test_feature_means_pull_a_batch_towards_the_truth() -> None:
+    torch.manual_seed(0)
+    losses, group = FeatureMeans(1, 3), torch.zeros(8, dtype=torch.long)
+    drawn, truth = pictures(8, (0.5, 0.0, 0.0))
+    losses(drawn, truth, group)
+    mean = losses.means[0].clone()
+    torch.testing.assert_close(
+        mean, torch.cat([(a - b).mean(dim=(0, 2, 3)) for a, b in zip(drawn, truth, strict=True)])
+    )
+    drawn, truth = pictures(8, (0.5, 0.0, 0.0))
+    leaf = drawn[0].requires_grad_()
+    losses([leaf, drawn[1]], truth, group).backward()
+    torch.testing.assert_close(leaf.grad, (2 * mean[:2] / 8 / 4)[None, :, None, None].expand_as(leaf))

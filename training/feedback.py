@@ -4,13 +4,15 @@
 
 One batch serves several passes, each of which is a step of the optimiser: the face that a pass draws is where the next
 one starts, so that the network sees its own results. The logarithm asks for the same factor of every face, near the
-solution or far away; the means of features over the batch keep what all corrections have in common out of the faces
-(`losses.feature_means`). Half of the faces start at the encoder's best guess, half at a candidate around it.
+solution or far away; the means of features, for each pass and octave of LR sizes, keep what all corrections have in
+common out of the faces (`losses.feature_means`). Half of the faces start at the encoder's best guess, half at a
+candidate around it.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from data.operator import EPSILON, Downscale, downscaling_error
-from losses.feature_means import feature_means_distance
+from losses.feature_means import FeatureMeans
 from losses.perceptual import LPIPS
 from models.bundle import load_bundle, save_bundle
 from models.bundle_info import notes_of
@@ -106,6 +108,8 @@ class FeedbackTraining(OwnedTraining):
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
         self._generator: tuple[Generator] = (loaded.generator,)
         self._lpips = (LPIPS(),)
+        self.octaves = int(math.log2(self.encoder.resolution)) - 1  # of LR sizes: about 4, about 8, …, about R px
+        self.feature_means = FeatureMeans(passes * self.octaves, self._lpips[0].width)
 
     @property
     def _trained(self) -> Feedback:
@@ -213,12 +217,17 @@ class FeedbackTraining(OwnedTraining):
         losses = {
             "error": (errors + FLOOR).log().mean(),
             "lpips": self._lpips[0].distance(features, target).mean(),
-            "means": feature_means_distance(features, target),
+            "means": self.feature_means(features, target, self._mean_group(groups, number)),
             "moves": (move / self.encoder.latents.sigma).square().mean(),
         }
         self.log_dict({f"loss/{name}_{number + 1}": value.detach() for name, value in losses.items()})
         self.log(f"downscaling_error_{number + 1}", errors.detach().mean(), prog_bar=number == h["passes"] - 1)
         return losses["error"] + sum(h[f"weight_{name}"] * losses[name] for name in ("lpips", "means", "moves"))
+
+    def _mean_group(self, groups: list[LowResolution], number: int) -> Tensor:
+        """Which means of features each face belongs to (B,): those of this pass, and of its LR size's octave."""
+        octave = (lr_sizes_of(groups).log2().round().long() - 2).clamp(0, self.octaves - 1)
+        return number * self.octaves + octave
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)
