@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 def train_feedback(folder, monkeypatch, record: Record, run: str, steps: int, save_every: int = 4, **model) -> None:
     settings = {
         "bundle": str(folder / "old"), "passes": 2, "rank": 20, "sizes_per_batch": 2, "compile": False,
-        "warmup_steps": 1, "val_lr": [8], "val_passes": 1, "learning_rate": 3e-4, "weight_means": 1.0, **model,
+        "warmup_steps": 1, "val_lr": [8], "val_passes": 1, "learning_rate": 3e-4, **model,
     }  # fmt: skip
     often = {"val_check_interval": 2, "check_val_every_n_epoch": None}
     network = {"class_path": FEEDBACK, "init_args": settings}
@@ -48,10 +48,11 @@ def train_posterior(folder, monkeypatch, record: Record, run: str, steps: int, *
 def test_feedback_resumes_exactly_and_makes_a_bundle(folder, monkeypatch):
     metric = "downscaling_error_2"
     whole, before, after = Record(metric=metric), Record(10, metric), Record(metric=metric)
-    train_feedback(folder, monkeypatch, whole, "whole", 16, export_to=str(folder / "new"), export_passes=2)
+    means = {"weight_means": 10.0}  # run along, so that a resumed training needs them
+    train_feedback(folder, monkeypatch, whole, "whole", 16, export_to=str(folder / "new"), export_passes=2, **means)
     with pytest.raises(RuntimeError, match="killed"):
-        train_feedback(folder, monkeypatch, before, "killed", 16)
-    train_feedback(folder, monkeypatch, after, "killed", 16)  # goes on from step 8, which is batch 4
+        train_feedback(folder, monkeypatch, before, "killed", 16, **means)
+    train_feedback(folder, monkeypatch, after, "killed", 16, **means)  # goes on from step 8, which is batch 4
     assert before.losses == whole.losses[:5]
     assert after.losses == whole.losses[4:]
     old, new = load_bundle(folder / "old"), load_bundle(folder / "new")
