@@ -248,6 +248,8 @@ def search(
     best = _Best(count)
 
     def search_part(rows: Tensor) -> None:
+        if best.stopped:
+            return
         with torch.inference_mode(False), torch.enable_grad():
             # Tensors made under inference mode take part in no gradient, copies made here do.
             batch = _Batch(rows, _select(start, rows), _select(constants, rows), target[rows].clone())

@@ -22,7 +22,7 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T], device: torch.de
         work: Called once with every part; from several threads, in any order.
         parts: The parts.
         device: Where the work is done.
-        stop: Called when one part has failed or the user has interrupted: ends the work on the others soon.
+        stop: Called when a part has failed or the user has interrupted: makes the work on the others end soon.
 
     Raises:
         Exception: Whatever the work raises.
@@ -33,10 +33,18 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T], device: torch.de
         for part in parts:
             work(part)
         return
+
+    def guarded(part: T) -> None:
+        try:
+            work(part)
+        except BaseException:
+            stop()
+            raise
+
     # The number that is set belongs to the thread that sets it, but new threads begin with the one that was set last.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
     try:
-        done, _ = wait([pool.submit(work, part) for part in parts], return_when=FIRST_EXCEPTION)
+        done, _ = wait([pool.submit(guarded, part) for part in parts], return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
     except BaseException:
