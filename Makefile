@@ -95,7 +95,7 @@ bundle: .venv/.installed ## Refit all that hangs on the generator: encoder, feed
 edits: .venv/.installed ## Train both attribute classifiers, fit the boundaries of BUNDLE, measure them; goes on where it was interrupted
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml --seed_everything 1 --model.backbone regnety_002 \
-		--model.options null --trainer.logger.init_args.name attributes_64_second
+		--model.options null --trainer.max_steps 7200 --trainer.logger.init_args.name attributes_64_second
 	$(BIN)/python -m editing.boundaries fit --bundle $(BUNDLE) --classifier runs/attributes_64/attributes.safetensors
 	$(BIN)/python benchmarks/editing.py --bundle $(BUNDLE) \
 		--classifier runs/attributes_64_second/attributes.safetensors

@@ -8,7 +8,7 @@ sees. Matching means of features: Salimans et al. 2016 "Improved Techniques for 
 
 A batch is too small to know its mean: the difference of few pictures is mostly chance. So the means run along over many
 batches, each group k of pictures (such as those of one LR size) with its own, and a batch's gradient is that of
-2 ⟨m_k, its own mean⟩, with m_k of the batches before it.
+2 ⟨m_k, its own mean⟩, with m_k of the batches before it. Several processes share their means.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -46,22 +47,26 @@ class FeatureMeans(nn.Module):
             group: The group of each picture (B,), whole numbers from 0 to K − 1.
 
         Returns:
-            An estimate of L over the batch, without bias as far as the network has not moved since; it may be below
-            zero. 0 for groups that are seen for the first time.
+            An estimate of L, without bias as far as the network has not moved since; it may be below zero. Groups
+            that are seen for the first time add nothing.
         """
-        apart = torch.cat([(a - b).mean(dim=(2, 3)) for a, b in zip(drawn, truth, strict=True)], dim=1)  # (B, C)
-        before = self.means.clone()[group]  # (B, C)
-        known = (self.seen[group] > 0).to(apart)
+        apart = torch.cat(
+            [(a - b).mean(dim=(2, 3)) for a, b in zip(drawn, truth, strict=True)], dim=1
+        ).float()  # (B, C)
+        before = self.means[group]  # (B, C), zero where nothing is known
         self._take_in(apart.detach(), group)
-        return (known * ((2 * apart - before) * before).sum(dim=1)).mean()
+        # Of the value a · b and the gradient 2 b: b has chance in it too, which b · b would add to the value.
+        return ((2 * apart - apart.detach()) * before).sum(dim=1).mean()
 
     @torch.no_grad()
     def _take_in(self, apart: Tensor, group: Tensor) -> None:
-        members = torch.zeros(len(group), len(self.seen), device=apart.device)
-        members.scatter_(1, group[:, None], 1.0)  # (B, K)
-        count = members.sum(dim=0)  # (K,)
-        means = members.T @ apart.to(members) / count.clamp(min=1)[:, None]  # (K, C)
+        members = F.one_hot(group, len(self.seen)).to(apart)  # (B, K)
+        # Not a matrix product, which autocast would take in bfloat16.
+        sums, count = (members[:, :, None] * apart[:, None]).sum(dim=0), members.sum(dim=0)  # (K, C), (K,)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for total in (sums, count):
+                torch.distributed.all_reduce(total)
         self.seen += count
-        # Until so many were seen, all have the same say.
+        # Of the first pictures, all have the same say.
         share = torch.maximum(1 - 0.5 ** (count / self.halflife), count / self.seen.clamp(min=1))
-        self.means.lerp_(means, share[:, None])
+        self.means.lerp_(sums / count.clamp(min=1)[:, None], share[:, None])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import banded
-from models.layers import SQRT2, EqualLinear, blur, upsample_2x, upsampling_filter
+from models.layers import SQRT2, EqualLinear, blur, upsample_2x, upsampling_filter, without_autocast
 
 NOISE_MODES = ("const", "random", "none")
 
@@ -134,19 +134,20 @@ class SynthesisLayer(nn.Module):
         """
         x, demodulation = self.modulate(x, w)
         x = x * demodulation.to(x.dtype)  # not addcmul with the bias: its derivative goes through memory once more
-        for shift in self._shifts(noise):
+        for shift in self._shifts(noise, x.shape[0]):
             x = x.add_(shift.to(x.dtype))  # in place, here and below: nothing keeps what was there
         x = F.leaky_relu_(x, 0.2)
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
 
-    def _shifts(self, noise: Tensor | None) -> list[Tensor]:
-        """What is added to the features, in as few passes over them as it takes."""
+    def _shifts(self, noise: Tensor | None, rows: int) -> list[Tensor]:
+        """What is added to the features of so many images, in as few passes over them as it takes."""
         bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
         if noise is None:
             return [bias]
         noise = noise * (self.noise_strength * SQRT2)  # (B or 1, 1, H', W')
-        # One map that all images share is small beside their features, a map for each is not.
-        return [(noise + bias).contiguous(memory_format=torch.channels_last)] if noise.shape[0] == 1 else [noise, bias]
+        if noise.shape[0] < rows:  # one map that all images share is small beside their features
+            return [(noise + bias).contiguous(memory_format=torch.channels_last)]
+        return [noise, bias]
 
     def modulate(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Scales by the style and convolves.
@@ -253,7 +254,7 @@ class SynthesisBlock(nn.Module):
         y = self.torgb(x, ws[-1])
         if rgb is None:
             return x, y
-        with torch.autocast(rgb.device.type, enabled=False):  # colour stays float32; three channels gain nothing else
+        with without_autocast(rgb.device.type):  # colour stays float32; in bfloat16, three channels are only slower
             return x, upsample_2x(rgb, self.upsampling_filter) + y
 
 

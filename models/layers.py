@@ -7,6 +7,7 @@ of StyleGAN" (FIR resampling, demodulation). Tensor names and layouts follow Sty
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,12 @@ def upsample_2x(x: Tensor, kernel: Tensor) -> Tensor:
         (B, C, 2H, 2W).
     """
     return F.conv_transpose2d(x, _per_channel(kernel, x), stride=2, padding=1, groups=x.shape[1])
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Keeps the precision of the tensors: torch's autocast is off, on kinds of devices that have one."""
+    available = torch.amp.is_autocast_available(device)  # not on "meta"
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 class EqualLinear(nn.Module):

@@ -275,7 +275,7 @@ def curvature_of(bundle: Bundle, lr_size: int) -> Curvature:
 
 
 def rows_at_once(bundle: Bundle) -> int:
-    """Says how many rows are searched together; further ones wait."""
+    """Says how many rows are searched together; further ones wait, or are searched beside them."""
     device = bundle.device.type
     # In bfloat16 twice as many fit into a processor's caches.
     pixels = PIXELS_AT_ONCE[device] * (2 if device == "cpu" and bundle.precision == "bf16" else 1)

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from data.operator import downscaling_error
 from data.reading import from_uint8, to_uint8
-from search.side_by_side import side_by_side
-
-_FORWARD_MODE = threading.Lock()  # torch knows one forward-mode derivative at a time, whatever thread it is in
+from search.forward_mode import dual_level
+from search.side_by_side import one_by_one, side_by_side
 
 Rows = dict[str, Tensor]
 """Tensors of which each row has a part, (N, …)."""
@@ -114,7 +113,7 @@ class Point:
         """J d (N, Q), by forward-mode differentiation."""
         self.passes += 2
         # Without gradients the generator would draw in place, in bands, which forward mode cannot follow.
-        with _FORWARD_MODE, torch.enable_grad(), forward_ad.dual_level():
+        with torch.enable_grad(), dual_level():
             duals = {
                 name: forward_ad.make_dual(tensor.detach(), direction[name]) for name, tensor in self.variables.items()
             }
@@ -230,8 +229,8 @@ def search(
         steps: Steps at most, from 0.
         tolerance: A row is done once its downscaling error is at most this.
         callback: Called after each evaluation, by one thread at a time.
-        at_once: Rows in a batch at most; None means all. On a processor, further batches are searched beside the first,
-            see `search.side_by_side`.
+        at_once: Rows in a batch at most, for the memory's sake; None means all. On a processor, batches of several rows
+            are searched side by side, see `search.side_by_side`.
 
     Returns:
         The best of each row.
@@ -248,15 +247,16 @@ def search(
     best = _Best(count)
 
     def search_part(rows: Tensor) -> None:
-        if best.stopped:
-            return
         with torch.inference_mode(False), torch.enable_grad():
             # Tensors made under inference mode take part in no gradient, copies made here do.
             batch = _Batch(rows, _select(start, rows), _select(constants, rows), target[rows].clone())
             _search_batch(problem, batch, optimiser, steps, tolerance, callback, best)
 
     parts = torch.arange(count, device=target.device).split(at_once or max(count, 1))
-    side_by_side(search_part, parts, target.device, best.stop)
+    if target.device.type == "cpu" and at_once != 1:
+        side_by_side(search_part, parts, best.stopped)
+    else:  # of large pictures, one at a time takes all the memory that is meant to be taken
+        one_by_one(search_part, parts)
     return best.found()
 
 
@@ -295,11 +295,7 @@ class _Best:
         self.count = count
         self.codes: Codes | None = None
         self.lock = threading.Lock()
-        self.stopped = False
-
-    def stop(self) -> None:
-        """Ends the search of the other batches: nothing more is wanted."""
-        self.stopped = True
+        self.stopped = threading.Event()  # nothing more is wanted
 
     def _make_room(self, like: Codes, errors: Tensor) -> None:
         def empty(tensor: Tensor) -> Tensor:
@@ -347,7 +343,7 @@ def _search_batch(
             best.see(number, batch.rows, point)
             if callback is not None:
                 callback(Step(number, steps, batch.rows, point.errors, done, point.images.detach()))
-        if done.all() or best.stopped:
+        if done.all() or best.stopped.is_set():
             return
         # Rows that are done either go along for one more step, or the others are drawn once more without them.
         if (optimiser.passes - 1) * done.sum() > (~done).sum():
@@ -355,4 +351,5 @@ def _search_batch(
             point, done = batch.point(problem), done[~done]
         variables, state = optimiser.step(number, point, batch.state)
         batch = replace(batch, variables=variables, state=state).select(~done)
-        best.passes[batch.rows] += point.passes - 1
+        with best.lock:
+            best.passes[batch.rows] += point.passes - 1

@@ -6,6 +6,8 @@ other, so that their threads need not wait.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -15,41 +17,57 @@ import torch
 T = TypeVar("T")
 
 
-def side_by_side(work: Callable[[T], None], parts: Sequence[T], device: torch.device, stop: Callable[[], None]) -> None:
-    """Does the work on all parts, several at a time where that uses a processor better; one by one elsewhere.
+def one_by_one(work: Callable[[T], None], parts: Sequence[T]) -> None:
+    """Does the work on the parts, one after the other."""
+    for part in parts:
+        work(part)
+
+
+def side_by_side(work: Callable[[T], None], parts: Sequence[T], stopped: threading.Event) -> None:
+    """Does the work on the parts, as many at a time as torch has threads.
 
     Args:
-        work: Called once with every part; from several threads, in any order.
+        work: Called with every part, from several threads, in any order; with torch's autocast as it is here.
         parts: The parts.
-        device: Where the work is done.
-        stop: Called when a part has failed or the user has interrupted: makes the work on the others end soon.
+        stopped: Set when a part has failed or the user has interrupted. No part is begun after that, and the work may
+            look at it, to end sooner.
 
     Raises:
         Exception: Whatever the work raises.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(parts)) if device.type == "cpu" else 1
+    rounds = math.ceil(len(parts) / threads)
+    workers = math.ceil(len(parts) / max(rounds, 1))  # no more than it takes for so many rounds
     if workers <= 1:
-        for part in parts:
-            work(part)
-        return
+        return one_by_one(work, parts)
+    autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+    ready = threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(threads // workers)
+        torch.get_num_threads()  # a thread takes over what is set when torch first looks, and that is now
+        ready.wait()
 
     def guarded(part: T) -> None:
+        if stopped.is_set():
+            return
         try:
-            work(part)
+            with torch.autocast("cpu", *autocast):
+                work(part)
         except BaseException:
-            stop()
+            stopped.set()
             raise
 
-    # The number that is set belongs to the thread that sets it, but new threads begin with the one that was set last.
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
-    try:
-        done, _ = wait([pool.submit(guarded, part) for part in parts], return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-    except BaseException:
-        stop()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(workers, initializer=begin) as pool:
+        try:
+            futures = [pool.submit(guarded, part) for part in parts]
+            ready.wait()
+            # The number belongs to the thread that sets it, but whoever is new to torch takes the last that was set.
+            torch.set_num_threads(threads)
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            stopped.set()
+            ready.abort()  # of threads that have not begun yet
+            raise

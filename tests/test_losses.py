@@ -201,13 +201,32 @@ def test_feature_means_are_those_of_each_group() -> None:
     for i in range(4000):
         (drawn, truth), (others, theirs) = (pictures(4, mean) for mean in wanted.values())
         both = [[torch.cat(pair) for pair in zip(*parts, strict=True)] for parts in ((drawn, others), (truth, theirs))]
-        loss = losses(*both, torch.tensor([0] * 4 + [2] * 4))
-        estimates.append(loss if i else loss.new_zeros(()))
-        assert i or loss == 0  # nothing is known before the first batch
+        estimates.append(losses(*both, torch.tensor([0] * 4 + [2] * 4)))
+        assert i or estimates[0] == 0  # nothing is known before the first batch
     squares = [sum(x * x for x in mean) for mean in wanted.values()]
     assert float(torch.stack(estimates[500:]).mean()) == pytest.approx(sum(squares) / 2, abs=0.02)
     torch.testing.assert_close(losses.means[[0, 2]], torch.tensor(list(wanted.values())), atol=0.12, rtol=0)
     assert losses.seen.tolist() == [16000, 0, 16000] and not losses.means[1].any()
+
+
+def test_feature_means_of_mere_chance_are_zero() -> None:
+    """Few pictures, many features, a short memory: the running means are mostly chance, the loss is not."""
+    torch.manual_seed(0)
+    losses, group = FeatureMeans(1, 50, halflife=20), torch.zeros(4, dtype=torch.long)
+    apart = [torch.randn(4, 50, 1, 1) for _ in range(2000)]
+    estimates = torch.stack([losses([a], [torch.zeros_like(a)], group) for a in apart])
+    assert losses.means.square().sum() > 0.4
+    assert float(estimates.mean()) == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_feature_means_forget_half_in_a_halflife(enabled: bool) -> None:
+    losses, group = FeatureMeans(1, 1, halflife=40), torch.zeros(4, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):  # which would round 1.001 to 1
+        for value, batches in ((1.001, 200), (3.001, 10)):
+            for _ in range(batches):
+                losses([torch.full((4, 1, 1, 1), value)], [torch.zeros(4, 1, 1, 1)], group)
+    assert float(losses.means) == pytest.approx(2.001, abs=1e-4)
 
 
 def test_feature_means_pull_a_batch_towards_the_truth() -> None:
