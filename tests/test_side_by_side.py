@@ -116,8 +116,12 @@ def test_a_search_finds_the_same(optimiser: Optimiser, bfloat16: bool, two_threa
 
 def test_a_search_that_the_user_interrupts_ends(two_threads) -> None:
     steps: list[Step] = []
-    with pytest.raises(KeyboardInterrupt):
-        search_ten(steps, interrupt_at=3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            search_ten(steps, interrupt_at=3)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(steps) <= 5  # of twenty: one more of each of the two batches that were under way
 
 
