@@ -1,6 +1,6 @@
 """Learns the steps of an edit, one for every layer, by gradients through the generator and the classifier.
 
-    min over d_1 … d_L of  E[ |s| / 2 log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
+    min over d_1 … d_L of  E[ λ_s |s| / 2 log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
                            + λ_m mean_a E[ sign(s) (p'_a − p_a) ]²
     with  x = g(w),  x' = g(w + s d_1, …, w + s d_L)  and  mean_l n · d_l = σ
 
@@ -36,6 +36,7 @@ from models.generator import Generator
 BATCH = 16
 LEARNING_RATE = 0.03  # in whitened coordinates, where a direction begins with length 1
 WARMUP = 10
+OWN = {"young": 1.6, "brown-hair": 2.0}  # λ_s, 1 for all others: with 1, these two fall short, and have room for more
 OTHERS = 10.0  # λ_o
 SHARED = 30.0  # λ_m
 PERCEPTUAL = 4.0  # λ_p
@@ -94,7 +95,8 @@ class StepLearner:
         for number, w in enumerate(self.codes.to(device).split(BATCH)):
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * min(1, (number + 1) / WARMUP) * (1 - number / self.steps)
             ws = w[:, None].expand(-1, len(u), -1)
-            loss = self._loss(ws, strengths[:, None, None] * (u @ factor.T), strengths * sign, own, left_alone)
+            terms = self._loss(ws, strengths[:, None, None] * (u @ factor.T), strengths * sign, own, left_alone)
+            loss = OWN.get(name, 1.0) * terms[0] + terms[1]
             (u.grad,) = torch.autograd.grad(loss, [u])
             optimiser.step()
             with torch.no_grad():  # a · u stays 1 in the mean of the layers, which is n · d = σ
@@ -103,8 +105,10 @@ class StepLearner:
                 progress(1)
         return (u @ factor.T).detach().cpu().double().numpy()
 
-    def _loss(self, ws: Tensor, offsets: Tensor, towards: Tensor, own: int, left_alone: list[int]) -> Tensor:
-        """The loss of offsets to codes, both (B, L, D); towards (B,) are the strengths by the own logit's sign."""
+    def _loss(
+        self, ws: Tensor, offsets: Tensor, towards: Tensor, own: int, left_alone: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """What offsets to codes, both (B, L, D), miss, and what else they do; towards (B,) has the own logit's sign."""
         with torch.no_grad():
             before, scores = self._look(ws)
         after, edited = self._look(ws + offsets)
@@ -112,7 +116,7 @@ class StepLearner:
         reached = (share * F.softplus(-towards.sign() * edited[:, own])).mean()
         changes = towards.sign()[:, None] * (edited.sigmoid() - scores.sigmoid())[:, left_alone]  # (B, A')
         drift = OTHERS * changes.square().mean() + SHARED * changes.mean(dim=0).square().mean()
-        return reached + drift + PERCEPTUAL * self.lpips(after, before).mean()
+        return reached, drift + PERCEPTUAL * self.lpips(after, before).mean()
 
     def _look(self, ws: Tensor) -> tuple[Tensor, Tensor]:
         """The faces (B, 3, R, R) of codes (B, L, D), and their balanced logits (B, A)."""
