@@ -6,9 +6,8 @@ Those that the project ships were made by
 
 which draws 50,000 faces, scores them with that classifier (configs/attributes_64.yaml trains it), fits a linear support
 vector machine for every attribute, learns how each layer should follow its normal so that everything else stays (with
-LPIPS, whose weights it needs), and writes
-boundaries/NAME.npz into the bundle. It goes on where it was interrupted. With the same
---classifier, others, and more samples:
+LPIPS, whose weights it needs), and writes boundaries/NAME.npz into the bundle. It goes on where it was interrupted.
+With the same --classifier, others, and more samples:
 
     python -m editing.boundaries fit smile hat --bundle bundles/celeba64 --samples 100000
 

@@ -54,8 +54,7 @@ def _features(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor) -> Ten
 
 def _colour(torgb: ToRGB, x: Tensor, w: Tensor) -> Tensor:
     """Maps features (B, C, H, W) to colour (B, 3, H, W), see `ToRGB.forward`."""
-    kernels = torgb.weight[:, :, 0, 0] * torgb.styles(w)[:, None]  # (B, 3, C)
-    y = (kernels @ x.flatten(2)).unflatten(2, x.shape[2:]) + torgb.bias[:, None, None]
+    y = (torgb.kernels(w) @ x.flatten(2)).unflatten(2, x.shape[2:]) + torgb.bias[:, None, None]
     return _clamp(y, torgb.conv_clamp)
 
 

@@ -93,7 +93,7 @@ def _draw_block(
         None if n is None else (n * (layer.noise_strength * SQRT2)).to(dtype)
         for layer, n in zip((up, same), noise, strict=True)
     ]
-    colour_kernel = (block.torgb.weight * block.torgb.styles(ws[2])[:, :, None, None]).to(dtype)  # (3, C, 1, 1)
+    colour_kernel = block.torgb.kernels(ws[2])[0, :, :, None, None].to(dtype)  # (3, C, 1, 1)
     with torch.autocast("cpu", enabled=False):
         image = upsample_2x(rgb, block.upsampling_filter)  # (1, 3, R, R)
         features = torch.empty((1, channels if keep else 0, size, size), dtype=dtype, memory_format=torch.channels_last)

@@ -189,14 +189,13 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
         self.weight_gain = 1.0 / math.sqrt(in_channels)
 
-    def styles(self, w: Tensor) -> Tensor:
-        """Gives the factors (B, C) of the features for style codes (B, D)."""
-        return self.affine(w) * self.weight_gain
+    def kernels(self, w: Tensor) -> Tensor:
+        """Gives the matrix (B, 3, C) from features to colour for style codes (B, D), smaller than they are to scale."""
+        return self.weight[:, :, 0, 0] * (self.affine(w) * self.weight_gain)[:, None]
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Maps features (B, C, H, W) and style codes (B, D) to float32 colour (B, 3, H, W)."""
-        kernels = self.weight[:, :, 0, 0] * self.styles(w)[:, None]  # (B, 3, C): smaller than the features to scale
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ kernels.transpose(1, 2).to(x.dtype)  # (B, H · W, 3)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.kernels(w).transpose(1, 2).to(x.dtype)  # (B, H · W, 3)
         y = (pixels.float() + self.bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         return y if self.conv_clamp is None else y.clamp(-self.conv_clamp, self.conv_clamp)
 
