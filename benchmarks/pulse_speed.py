@@ -2,13 +2,16 @@
 
 The loop, its losses and its optimiser are those of a checkout of adamian98/pulse; nothing of it is part of this
 project. What is hard-coded there (CUDA, 18 styles of 512 numbers, 1024 px) is replaced in its text as it is read, its
-generator by ours. The two take turns, so that their ratio holds even where the times do not. Both search the same rows;
-ours takes them in parts that fit the processor's caches, in bfloat16 where --precision says so, and does not stop at a
-tolerance here, where it would save the rest of the steps.
+generator by ours: drawn by our own code, which is fast for the original as well, and with --nvidia also by NVIDIA's,
+which gives the same faces from the same weights and is what people of the field draw with. All take turns, so that
+their ratios hold even where the times do not, and search the same rows; ours takes them in parts that fit the
+processor's caches, in bfloat16 where --precision says so, and does not stop at a tolerance here, where it would save
+the rest of the steps.
 
 Examples:
     git clone https://github.com/adamian98/pulse
-    python benchmarks/pulse_speed.py --pulse pulse
+    git clone https://github.com/NVlabs/stylegan2-ada-pytorch
+    python benchmarks/pulse_speed.py --pulse pulse --nvidia stylegan2-ada-pytorch
     python benchmarks/pulse_speed.py --pulse pulse --batches 1 64 --steps 20 --device cuda
 """
 
@@ -19,7 +22,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,13 +35,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.references import nvidia_networks
 from data.operator import Downscale
 from models.bundle import DEFAULT_BUNDLE, PRECISIONS, Bundle, load_bundle
+from models.generator import SynthesisNetwork
 from search.candidates import rows_at_once
 from search.pulse import PulseSettings, pulse, pulse_noise
 from search.sphere import GaussianMap
 
+Draw = Callable[..., Tensor]  # ws (N, L, D), noise: maps (N, 1, H, W) of all layers -> images (N, 3, R, R)
 LOSS = "100*L2+0.05*GEOCROSS"
+TOLERANCE = 1e-3  # how far two drawings of one face may be apart, as in benchmarks/parity.py
 FILES = ("bicubic.py", "loss.py", "SphericalOptimizer.py", "PULSE.py")
 
 
@@ -63,12 +71,50 @@ def adapted(text: str, styles: int, width: int, resolution: int, device: str) ->
     return text if cuda else text.replace("cuda=True", "cuda=False").replace(".cuda()", "")
 
 
-def load_original(folder: Path, bundle: Bundle) -> nn.Module:
+def nvidia_synthesis(folder: Path, ours: SynthesisNetwork) -> Draw:
+    """Makes NVIDIA's code draw with our weights, whose names and values are those that it gives them.
+
+    Args:
+        folder: A checkout of NVlabs/stylegan2-ada-pytorch.
+        ours: The weights.
+
+    Returns:
+        What draws.
+
+    Raises:
+        ValueError: If the two do not draw the same.
+    """
+    widths = {block.layers[-1].resolution: block.layers[-1].weight.shape[0] for block in ours.blocks}
+    size = max(widths)
+    shape = {"channel_base": widths[size] * size, "channel_max": max(widths.values())}
+    networks = nvidia_networks(folder.resolve())
+    theirs = networks.SynthesisNetwork(ours.w_dim, size, 3, **shape).eval().requires_grad_(False)
+    theirs.load_state_dict(ours.state_dict(), strict=False)  # what it has beyond are filters, which are constants
+    theirs.to(ours.layers[0].weight.device)
+    layers = [m for m in theirs.modules() if hasattr(m, "noise_const")]
+
+    def draw(ws: Tensor, noise: Sequence[Tensor]) -> Tensor:
+        for layer, given in zip(layers, noise, strict=True):
+            layer.noise_const = given
+        # The faster of its two ways here: the fused one makes a group of every row.
+        return theirs(ws, noise_mode="const", force_fp32=True, fused_modconv=False)
+
+    with torch.no_grad():
+        ws = torch.randn(2, ours.num_ws, ours.w_dim, generator=torch.Generator().manual_seed(0)).to(layers[0].weight)
+        noise = ours.make_noise(2)
+        apart = float((draw(ws, noise) - ours(ws, noise=noise)).abs().max())
+    if apart > TOLERANCE:
+        raise ValueError(f"{folder} draws other faces from the same weights: they are {apart:.1e} apart.")
+    return draw
+
+
+def load_original(folder: Path, bundle: Bundle, draw: Draw) -> nn.Module:
     """Makes the original's search with our generator.
 
     Args:
         folder: A checkout of adamian98/pulse.
-        bundle: The generator and its statistics.
+        bundle: The statistics of the generator.
+        draw: What it draws with.
 
     Returns:
         Its `PULSE` module.
@@ -89,9 +135,8 @@ def load_original(folder: Path, bundle: Bundle) -> nn.Module:
     original.gaussian_fit = {"mean": statistics_of_v.mean, "std": statistics_of_v.std}
     original.lrelu, original.verbose = nn.LeakyReLU(0.2), False
     original.last_map = str(bundle.generator.num_ws - 1)  # which it keeps at zero
-    synthesis = bundle.generator.synthesis.requires_grad_(False)  # as its own is
     # Its maps have sizes 4, 4, 8, 8, …; ours 4, 8, 8, …
-    original.synthesis = lambda ws, noise: synthesis(ws, noise=[noise[i + 1] for i in range(synthesis.num_layers)])
+    original.synthesis = lambda ws, noise: draw(ws, noise=noise[1:])
     return original
 
 
@@ -130,22 +175,19 @@ def seconds(call: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def compare(original: nn.Module, bundle: Bundle, lr: Tensor, steps: int, rounds: int) -> tuple[float, float]:
-    """Times both in turns.
+def compare(searches: dict[str, Callable[[], None]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Times searches in turns.
 
     Args:
-        original: From `load_original`.
-        bundle: Ours.
-        lr: LR pictures (N, 3, s, s).
-        steps: Of each search.
+        searches: By name.
+        device: Where they run.
         rounds: How often, after one that is not counted.
 
     Returns:
-        Median seconds of the original and of ours.
+        The median seconds of each.
     """
-    calls = (lambda: run_original(original, lr, steps), lambda: run_ours(bundle, lr, steps))
-    times = [[seconds(call, bundle.device) for call in calls] for _ in range(rounds + 1)][1:]
-    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
+    times = [{name: seconds(search, device) for name, search in searches.items()} for _ in range(rounds + 1)][1:]
+    return {name: statistics.median(t[name] for t in times) for name in searches}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -156,6 +198,7 @@ def main(args: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pulse", type=Path, required=True, help="a checkout of adamian98/pulse")
+    parser.add_argument("--nvidia", type=Path, help="a checkout of NVlabs/stylegan2-ada-pytorch, to draw with as well")
     parser.add_argument("--bundle", default=str(DEFAULT_BUNDLE))
     parser.add_argument("--lr", type=int, default=16, help="LR size in px (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="rows; 64 are 16 faces x 4 candidates")
@@ -167,18 +210,26 @@ def main(args: list[str] | None = None) -> None:
     if not (arguments.pulse / "PULSE.py").is_file():
         parser.error(f"--pulse: expected a checkout with PULSE.py in it, found none in {arguments.pulse}")
     bundle = load_bundle(arguments.bundle, arguments.device, arguments.precision)
-    original = load_original(arguments.pulse, bundle)
+    draws: dict[str, Draw] = {"the original, our drawing": bundle.generator.synthesis.requires_grad_(False)}
+    if arguments.nvidia:
+        draws["the original, NVIDIA's drawing"] = nvidia_synthesis(arguments.nvidia, bundle.generator.synthesis)
+    originals = {name: load_original(arguments.pulse, bundle, draw) for name, draw in draws.items()}
     circumstances = f"{arguments.steps} steps, {arguments.lr} px, {arguments.device}, {torch.get_num_threads()} threads"
     print(f"{circumstances}, ours {arguments.precision}\n")
-    print("| rows | original, steps/s | ours, steps/s | ratio |\n|---|---|---|---|")
+    print("| rows | search | steps/s | ours is faster by |\n|---|---|---|---|")
     rng = np.random.default_rng(0)
     for batch in arguments.batches:
         z = torch.from_numpy(rng.standard_normal((batch, bundle.generator.z_dim), dtype=np.float32)).to(bundle.device)
         with torch.no_grad():
             lr = Downscale(arguments.lr)(bundle.generator(z, truncation_psi=0.7).clamp(-1, 1))
-        theirs, ours = compare(original, bundle, lr, arguments.steps, arguments.rounds)
-        work = batch * arguments.steps
-        print(f"| {batch} | {work / theirs:.2f} | {work / ours:.2f} | {theirs / ours:.2f} |", flush=True)
+        searches: dict[str, Callable[[], None]] = {
+            name: partial(run_original, original, lr, arguments.steps) for name, original in originals.items()
+        }
+        searches["ours"] = partial(run_ours, bundle, lr, arguments.steps)
+        taken = compare(searches, bundle.device, arguments.rounds)
+        for name, time_taken in taken.items():
+            speed, ratio = batch * arguments.steps / time_taken, time_taken / taken["ours"]
+            print(f"| {batch} | {name} | {speed:.2f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ import benchmarks.search
 from models.bundle import Bundle, load_bundle, save_bundle
 from models.encoder import Encoder
 from models.flow import FlowPrior, save_flow
-from models.generator import Generator
+from models.generator import Generator, SynthesisNetwork
 from models.weights import save_generator, sha256_of
 from search.loop import Found
 from search.refine import OPTIMISERS, SPACES
@@ -148,11 +148,34 @@ def test_the_original_runs_with_our_generator(bundle, tmp_path) -> None:
     for name, text in ORIGINAL.items():
         (tmp_path / name).write_text(text)
     modules = set(sys.modules)
-    original = benchmarks.pulse_speed.load_original(tmp_path, bundle)
+    original = benchmarks.pulse_speed.load_original(tmp_path, bundle, bundle.generator.synthesis)
     assert not {"PULSE", "loss", "bicubic", "drive", "stylegan"} & (set(sys.modules) - modules)
     benchmarks.pulse_speed.run_original(original, torch.zeros(2, 3, 8, 8), 3)
     images, size, cuda, last = original.seen
     assert images.shape == (2, 3, 32, 32) and size == 32 and cuda is False and last == "7"
+
+
+class NvidiaSynthesis(SynthesisNetwork):
+    """Ours with the arguments of NVIDIA's."""
+
+    def __init__(self, w_dim: int, size: int, colours: int, channel_base: int, channel_max: int) -> None:
+        widths = [min(channel_base // 2**i, channel_max) for i in range(2, size.bit_length())]
+        super().__init__(size, widths, w_dim)
+
+    def forward(self, ws, noise_mode, force_fp32, fused_modconv):
+        return super().forward(ws, noise=[layer.noise_const for layer in self.layers])
+
+
+def test_the_original_draws_with_nvidias_code(bundle, tmp_path, monkeypatch) -> None:
+    networks = SimpleNamespace(SynthesisNetwork=NvidiaSynthesis)
+    monkeypatch.setattr(benchmarks.pulse_speed, "nvidia_networks", lambda folder: networks)
+    ours = bundle.generator.synthesis
+    draw = benchmarks.pulse_speed.nvidia_synthesis(tmp_path, ours)
+    ws, noise = torch.randn(3, ours.num_ws, ours.w_dim), ours.make_noise(3)
+    torch.testing.assert_close(draw(ws, noise), ours(ws, noise=noise))  # their memory formats differ
+    monkeypatch.setattr(NvidiaSynthesis, "load_state_dict", lambda self, state, strict: None)
+    with pytest.raises(ValueError, match="other faces"):
+        benchmarks.pulse_speed.nvidia_synthesis(tmp_path, ours)
 
 
 def test_sizes_are_replaced_but_not_the_weight() -> None:
@@ -174,8 +197,11 @@ def test_speeds_are_steps_over_seconds(bundle, folder, tmp_path, monkeypatch, ca
     monkeypatch.setattr(benchmarks.pulse_speed, "seconds", fake)
     command = f"--pulse {tmp_path} --bundle {folder} --lr 8 --batches 1 3 --steps 2 --rounds 2"
     benchmarks.pulse_speed.main(command.split())
-    rows = capsys.readouterr().out.splitlines()[-2:]
-    assert rows == ["| 1 | 0.50 | 2.00 | 4.00 |", "| 3 | 1.50 | 6.00 | 4.00 |"]
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    assert rows == [
+        "| 1 | the original, our drawing | 0.50 | 4.00 |", "| 1 | ours | 2.00 | 1.00 |",
+        "| 3 | the original, our drawing | 1.50 | 4.00 |", "| 3 | ours | 6.00 | 1.00 |",
+    ]  # fmt: skip
     assert calls == [1] * 3 + [3] * 3
 
 
