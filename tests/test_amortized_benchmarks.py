@@ -23,11 +23,13 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def test_every_number_of_passes_is_a_row(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    amortized.main(["--bundle", str(tmp_path / "bundle"), "--faces", "2", "--lr", "8", "--steps", "2", "--passes", "0"])
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 4 and rows[2].startswith("| PULSE, 2 steps |")
-    searched, ours = (float(row.split("|")[2]) for row in rows[2:])
-    assert ours > 0 and searched > 0
+    command = f"--bundle {tmp_path / 'bundle'} --data {tmp_path / 'faces.zip'} --faces 2 --lr 8 --steps 2 --passes 0"
+    amortized.main([*command.split(), "--refine", "1", "--k", "3"])
+    rows = [row.split("|") for row in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1].split(",")[:2] for row in rows] == [
+        [" PULSE", " 2 steps "], [" ours", " 0 passes of feedback "], [" ours", " refined"],
+    ]  # fmt: skip
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
 
 
 def test_diversity_grows_with_the_spread(
