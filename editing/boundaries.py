@@ -58,13 +58,11 @@ from editing.boundary import (
 )
 from editing.fitting import Hyperplane, Whitening, direction_of, planes_of
 from editing.names import DEFAULT_EDITS, attribute_of
-from models.bundle_info import GENERATOR
+from models.bundle_info import GENERATOR, INFO
 from models.pretrained import ROOT
 from models.weights import load_generator, sha256_of
 
 if TYPE_CHECKING:
-    import torch
-
     from editing.choosing import Choice, Chooser
     from losses.perceptual import LPIPS
     from models.attributes import AttributeClassifier
@@ -73,7 +71,7 @@ if TYPE_CHECKING:
 CLASSIFIER = "attributes.safetensors"
 LEAST_SAMPLES = 10_000
 DEFAULT_SAMPLES = 50_000
-DEFAULT_STEPS = 120
+DEFAULT_STEPS = 240
 W_SAMPLES = 50_000  # codes that the covariance of W is measured on, where no faces are drawn
 
 
@@ -138,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from models.attributes import load_attributes  # these need the networks
+    from losses.perceptual import LPIPS  # these need the networks
+    from models.attributes import load_attributes
     from models.determinism import use_deterministic_kernels
     from models.device import choose_device
 
@@ -160,7 +159,9 @@ def _fit(args: argparse.Namespace) -> int:
     if not names:
         return 0
     use_deterministic_kernels()
-    lpips = None if args.shared else _lpips(device)  # which may be missing: better now than after all that follows
+    lpips = (
+        None if args.shared else LPIPS().to(device)
+    )  # whose weights may be missing: better now than after all that follows
     chooser = _chooser(generator, classifier, names, args, " ".join(hashes.values()))
     choose = chooser.choose if lpips is None else _learner(chooser, lpips, args)
     for name in names:
@@ -203,19 +204,18 @@ def _is_there(path: Path, about: dict[str, Any], generator_sha256: str) -> bool:
     return there
 
 
-def _lpips(device: torch.device) -> LPIPS:
-    from losses.perceptual import LPIPS
-
-    return LPIPS().to(device)
-
-
 def _learner(chooser: Chooser, lpips: LPIPS, args: argparse.Namespace) -> Callable[[str], Choice]:
     """Gives what learns the steps of an edit by its name, with a progress bar."""
     from editing.choosing import Choice
-    from editing.learning import StepLearner
+    from editing.learning import BATCH, StepLearner, codes_to_learn_on
+    from models.bundle import load_bundle
 
-    networks = chooser.generator, chooser.classifier, lpips
-    learner = StepLearner(*networks, chooser.whitening, args.seed + 2_000_000, args.steps)
+    bundle = load_bundle(args.bundle, chooser.generator.w_avg.device) if (args.bundle / INFO).is_file() else None
+    if bundle is None:
+        complain(f"note: {args.bundle} has no {INFO}, so no encoder: learned on the generator's own faces alone")
+    with tqdm(total=args.steps * BATCH, unit="face", desc="faces to learn on", leave=False, disable=None) as bar:
+        codes = codes_to_learn_on(chooser.generator, args.steps, args.seed + 2_000_000, bundle, bar.update)
+    learner = StepLearner(chooser.generator, chooser.classifier, lpips, chooser.whitening, codes)
 
     def learn(name: str) -> Choice:
         with tqdm(total=args.steps, unit="step", desc=name, leave=False, disable=None) as bar:

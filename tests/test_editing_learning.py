@@ -8,9 +8,10 @@ import torch
 from small_runs import PixelDistance
 from torch import Tensor
 
+from data.operator import Downscale
 from editing.choosing import Chooser
 from editing.fitting import Hyperplane, Whitening
-from editing.learning import StepLearner
+from editing.learning import BATCH, StepLearner, codes_to_learn_on
 from editing.sampling import sample_w
 from models.generator import Generator
 
@@ -43,7 +44,8 @@ def whitening(generator) -> Whitening:
 
 
 def learner(generator: Generator, whitening: Whitening, steps: int) -> StepLearner:
-    return StepLearner(generator, Colours(), PixelDistance(), whitening, seed=2, steps=steps)
+    codes = codes_to_learn_on(generator, steps, 2, None)
+    return StepLearner(generator, Colours(), PixelDistance(), whitening, codes)
 
 
 def test_learned_steps_do_more_of_their_own_and_less_of_others(generator, whitening) -> None:
@@ -65,3 +67,29 @@ def test_learning_repeats(generator, whitening) -> None:
     plane = Hyperplane(np.eye(D)[1], 0.0, 1.0, 1)
     first, again = (learner(generator, whitening, 3).learn("smile", plane) for _ in range(2))
     assert np.array_equal(first, again)
+
+
+class Encoder:
+    """In place of a bundle: gives the mean of each LR face as every number of its code, and notes the sizes."""
+
+    lr_sizes = (4, 16)
+
+    def __init__(self, styles: int) -> None:
+        self.styles, self.sizes = styles, []
+
+    def encode(self, lr: Tensor) -> Tensor:
+        self.sizes.append(lr.shape[-1])
+        return lr.mean(dim=(1, 2, 3))[:, None, None, None].expand(-1, 1, self.styles, D)
+
+
+def test_every_second_face_is_what_the_encoder_makes_of_it(generator) -> None:
+    encoder, own = Encoder(generator.num_ws), codes_to_learn_on(generator, 3, 2, None)
+    codes = codes_to_learn_on(generator, 3, 2, encoder)
+    assert own.shape == codes.shape == (3 * BATCH, generator.num_ws, D) and encoder.sizes == [8, 4, 8]
+    assert torch.equal(codes[1::2], own[1::2]) and torch.equal(own, own[:, :1].expand_as(own))
+    for i, size in enumerate(encoder.sizes):
+        part = slice(i * BATCH, (i + 1) * BATCH, 2)
+        with torch.no_grad():
+            lr = Downscale(size)(generator.synthesis(own[part].clone(), noise_mode="const"))
+        means = lr.clamp(-1, 1).mean(dim=(1, 2, 3))
+        torch.testing.assert_close(codes[part, 0, 0], means, atol=1 / 255, rtol=0)  # half a step of 8 bits
