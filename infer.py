@@ -17,6 +17,11 @@ Candidates that explain the input better, by a short search, and the remainder a
 
     python infer.py face.png --refine 10 --consistency exact
 
+A noisy input, whose grains the learned feedback would follow; and candidates that differ less:
+
+    python infer.py noisy.png --passes 0
+    python infer.py face.png --temperature 0.5
+
 PULSE as published, from random codes:
 
     python infer.py face.png --method pulse --start random --refine 100
@@ -58,11 +63,14 @@ from torch import Tensor
 from data.command import (
     OVERVIEW_ROWS,
     Face,
+    add_encoder_options,
+    check_encoder_options,
     check_size,
     complain,
     line_of,
     reason_of,
     say,
+    tell_of_encoder,
     until_interrupted,
     warn_of_crop,
     write_overview,
@@ -183,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         help="onnx: draw with onnxruntime, as export.run does; the bundle is exported at the first call "
         "(default: torch)",
     )
+    add_encoder_options(parser.add_argument_group("encoder"))
     add_search_options(parser.add_argument_group("search"))
     add_edit_options(parser.add_argument_group("editing"))
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
@@ -196,6 +205,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.d
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or a larger number, got {args.seed}")
     try:
+        check_encoder_options(args)
         args.plan = read_plan(args)
         check_edit_options(args)
         check_runtime(args)
@@ -268,6 +278,7 @@ def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Names
         "bundle": {"name": bundle.name, "hash": bundle.hash},
     }
     report = make_report(errors, notes)
+    tell_of_encoder(report, args)
     tell_of_search(report, args, found)
     tell_of_edits(report, args.editing, edited.visible, edited.kept)
     with complete_or_nothing(folder, args.overwrite, args.k) as partial:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -55,6 +57,44 @@ class Face:
     errors: list[float]
     folder: Path
     found: int | None = None
+
+
+def add_encoder_options(group: argparse._ArgumentGroup) -> None:
+    """Adds --passes and --temperature to a group of options."""
+    group.add_argument(
+        "--passes",
+        metavar="N",
+        type=int,
+        help="of learned feedback, each of which brings the candidates closer to the input; 0 for noisy inputs, whose "
+        "grains it would follow (default: what the encoder was trained for, 4 in the bundle that is shipped)",
+    )
+    group.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=1.0,
+        help="how far the candidates lie from the best guess; 1 is as far as the encoder is unsure (default: 1)",
+    )
+
+
+def check_encoder_options(args: argparse.Namespace) -> None:
+    """Checks the options of `add_encoder_options`.
+
+    Raises:
+        ValueError: If they cannot be followed, in words for the command line.
+    """
+    if args.passes is not None and args.passes < 0:
+        raise ValueError(f"--passes: expected 0 or a larger number, got {args.passes}")
+    if not 0 <= args.temperature < math.inf:
+        raise ValueError(f"--temperature: expected 0 or a larger number, got {args.temperature}")
+
+
+def tell_of_encoder(report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Adds to a report how the encoder was used, if otherwise than by default; `report` is changed in place."""
+    if args.passes is not None:
+        report["passes"] = args.passes
+    if args.temperature != 1:
+        report["temperature"] = args.temperature
 
 
 def check_size(width: int, height: int, lr_sizes: tuple[int, int], downscale: int | None) -> None:

@@ -35,11 +35,14 @@ import numpy as np
 from data.command import (
     OVERVIEW_ROWS,
     Face,
+    add_encoder_options,
+    check_encoder_options,
     complain,
     line_of,
     low_resolution,
     reason_of,
     say,
+    tell_of_encoder,
     until_interrupted,
     warn_of_crop,
     write_overview,
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", metavar="N", type=int, default=0, help="of one operation; 0 means one per core (default: 0)")
     add("--provider", metavar="NAME", default="cpu", help="execution provider of onnxruntime, as cuda (default: cpu)")
     add("--downscale", metavar="PX", type=int, help="first downscale every picture to PX x PX, for larger photos")
+    add_encoder_options(parser.add_argument_group("encoder"))
     add_edit_options(parser.add_argument_group("editing"), consistent=False)
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
@@ -139,6 +143,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except ValueError as error:
         parser.error(f"--provider: {error}")
     try:
+        check_encoder_options(args)
         check_edit_options(args)
     except ValueError as error:
         parser.error(str(error))
@@ -175,7 +180,8 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
     warn_of_crop(path, width, height)
     read = time.perf_counter()
     # Every face has the same random numbers, so that it comes out the same alone and in company.
-    ws = models.encode(lr[None], args.k, np.random.default_rng(args.seed))[0]  # (k, L, D)
+    rng = np.random.default_rng(args.seed)
+    ws = models.encode(lr[None], args.k, rng, args.passes, args.temperature)[0]  # (k, L, D)
     before, editing = ws, args.editing
     ws = apply_edits(before, editing.edits)
     encoded = time.perf_counter()
@@ -191,6 +197,7 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
         "bundle": {"name": models.about.name, "hash": models.about.bundle_sha256},
     }
     report = make_report(errors, notes)
+    tell_of_encoder(report, args)
     tell_of_edits(report, editing, _visible(models, before, ws, lr.shape[-1], editing))
     with complete_or_nothing(folder, args.overwrite, args.k) as partial:
         write_face(partial, lr, images, ws, report)

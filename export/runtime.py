@@ -63,6 +63,8 @@ def run_exported(args: argparse.Namespace, cache: Path = CACHE) -> int:
         return 1
     command = ["--model", str(models), "--out", str(args.out), "--k", str(args.k), "--seed", str(args.seed)]
     command += [] if args.downscale is None else ["--downscale", str(args.downscale)]
+    command += [] if args.passes is None else ["--passes", str(args.passes)]
+    command += ["--temperature", str(args.temperature)]
     command += [f"--edit={edit}" for edit in args.edit or ()]
     command += [] if args.edit_strip is None else ["--edit-strip", args.edit_strip]
     command += ["--overwrite"] if args.overwrite else []

@@ -86,8 +86,9 @@ class Models:
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
         sizes = np.full(len(lr), lr.shape[-1], np.float32)
         rng = np.random.default_rng(0) if rng is None else rng
-        noise = np.float32(temperature) * rng.standard_normal((len(lr), k - 1, self.about.noise_dim), dtype=np.float32)
-        ws = self.encode_canvas(resize(lr, self.about.canvas), sizes, noise)
+        noise = rng.standard_normal((len(lr), k - 1, self.about.noise_dim), dtype=np.float32)
+        ws = self.encode_canvas(resize(lr, self.about.canvas), sizes, noise)  # (B, k, L, D)
+        ws[:, 1:] += (np.float32(temperature) - 1) * (ws[:, 1:] - ws[:, :1])
         passes = self.about.passes if passes is None else passes
         return self._take_passes(lr.astype(np.float32, copy=False), ws, passes) if passes else (ws, None)
 
@@ -184,14 +185,22 @@ class Models:
         return images.reshape(*ws.shape[:-2], *images.shape[1:])
 
     def upsample(
-        self, lr: np.ndarray, k: int = 4, *, rng: np.random.Generator | None = None
+        self,
+        lr: np.ndarray,
+        k: int = 4,
+        *,
+        rng: np.random.Generator | None = None,
+        passes: int | None = None,
+        temperature: float = 1.0,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws k faces for each low-resolution face: `generate(encode(lr, k, rng))`.
+        """Draws k faces for each low-resolution face: `generate(encode(lr, k, rng, passes, temperature))`.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
             k: Candidates per face.
             rng: See `encode`.
+            passes: See `encode`.
+            temperature: See `encode`.
 
         Returns:
             Faces (B, k, 3, R, R), about [-1, 1] but not clamped, and their codes (B, k, L, D).
@@ -199,7 +208,7 @@ class Models:
         Raises:
             ValueError: See `encode`.
         """
-        ws, images = self._encode(lr, k, rng)
+        ws, images = self._encode(lr, k, rng, passes, temperature)
         return self.generate(ws) if images is None else images, ws
 
     def _check_feedback(self) -> onnxruntime.InferenceSession:

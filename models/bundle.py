@@ -188,8 +188,9 @@ class Bundle:
         *,
         rng: np.random.Generator | None = None,
         passes: int | None = None,
+        temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Draws k faces for each low-resolution face, `generate(encode(lr, k, rng, passes))`, after a search if wanted.
+        """Draws k faces for each low-resolution face, `generate(encode(lr, k, rng, …))`, after a search if wanted.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
@@ -197,6 +198,7 @@ class Bundle:
             refine: Steps of a search that brings each candidate closer to `lr`, see `search.refine`.
             rng: See `encode`.
             passes: See `encode`.
+            temperature: See `encode`.
 
         Returns:
             Faces (B, k, 3, R, R), about [-1, 1] but not clamped, and their codes (B, k, L, D).
@@ -204,7 +206,7 @@ class Bundle:
         Raises:
             ValueError: See `encode`; or if `refine` is negative.
         """
-        ws, images = self._encode(lr, k, rng, passes)
+        ws, images = self._encode(lr, k, rng, passes, temperature)
         if refine:
             from search.candidates import refine_codes  # late: it imports this package
 

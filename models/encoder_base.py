@@ -125,7 +125,7 @@ class EncoderBase(nn.Module):
             lr: LR faces (B, 3, s, s) in [-1, 1], 4 ≤ s ≤ R.
             k: Codes per face.
             rng: Source of the further codes; a fixed seed if None.
-            temperature: Scale of the noise that the further codes are made from; 0 repeats the best guess, or nearly.
+            temperature: Scales how far the further codes lie from the best guess; 0 repeats it.
 
         Returns:
             Style codes (B, k, L, D).
@@ -145,10 +145,8 @@ class EncoderBase(nn.Module):
         if k == 1:
             return self.best_guess(self.on_canvas(lr), size)[:, None]
         rng = np.random.default_rng(0) if rng is None else rng
-        noise = temperature * rng.standard_normal((len(lr), k - 1, self.noise_dim), dtype=np.float32)
-        return self.candidates(
-            self.on_canvas(lr), size, torch.from_numpy(noise).to(lr.device), self.spread_at(lr.shape[3])
-        )
+        noise = torch.from_numpy(rng.standard_normal((len(lr), k - 1, self.noise_dim), dtype=np.float32)).to(lr.device)
+        return self.candidates(self.on_canvas(lr), size, noise, temperature * self.spread_at(lr.shape[3]))
 
     def best_guess(self, canvas: Tensor, size: Tensor) -> Tensor:
         """Encodes faces that are on the canvas: codes (B, L, D) for the arguments of `read`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,15 +63,18 @@ def make_mean(bundle: Bundle) -> Method:
     return lambda lr, k, seeds: _fixed(face.expand(len(lr), -1, -1, -1))
 
 
-def make_encoder(bundle: Bundle) -> Method:
-    """Makes a bundle's encoder and generator, without any search."""
+def make_encoder(bundle: Bundle, passes: int | None = None) -> Method:
+    """Makes a bundle's encoder and generator, without any search; passes of feedback, None for the encoder's own."""
+    taken = bundle.encoder.config.get("feedback", 0) if passes is None else passes
 
     def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
         # One by one, so that a face comes out the same alone and in company.
         sources = [np.random.default_rng(seed) for seed in seeds]
-        drawn = [bundle.upsample(face[None], k, rng=rng)[0] for face, rng in zip(lr, sources, strict=True)]
+        drawn = [
+            bundle.upsample(face[None], k, rng=rng, passes=passes)[0] for face, rng in zip(lr, sources, strict=True)
+        ]
         # The first codes are drawn, and then each correction.
-        return Drawn(torch.cat(drawn), torch.full((len(lr), k), 1.0 + bundle.encoder.config.get("feedback", 0)))
+        return Drawn(torch.cat(drawn), torch.full((len(lr), k), 1.0 + taken))
 
     return run
 
@@ -112,9 +116,10 @@ PICTURES: dict[str, Callable[[Bundle], Method]] = {
     "nearest": make_nearest,
     "mean": make_mean,
     "ours": make_encoder,
+    "encoder": partial(make_encoder, passes=0),
 }
 
-METHODS = ("bicubic", "nearest", "mean", "adam", "pulse", "mm-pulse", "rls", "brgm", "ours", "refined")
+METHODS = ("bicubic", "nearest", "mean", "adam", "pulse", "mm-pulse", "rls", "brgm", "encoder", "ours", "refined")
 DEFAULT_METHODS = ("bicubic", "nearest", "mean", "ours", "refined")
 TITLES = {  # in tables, where it differs from the name
     "mean": "mean face",
@@ -123,6 +128,7 @@ TITLES = {  # in tables, where it differs from the name
     "mm-pulse": "MM-PULSE 100",
     "rls": "RLS 500",
     "brgm": "BRGM 500",
+    "encoder": "ours, no feedback",
     "refined": "ours, refined",
 }
 

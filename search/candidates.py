@@ -47,6 +47,8 @@ class Plan:
         epsilon: Tolerance of the downscaling error, mean squared in [0, 1]; searches end there.
         settings: Of "ours".
         seed: Of all random numbers.
+        passes: Of learned feedback, for the encoder's starts; None means the encoder's own choice.
+        temperature: How far the encoder's candidates start from its best guess, see `models.bundle.Bundle.encode`.
 
     Raises:
         ValueError: If a name is unknown, a number is out of range, or PULSE is to start at the mean.
@@ -58,6 +60,8 @@ class Plan:
     epsilon: float = EPSILON
     settings: RefineSettings = RefineSettings()
     seed: int = 0
+    passes: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks the names and numbers."""
@@ -115,7 +119,7 @@ def _ours(bundle: Bundle, target: Tensor, ws: Tensor, plan: Plan, callback: Call
     size = target.shape[-1]
     curvature = curvature_of(bundle, size) if plan.settings.space == "curvature" and plan.steps else None
     parts = bundle.search_synthesis, bundle.encoder.latents, Downscale(size), target, ws
-    spent = _spent(bundle) if plan.start == "encoder" and plan.steps else 0
+    spent = _spent(bundle, plan.passes) if plan.start == "encoder" and plan.steps else 0
     at_once = rows_at_once(bundle)
     found = refine(*parts, plan.steps, plan.epsilon, plan.settings, callback, at_once, curvature, spent)
     return replace(found, passes=found.passes + spent)
@@ -205,7 +209,8 @@ def start_codes(bundle: Bundle, lr: Tensor, k: int, plan: Plan, seeds: Sequence[
     """
     if plan.start == "encoder":  # one by one, so that a face comes out the same alone and in company
         sources = [np.random.default_rng(seed) for seed in _seeds(plan, len(lr), seeds)]
-        return torch.cat([bundle.encode(face[None], k, rng)[0] for face, rng in zip(lr, sources, strict=True)])
+        how = plan.passes, plan.temperature
+        return torch.cat([bundle.encode(face[None], k, rng, *how)[0] for face, rng in zip(lr, sources, strict=True)])
     mean = bundle.encoder.latents.w_avg
     noise = _normal(_rngs(plan, k, len(lr), seeds), mean.shape).to(mean)
     w = torch.cat([bundle.encoder.latents.sample(part) for part in noise.split(k)])  # (B · k, D), random faces
@@ -238,14 +243,14 @@ def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: fl
     target = lr.to(bundle.device, torch.float32).repeat_interleave(ws.shape[1], dim=0)  # (B · k, 3, s, s)
     parts = bundle.search_synthesis, bundle.encoder.latents, Downscale(lr.shape[-1]), target
     curvature = curvature_of(bundle, lr.shape[-1]) if steps else None
-    at_once, spent = rows_at_once(bundle), _spent(bundle)
+    at_once, spent = rows_at_once(bundle), _spent(bundle, None)
     found = refine(*parts, ws.flatten(0, 1), steps, epsilon, at_once=at_once, curvature=curvature, spent=spent)
     return found.ws.view_as(ws)
 
 
-def _spent(bundle: Bundle) -> int:
+def _spent(bundle: Bundle, passes: int | None) -> int:
     """Generator passes that the encoder's codes have cost: a drawing of the first ones, and of each correction."""
-    passes = bundle.encoder.config.get("feedback", 0)
+    passes = bundle.encoder.config.get("feedback", 0) if passes is None else passes
     return passes + 1 if passes else 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
     """Reads the plan of the search from the options.
 
     Args:
-        args: With those of `add_search_options`, and `seed`.
+        args: With those of `add_search_options` and `data.command.add_encoder_options`, and `seed`.
 
     Returns:
         The plan.
@@ -77,7 +78,8 @@ def read_plan(args: argparse.Namespace) -> Plan:
     if args.save_steps and args.refine == 0:
         raise ValueError("--save-steps: expected a search to show, with --refine STEPS")
     try:
-        return Plan(args.method, args.start, args.refine, args.epsilon, seed=args.seed)
+        plan = Plan(args.method, args.start, args.refine, args.epsilon, seed=args.seed)
+        return replace(plan, passes=args.passes, temperature=args.temperature)
     except ValueError as error:
         raise ValueError(f"--refine, --method, --start or --epsilon: {error}") from error
 

@@ -63,7 +63,7 @@ class StubBundle:
     def generate(self, ws: Tensor) -> Tensor:
         return ws.unflatten(-1, (R, R))  # a style is a colour
 
-    def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator, passes: int | None) -> tuple[Tensor, Tensor]:
         ws = self.encode(lr, k, rng)
         return self.generate(ws), ws
 

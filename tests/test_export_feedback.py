@@ -176,15 +176,18 @@ def test_many_rows_pass_in_portions(bundle: Bundle, models: Models) -> None:
     np.testing.assert_allclose(models.encode(lr.numpy(), k, np.random.default_rng(1)), wanted.numpy(), atol=1e-4)
 
 
-def test_same_faces_as_infer(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", [[], ["--passes", "0", "--temperature", "0.5"]])
+def test_same_faces_as_infer(encoder: list[str], folder: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "face.png")
-    options = [str(tmp_path / "face.png"), "--k", "3", "--seed", "7", "--out"]
+    options = [str(tmp_path / "face.png"), "--k", "3", "--seed", "7", *encoder, "--out"]
     assert infer.main([*options, str(tmp_path / "a"), "--bundle", str(folder / "bundle"), "--device", "cpu"]) == 0
     assert export.run.main([*options, str(tmp_path / "b"), "--model", str(folder / "exported"), "--threads", "1"]) == 0
     for i in (1, 2, 3):
         ours, theirs = (np.array(Image.open(tmp_path / out / "face" / f"{i}.png")).astype(int) for out in "ab")
         assert np.abs(ours - theirs).max() <= 1
+    reports = [json.loads((tmp_path / out / "face" / "report.json").read_text()) for out in "ab"]
+    assert [(r.get("passes"), r.get("temperature")) for r in reports] == [(0, 0.5) if encoder else (None, None)] * 2
 
 
 def test_a_flow_is_exported(folder: Path, tmp_path: Path) -> None:

@@ -193,6 +193,9 @@ def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
         ["--device", "cuda:99"],
         ["--out", ""],
         ["--bundle", ""],
+        ["--passes", "-1"],
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
         ["--refine", "-1"],
         ["--epsilon", "0"],
         ["--epsilon", "nan"],
@@ -549,6 +552,20 @@ def test_refined(run: Callable[..., int], bundle: Path, tmp_path: Path, capsys: 
     drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
     assert torch.equal(drawn[1], to_uint8(read_image(tmp_path / "a" / "face" / "2.png")))
     assert "search" in json.loads((tmp_path / "a" / "face" / "timing.json").read_text())
+
+
+def test_temperature(run: Callable[..., int], tmp_path: Path) -> None:
+    """Half as far from the best guess, or not at all; the report says so."""
+    path, codes = picture(tmp_path / "face.png"), {}
+    for temperature in ("1", "0.5", "0"):
+        assert run(path, "--k", "3", "--temperature", temperature, out=temperature) == 0
+        folder = tmp_path / temperature / "face"
+        assert report_of(folder).get("temperature") == (None if temperature == "1" else float(temperature))
+        codes[temperature] = np.load(folder / "latents.npz")["ws"]
+    best = codes["1"][:1]
+    assert np.abs(codes["1"][1:] - best).mean() > 0.1
+    np.testing.assert_allclose(codes["0.5"] - best, (codes["1"] - best) / 2, atol=1e-5)
+    assert (codes["0"] == best).all()
 
 
 def test_epsilon(run: Callable[..., int], tmp_path: Path) -> None:

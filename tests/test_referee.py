@@ -316,6 +316,7 @@ def test_feedback_of_the_encoder_is_work(tiny: Bundle, monkeypatch) -> None:
         ours = float(methods.make_method("ours", bundle, 1)(lr, 1, [0]).passes)
         hook.remove()
         assert ours == len(drawn) == 1 + feedback
+        assert float(methods.make_method("encoder", bundle, 1)(lr, 1, [0]).passes) == 1  # it takes none
         assert float(methods.make_method("adam", bundle, 1)(lr, 1, [0]).passes) == 1
 
 
