@@ -38,6 +38,7 @@ from models.bundle_info import (
 )
 from models.feedback import take_passes
 from models.generator import Generator, SynthesisNetwork
+from models.masked import pack_masked, unpack_masked
 from models.pretrained import ROOT
 from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
@@ -288,7 +289,7 @@ def _write_parts(folder: Path, generator: Generator, encoder: EncoderBase) -> No
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     statistics = {name[len(_LATENTS_PREFIX) :]: t for name, t in state.items() if name.startswith(_LATENTS_PREFIX)}
     network = to_half({name: tensor for name, tensor in state.items() if not name.startswith(_LATENTS_PREFIX)})
-    write_safetensors(network, folder / ENCODER, notes)
+    write_safetensors(pack_masked(network), folder / ENCODER, notes)
     # The directions are many, and no more than coordinates: half the digits will do.
     tensors = {name: t.half() if name == "directions" else t.float() for name, t in statistics.items()}
     more: dict[str, str] = {}
@@ -381,6 +382,7 @@ def load_bundle(
     check_encoder(info["encoder"], path / INFO)
     try:
         encoder = make_encoder(info["encoder"])
+        state = unpack_masked(state, {name: tensor.shape for name, tensor in encoder.state_dict().items()})
         encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except Exception as error:  # timm raises whatever it stumbles over: AssertionError, IndexError, …
         raise ValueError(

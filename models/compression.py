@@ -5,7 +5,8 @@
 Two narrow layers for a wide one. Of all maps of rank r, this one comes nearest to W, relative to the length of what W
 gives, on the inputs that it is made for: those of faces on their way through encoder and feedback. (The main singular
 values of W itself are the answer for inputs that vary alike in all directions, which features do not.) The style heads,
-and the two last layers of the feedback network, which are one linear map. Nothing is trained.
+the two last layers of the feedback network, which are one linear map, and the first of the distribution's network.
+Nothing is trained.
 
 Examples:
     python -m models.compression --bundle runs/posterior_64/bundle --out runs/small
@@ -79,6 +80,9 @@ def _wide_layers(encoder: Encoder) -> dict[str, nn.Linear]:
         layers[f"head {i}"] = head.linear
     if encoder.feedback is not None:
         layers["feedback"] = encoder.feedback.out
+    if encoder.posterior is not None:
+        assert isinstance(encoder.posterior.network.first, nn.Linear)
+        layers["context"] = encoder.posterior.network.first
     return layers
 
 
@@ -104,7 +108,7 @@ def outputs_on(bundle: Bundle, faces: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def compress(bundle: Bundle, faces: Tensor, head_rank: int, feedback_hidden: int) -> Encoder:
+def compress(bundle: Bundle, faces: Tensor, head_rank: int, feedback_hidden: int, context_rank: int = 0) -> Encoder:
     """Makes a smaller encoder that computes nearly the same.
 
     Args:
@@ -112,6 +116,7 @@ def compress(bundle: Bundle, faces: Tensor, head_rank: int, feedback_hidden: int
         faces: Sharp faces to look at what counts (N, 3, R, R) in [-1, 1]; a thousand, or more than the layers are wide.
         head_rank: Width of the heads' bottleneck.
         feedback_hidden: Width of the feedback's last layer but one, at most what it is now; 0 keeps it.
+        context_rank: Width of a bottleneck in what the distribution sees of the features; 0 for none.
 
     Returns:
         The smaller encoder, in eval mode.
@@ -122,14 +127,16 @@ def compress(bundle: Bundle, faces: Tensor, head_rank: int, feedback_hidden: int
     encoder = bundle.encoder
     assert isinstance(encoder, Encoder)
     now = encoder.feedback.hidden.out_features if encoder.feedback is not None else 0
-    if head_rank < 1 or not 0 <= feedback_hidden <= now or "head_rank" in encoder.config:
+    if head_rank < 1 or not 0 <= feedback_hidden <= now or context_rank < 0 or "head_rank" in encoder.config:
         raise ValueError(
-            f"Expected a head rank from 1, a feedback width from 0 to {now}, and an encoder with full heads, got "
-            f"{head_rank}, {feedback_hidden} and {encoder.config}."
+            f"Expected a head rank from 1, a feedback width from 0 to {now}, a context rank from 0, and an encoder "
+            f"with full heads, got {head_rank}, {feedback_hidden}, {context_rank} and {encoder.config}."
         )
     config = {**encoder.config, "head_rank": head_rank}
     if feedback_hidden:
         config["feedback_hidden"] = feedback_hidden
+    if context_rank and encoder.posterior is not None:
+        config["context_rank"] = context_rank
     small = Encoder(**config)
     state = {
         n: t for n, t in encoder.state_dict().items() if n in (own := small.state_dict()) and own[n].shape == t.shape
@@ -138,15 +145,23 @@ def compress(bundle: Bundle, faces: Tensor, head_rank: int, feedback_hidden: int
     outputs = outputs_on(bundle, faces)
     for i, (old, new) in enumerate(zip(encoder.heads, small.heads, strict=True)):
         assert isinstance(old, StyleHead) and isinstance(new, StyleHead) and isinstance(new.linear, nn.Sequential)
-        full, first, second = old.linear, *new.linear
-        assert isinstance(full, nn.Linear) and isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-        wide, narrow = split(full.weight, outputs[f"head {i}"], head_rank)
-        first.weight.copy_(narrow)
-        second.weight.copy_(wide)
-        second.bias.copy_(full.bias)
+        _fill(new.linear, old.linear, outputs[f"head {i}"])
+    if "context_rank" in config and encoder.posterior is not None and small.posterior is not None:
+        _fill(small.posterior.network.first, encoder.posterior.network.first, outputs["context"])
     if feedback_hidden and encoder.feedback is not None and small.feedback is not None:
         _compress_feedback(encoder.feedback, small.feedback, outputs["feedback"])
     return small.eval().requires_grad_(False)
+
+
+def _fill(pair: nn.Module, full: nn.Module, outputs: Tensor) -> None:
+    """Splits a linear map into the two of a bottleneck; `outputs` are its own without its bias."""
+    assert isinstance(pair, nn.Sequential) and isinstance(full, nn.Linear)
+    first, second = pair
+    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    wide, narrow = split(full.weight, outputs, first.out_features)
+    first.weight.copy_(narrow)
+    second.weight.copy_(wide)
+    second.bias.copy_(full.bias)
 
 
 def _compress_feedback(old: Feedback, new: Feedback, outputs: Tensor) -> None:
@@ -182,13 +197,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the smaller one goes")
     parser.add_argument("--head-rank", type=int, default=160, help="width of the heads' bottleneck (%(default)s)")
     parser.add_argument("--feedback-hidden", type=int, default=352, help="width in the feedback (%(default)s)")
+    parser.add_argument("--context-rank", type=int, default=96, help="width in the distribution (%(default)s)")
     parser.add_argument("--faces", metavar="DATA", help="zip or folder of faces to look at (the generator's own)")
     args = parser.parse_args(arguments)
     loaded = load_bundle(args.bundle)
     assert isinstance(loaded.encoder, Encoder)
     try:
         faces = _read_faces(loaded, args.faces, FACES)
-        small = compress(loaded, faces, args.head_rank, args.feedback_hidden)
+        small = compress(loaded, faces, args.head_rank, args.feedback_hidden, args.context_rank)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     save_bundle(args.out, loaded.generator, small, notes_of(loaded.info))

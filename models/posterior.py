@@ -33,13 +33,15 @@ class ContextNetwork(nn.Module):
         context_dim: Width of the context.
         out: Width of the result.
         hidden: Width between.
+        rank: Width of a bottleneck in the first layer, see `models.compression`; 0 for none.
     """
 
-    def __init__(self, context_dim: int, out: int, hidden: int = 256) -> None:
+    def __init__(self, context_dim: int, out: int, hidden: int = 256, rank: int = 0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(context_dim, elementwise_affine=False)
-        self.first, self.second = nn.Linear(context_dim, hidden), nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, out)
+        bottleneck = nn.Sequential(nn.Linear(context_dim, rank, bias=False), nn.Linear(rank, hidden)) if rank else None
+        self.first = bottleneck or nn.Linear(context_dim, hidden)
+        self.second, self.last = nn.Linear(hidden, hidden), nn.Linear(hidden, out)
         nn.init.normal_(self.last.weight, std=0.02 / math.sqrt(hidden))
         nn.init.zeros_(self.last.bias)
 
@@ -50,7 +52,7 @@ class ContextNetwork(nn.Module):
 
     def _code(self, octave: Tensor) -> Tensor:
         """A fixed code of the octave, half sines, half cosines (B, hidden)."""
-        half = self.first.out_features // 2
+        half = self.second.in_features // 2
         angles = octave[:, None] * torch.linspace(0.5, 8.0, half, device=octave.device) * math.pi
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -62,16 +64,17 @@ class GaussianPosterior(nn.Module):
         context_dim: Width of the context.
         dim: Width D of u.
         rank: Columns of V.
+        context_rank: See `ContextNetwork`.
     """
 
     width: Tensor
     wobble: Tensor
 
-    def __init__(self, context_dim: int, dim: int, rank: int = 4) -> None:
+    def __init__(self, context_dim: int, dim: int, rank: int = 4, context_rank: int = 0) -> None:
         super().__init__()
         self.dim, self.rank = dim, rank
         self.noise_dim = dim + rank + 1
-        self.network = ContextNetwork(context_dim, dim * (2 + rank))
+        self.network = ContextNetwork(context_dim, dim * (2 + rank), rank=context_rank)
         self.basis = nn.Parameter(torch.eye(dim))  # A
         # r₀ and τ, set by `training.coverage.calibrate`; the fit itself takes the width for certain.
         self.register_buffer("width", torch.ones(()))
@@ -129,17 +132,26 @@ class FlowPosterior(nn.Module):
         transforms: Couplings.
         hidden: Width of the networks in them.
         condition: Width of what they see of the context.
+        context_rank: See `ContextNetwork`.
     """
 
     width: Tensor
 
-    def __init__(self, context_dim: int, dim: int, transforms: int = 4, hidden: int = 384, condition: int = 64) -> None:
+    def __init__(
+        self,
+        context_dim: int,
+        dim: int,
+        transforms: int = 4,
+        hidden: int = 384,
+        condition: int = 64,
+        context_rank: int = 0,
+    ) -> None:
         super().__init__()
         import zuko  # late: only who asks for a flow needs the package
 
         self.dim, self.noise_dim = dim, dim
         self.condition = condition
-        self.network = ContextNetwork(context_dim, 2 * dim + condition)
+        self.network = ContextNetwork(context_dim, 2 * dim + condition, rank=context_rank)
         self.basis = nn.Parameter(torch.eye(dim))
         self.flow = zuko.flows.MAF(
             dim, condition, transforms=transforms, hidden_features=(hidden, hidden), passes=2, randperm=True
@@ -168,13 +180,14 @@ class FlowPosterior(nn.Module):
         return (mean[:, None] + scale[:, None] * t) @ self.basis.T
 
 
-def make_posterior(kind: str, context_dim: int, dim: int) -> GaussianPosterior | FlowPosterior:
+def make_posterior(kind: str, context_dim: int, dim: int, context_rank: int = 0) -> GaussianPosterior | FlowPosterior:
     """Makes an untrained distribution.
 
     Args:
         kind: One of `KINDS`.
         context_dim: Width of the context.
         dim: Width D of u.
+        context_rank: See `ContextNetwork`.
 
     Returns:
         The distribution.
@@ -184,4 +197,5 @@ def make_posterior(kind: str, context_dim: int, dim: int) -> GaussianPosterior |
     """
     if kind not in KINDS:
         raise ValueError(f"Expected a distribution {' or '.join(KINDS)}, got {kind!r}.")
-    return GaussianPosterior(context_dim, dim) if kind == "gaussian" else FlowPosterior(context_dim, dim)
+    network = GaussianPosterior if kind == "gaussian" else FlowPosterior
+    return network(context_dim, dim, context_rank=context_rank)

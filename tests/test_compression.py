@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_runs import write_bundle
 
-from models.bundle import load_bundle
+from models.bundle import load_bundle, save_bundle
 from models.compression import compress, main, split
 
 
@@ -45,7 +45,23 @@ def test_enough_ranks_change_nothing(bundle):
     assert not torch.allclose(few(lr)[:, 0], ws, atol=1e-4) and few.feedback.hidden.out_features == 512
 
 
-@pytest.mark.parametrize("ranks", [(0, 8), (8, 513), (8, -1)])
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_the_distribution_sees_the_features_through_a_bottleneck(kind, tmp_path):
+    write_bundle(tmp_path / "b", posterior=kind)
+    bundle = load_bundle(tmp_path / "b")
+    torch.nn.init.normal_(bundle.encoder.posterior.network.last.weight, std=0.1)
+    lr, images = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(64, 3, 32, 32) * 2 - 1
+    bundle.encoder.spread.fill_(1.0)
+    wanted, noise = bundle.encoder(lr, 3), bundle.encoder.noise_dim
+    same, few = (compress(bundle, images, 32, 0, rank) for rank in (256, 2))
+    assert same.noise_dim == noise and same.config["context_rank"] == 256
+    torch.testing.assert_close(same(lr, 3), wanted, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(few(lr, 3)[:, 1:], wanted[:, 1:], atol=1e-2)
+    save_bundle(tmp_path / "s", bundle.generator, few, {"name": "s", "licence": "l", "training_data": "t"})
+    torch.testing.assert_close(load_bundle(tmp_path / "s").encoder(lr, 3), few(lr, 3), rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("ranks", [(0, 8), (8, 513), (8, -1), (8, 8, -1)])
 def test_ranks_out_of_range(bundle, ranks):
     with pytest.raises(ValueError, match="head rank"):
         compress(bundle, torch.zeros(2, 3, 32, 32), *ranks)
