@@ -29,8 +29,9 @@ From and to InterFaceGAN's .npy files:
     python -m editing.boundaries import stylegan_smile_boundary.npy --as smile --bundle mine
     python -m editing.boundaries export smile smile.npy --bundle bundles/celeba64
 
-Boundaries belong to one generator, by its sha256, and are refused beside another one. The encoder does not matter: to
-add them to a bundle whose generator is the same, copy the folder boundaries/.
+Boundaries belong to one generator, by its sha256, and are refused beside another one. The encoder hardly matters, which
+only makes half of the faces that they are learned on: to add them to a bundle whose generator is the same, copy the
+folder boundaries/.
 """
 
 from __future__ import annotations
