@@ -22,8 +22,9 @@ every process takes its share of the batches; on several machines, --out has to 
 
 The methods: bicubic and nearest neighbour; mean, the generator's face at its mean latent, the same for everybody,
 which looks sharp and explains nothing; adam, 200 steps in W+ from the mean without any prior; pulse, mm-pulse, rls and
-brgm as published, of which mm-pulse gives k candidates and the others one; ours, the encoder's candidates, and refined,
-the same after --refine steps. --bundle NAME=DIR adds the encoder of another bundle.
+brgm as published, of which mm-pulse gives k candidates and the others one; ours, the encoder's candidates, encoder, the
+same without learned feedback (--passes 0 of infer.py), and refined, ours after --refine steps. --bundle
+NAME=DIR adds the encoder of another bundle.
 
 The best guess is a method's first candidate. What the columns say:
     PSNR, SSIM, LPIPS, identity    the best guess beside the truth; LPIPS on SqueezeNet, identity as the cosine of

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.generator import Generator
 
-dependencies = ["torch", "numpy", "safetensors", "tqdm", "yaml"]  # and timm for `upsampler`
+dependencies = ["torch", "numpy", "safetensors", "tqdm", "yaml"]  # and timm and zuko for `upsampler`
 
 # torch.hub takes every public callable of this file for an entry point, so classes and functions stay in their modules.
 _ROOT = pathlib.Path(__file__).resolve().parent
@@ -89,8 +89,9 @@ def upsampler(bundle: str = "celeba64", device: torch.device | str = "cpu") -> B
         >>> upsampler = torch.hub.load("path/to/the/checkout", "upsampler", source="local")
         >>> images, ws = upsampler.upsample(torch.rand(1, 3, 16, 16) * 2 - 1, k=4)  # (1, 4, 3, 64, 64), (1, 4, 10, 256)
     """
-    if importlib.util.find_spec("timm") is None:
-        raise ImportError("Expected the library timm, from which the encoder takes its backbone: pip install timm")
+    for name in ("timm", "zuko"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"Expected the library {name}, which the encoder is made of: pip install {name}")
     own = _bundles().get(str(bundle))
     if own is None and not (pathlib.Path(bundle) / "bundle.json").is_file():
         raise FileNotFoundError(

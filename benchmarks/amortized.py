@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
         return draw(bundle.generator.synthesis, find_candidates(bundle, lr, arguments.k, Plan(steps=arguments.refine)))
 
     pulse(1)
-    searched = best_seconds(lambda: pulse(arguments.steps), 1) / arguments.faces
+    searched = best_seconds(lambda: pulse(arguments.steps), 1) / len(lr)
     print("| method | seconds a face | times faster |\n|---|---:|---:|")
     print(f"| PULSE, {arguments.steps} steps | {searched:.4f} | 1 |")
     for passes in arguments.passes:
@@ -95,11 +95,11 @@ def main(args: list[str] | None = None) -> None:
             return bundle.upsample(lr, 1, passes=passes)
 
         encode()
-        seconds = best_seconds(encode, 5) / arguments.faces
+        seconds = best_seconds(encode, 5) / len(lr)
         print(f"| ours, {passes} passes of feedback | {seconds:.4f} | {searched / seconds:.0f} |", flush=True)
     if arguments.refine:
         refined()
-        seconds = best_seconds(refined, 2) / arguments.faces / arguments.k
+        seconds = best_seconds(refined, 2) / len(lr) / arguments.k
         print(f"| ours, refined, {arguments.k} candidates a face | {seconds:.4f} | {searched / seconds:.1f} |")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from data.picture_files import centre_square, from_bytes, read_pixels, to_bytes
 from data.pictures import is_overview, overview, save_overview
 from data.report import complete_file
+from data.sampling import check_sampling
 from data.taps import resize
 
 if TYPE_CHECKING:
@@ -83,10 +83,12 @@ def check_encoder_options(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If they cannot be followed, in words for the command line.
     """
-    if args.passes is not None and args.passes < 0:
-        raise ValueError(f"--passes: expected 0 or a larger number, got {args.passes}")
-    if not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature: expected 0 or a larger number, got {args.temperature}")
+    try:
+        check_sampling(args.passes, args.temperature)
+    except ValueError as error:
+        raise ValueError(f"--passes, --temperature: {error}") from error
+    if getattr(args, "start", "encoder") != "encoder" and (args.passes is not None or args.temperature != 1):
+        raise ValueError(f"--passes, --temperature: they are the encoder's; leave them out with --start {args.start}")
 
 
 def tell_of_encoder(report: dict[str, Any], args: argparse.Namespace) -> None:

@@ -73,6 +73,7 @@ CLASSIFIER = "attributes.safetensors"
 LEAST_SAMPLES = 10_000
 DEFAULT_SAMPLES = 50_000
 DEFAULT_STEPS = 240
+STEPS = {"smile": 360}  # of edits that need more
 W_SAMPLES = 50_000  # codes that the covariance of W is measured on, where no faces are drawn
 
 
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME", help=f"edits to make (default: {' '.join(DEFAULT_EDITS)})")
     add("--samples", type=int, default=DEFAULT_SAMPLES, metavar="N", help="faces to draw (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the faces, from 0 (default: 0)")
-    add("--steps", type=int, default=DEFAULT_STEPS, metavar="N", help="of learning an edit (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help=f"of learning an edit (default: {DEFAULT_STEPS}, a smile's 360)")
     add("--shared", action="store_true", help="one direction for all layers, by projection; nothing is learned")
     add("--classifier", type=Path, metavar="FILE", help=f"attribute classifier (default: the bundle's {CLASSIFIER})")
     add("--cache", type=Path, default=Path("runs/boundaries"), metavar="DIR", help="scores (default: %(default)s)")
@@ -145,7 +146,7 @@ def _fit(args: argparse.Namespace) -> int:
     wanted = list(dict.fromkeys(args.names or DEFAULT_EDITS))
     for name in wanted:
         attribute_of(name)  # refuses what is none, before anything is drawn
-    if args.samples < LEAST_SAMPLES or args.seed < 0 or args.steps < 1:
+    if args.samples < LEAST_SAMPLES or args.seed < 0 or (args.steps is not None and args.steps < 1):
         raise ValueError(
             f"--samples, --seed, --steps: expected {LEAST_SAMPLES} samples or more, a seed from 0 and at least 1 step, "
             f"got {args.samples}, {args.seed}, {args.steps}"
@@ -154,9 +155,9 @@ def _fit(args: argparse.Namespace) -> int:
     generator, classifier = load_generator(args.bundle / GENERATOR, device), load_attributes(source, device)
     hashes = {"generator_sha256": sha256_of(args.bundle / GENERATOR), "classifier_sha256": sha256_of(source)}
     about = {"samples": args.samples, "seed": args.seed, "classifier_sha256": hashes["classifier_sha256"]}
-    about["steps"] = 0 if args.shared else args.steps
-    folder = args.bundle / FOLDER
-    names = [name for name in wanted if not _is_there(folder / f"{name}.npz", about, hashes["generator_sha256"])]
+    steps = {name: 0 if args.shared else args.steps or STEPS.get(name, DEFAULT_STEPS) for name in wanted}
+    folder, owner = args.bundle / FOLDER, hashes["generator_sha256"]
+    names = [n for n in wanted if not _is_there(folder / f"{n}.npz", about | {"steps": steps[n]}, owner)]
     if not names:
         return 0
     use_deterministic_kernels()
@@ -164,9 +165,9 @@ def _fit(args: argparse.Namespace) -> int:
         None if args.shared else LPIPS().to(device)
     )  # whose weights may be missing: better now than after all that follows
     chooser = _chooser(generator, classifier, names, args, " ".join(hashes.values()))
-    choose = chooser.choose if lpips is None else _learner(chooser, lpips, args)
+    choose = chooser.choose if lpips is None else _learner(chooser, lpips, args, {name: steps[name] for name in names})
     for name in names:
-        boundary = _boundary(name, chooser, choose(name), about, hashes["generator_sha256"])
+        boundary = _boundary(name, chooser, choose(name), about | {"steps": steps[name]}, owner)
         write_boundary(boundary, folder / f"{name}.npz")
         say(_line(boundary))
     return 0
@@ -205,8 +206,10 @@ def _is_there(path: Path, about: dict[str, Any], generator_sha256: str) -> bool:
     return there
 
 
-def _learner(chooser: Chooser, lpips: LPIPS, args: argparse.Namespace) -> Callable[[str], Choice]:
-    """Gives what learns the steps of an edit by its name, with a progress bar."""
+def _learner(
+    chooser: Chooser, lpips: LPIPS, args: argparse.Namespace, steps: dict[str, int]
+) -> Callable[[str], Choice]:
+    """Gives what learns an edit by its name, in so many steps of the optimiser, with a progress bar."""
     from editing.choosing import Choice
     from editing.learning import BATCH, StepLearner, codes_to_learn_on
     from models.bundle import load_bundle
@@ -214,13 +217,14 @@ def _learner(chooser: Chooser, lpips: LPIPS, args: argparse.Namespace) -> Callab
     bundle = load_bundle(args.bundle, chooser.generator.w_avg.device) if (args.bundle / INFO).is_file() else None
     if bundle is None:
         complain(f"note: {args.bundle} has no {INFO}, so no encoder: learned on the generator's own faces alone")
-    with tqdm(total=args.steps * BATCH, unit="face", desc="faces to learn on", leave=False, disable=None) as bar:
-        codes = codes_to_learn_on(chooser.generator, args.steps, args.seed + 2_000_000, bundle, bar.update)
+    most = max(steps.values())
+    with tqdm(total=most * BATCH, unit="face", desc="faces to learn on", leave=False, disable=None) as bar:
+        codes = codes_to_learn_on(chooser.generator, most, args.seed + 2_000_000, bundle, bar.update)
     learner = StepLearner(chooser.generator, chooser.classifier, lpips, chooser.whitening, codes)
 
     def learn(name: str) -> Choice:
-        with tqdm(total=args.steps, unit="step", desc=name, leave=False, disable=None) as bar:
-            direction = learner.learn(name, chooser.planes[attribute_of(name)[0]], bar.update)
+        with tqdm(total=steps[name], unit="step", desc=name, leave=False, disable=None) as bar:
+            direction = learner.learn(name, chooser.planes[attribute_of(name)[0]], steps[name], bar.update)
         layers = (0, len(direction))
         return Choice([], direction, layers, chooser.trial(name, direction, layers))
 

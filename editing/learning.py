@@ -67,7 +67,8 @@ def codes_to_learn_on(
     ws = sample_w(generator, steps * BATCH, seed)[:, None].repeat(1, generator.num_ws, 1)
     for number, part in enumerate(ws.split(BATCH)):  # views
         if bundle is not None:
-            size = max(generator.resolution // SMALLER[number % len(SMALLER)], bundle.lr_sizes[0])
+            smallest, largest = bundle.lr_sizes
+            size = min(max(generator.resolution // SMALLER[number % len(SMALLER)], smallest), largest)
             images = generator.synthesis(part[::2].to(generator.w_avg.device), noise_mode="const")
             part[::2] = bundle.encode(from_uint8(to_uint8(Downscale(size)(images))))[:, 0].cpu()
         if progress is not None:
@@ -100,12 +101,15 @@ class StepLearner:
         self.generator, self.classifier, self.lpips = generator, classifier, lpips
         self.whitening, self.batches = whitening, codes.clone().split(BATCH)  # no longer of inference alone
 
-    def learn(self, name: str, plane: Hyperplane, progress: Callable[[int], object] | None = None) -> np.ndarray:
+    def learn(
+        self, name: str, plane: Hyperplane, steps: int, progress: Callable[[int], object] | None = None
+    ) -> np.ndarray:
         """Learns the steps of an edit.
 
         Args:
             name: Of the edit.
             plane: Of its attribute.
+            steps: Of the optimiser; the first faces serve them.
             progress: Told 1 after each step of the optimiser.
 
         Returns:
@@ -123,8 +127,8 @@ class StepLearner:
         # Each for a face of either kind.
         shares = torch.tensor(SHARES, device=device).repeat_interleave(2).repeat(BATCH // len(SHARES) // 2)  # (B,)
         strengths = side * STRENGTH * shares
-        for number, ws in enumerate(self.batches):
-            remaining = 1 - number / len(self.batches)
+        for number, ws in enumerate(self.batches[:steps]):
+            remaining = 1 - number / steps
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * min(1, (number + 1) / WARMUP) * remaining
             terms = self._loss(
                 ws.to(device), strengths[:, None, None] * (u @ factor.T), strengths * sign, own, left_alone

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from data.sampling import check_sampling
 from data.taps import resize
 from export.metadata import ENCODER, FEEDBACK, GENERATOR, Metadata, from_props
 from export.passes import ROWS, feedback_inputs, take_passes
@@ -84,6 +85,7 @@ class Models:
             raise ValueError(f"Expected at least 1 candidate per face, got k = {k}.")
         if not np.isfinite(lr).all():
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
+        check_sampling(passes, temperature)
         sizes = np.full(len(lr), lr.shape[-1], np.float32)
         rng = np.random.default_rng(0) if rng is None else rng
         noise = rng.standard_normal((len(lr), k - 1, self.about.noise_dim), dtype=np.float32)

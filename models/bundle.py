@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.sampling import check_sampling
 from models.bundle_info import (
     ENCODER,
     FORMAT,
@@ -133,6 +134,7 @@ class Bundle:
             raise ValueError(f"Expected at least 1 candidate per face, got k = {k}.")
         if not lr.isfinite().all():
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
+        check_sampling(passes, temperature)
         lr = lr.to(self.device, torch.float32)
         with self._at_precision():
             ws = self.encoder(lr, k, rng, temperature).float()
@@ -211,7 +213,7 @@ class Bundle:
         if refine:
             from search.candidates import refine_codes  # late: it imports this package
 
-            ws, images = refine_codes(self, lr, ws, refine), None
+            ws, images = refine_codes(self, lr, ws, refine, passes=passes), None
         return self.generate(ws) if images is None else images, ws
 
     def _check_weights(self, network: str, output: Tensor) -> None:
@@ -357,6 +359,7 @@ def load_bundle(
 
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.
+        ImportError: If a library is missing that the encoder is made of, such as timm or zuko.
         ValueError: If bundle.json is not valid, of an unknown format, or a part is damaged or belongs to another
             generator; or if the precision is unknown.
     """
@@ -384,6 +387,11 @@ def load_bundle(
         encoder = make_encoder(info["encoder"])
         state = unpack_masked(state, {name: tensor.shape for name, tensor in encoder.state_dict().items()})
         encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except ImportError as error:
+        name = error.name or str(error)
+        raise ImportError(
+            f"Expected the library {name}, which the encoder in {path} needs: pip install {name}"
+        ) from error
     except Exception as error:  # timm raises whatever it stumbles over: AssertionError, IndexError, …
         raise ValueError(
             f"{path / ENCODER}: expected an encoder made with {info['encoder']}, found another ({error}); "

@@ -147,7 +147,7 @@ class FlowPosterior(nn.Module):
         context_rank: int = 0,
     ) -> None:
         super().__init__()
-        import zuko  # late: only who asks for a flow needs the package
+        import zuko  # late: other distributions do without
 
         self.dim, self.noise_dim = dim, dim
         self.condition = condition

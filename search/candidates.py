@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data.operator import EPSILON, Downscale
+from data.sampling import check_sampling
 from models.curvature import Curvature, measure_curvature
 from search import rls
 from search.loop import Found, Step
@@ -72,6 +73,7 @@ class Plan:
             raise ValueError(
                 f"Expected steps and seed from 0 and a positive epsilon, got {self.steps}, {self.seed}, {self.epsilon}."
             )
+        check_sampling(self.passes, self.temperature)
         if self.method in PULSE_PRESETS and self.start == "mean":
             raise ValueError(
                 "PULSE keeps every code at the length it starts with, and at the mean that is 0; start it from "
@@ -222,7 +224,9 @@ def start_codes(bundle: Bundle, lr: Tensor, k: int, plan: Plan, seeds: Sequence[
 
 
 @torch.inference_mode(False)
-def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: float = EPSILON) -> Tensor:
+def refine_codes(
+    bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: float = EPSILON, passes: int | None = None
+) -> Tensor:
     """Refines codes that are there already, such as the encoder's.
 
     Args:
@@ -231,6 +235,7 @@ def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: fl
         ws: Their codes (B, k, L, D).
         steps: See `search.refine.refine`.
         epsilon: Candidates within this downscaling error stay as they are.
+        passes: Of learned feedback that the codes have cost, which count; None means the encoder's own choice.
 
     Returns:
         Codes (B, k, L, D).
@@ -243,7 +248,7 @@ def refine_codes(bundle: Bundle, lr: Tensor, ws: Tensor, steps: int, epsilon: fl
     target = lr.to(bundle.device, torch.float32).repeat_interleave(ws.shape[1], dim=0)  # (B · k, 3, s, s)
     parts = bundle.search_synthesis, bundle.encoder.latents, Downscale(lr.shape[-1]), target
     curvature = curvature_of(bundle, lr.shape[-1]) if steps else None
-    at_once, spent = rows_at_once(bundle), _spent(bundle, None)
+    at_once, spent = rows_at_once(bundle), _spent(bundle, passes)
     found = refine(*parts, ws.flatten(0, 1), steps, epsilon, at_once=at_once, curvature=curvature, spent=spent)
     return found.ws.view_as(ws)
 

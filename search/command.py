@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,8 @@ def read_plan(args: argparse.Namespace) -> Plan:
     if args.save_steps and args.refine == 0:
         raise ValueError("--save-steps: expected a search to show, with --refine STEPS")
     try:
-        plan = Plan(args.method, args.start, args.refine, args.epsilon, seed=args.seed)
-        return replace(plan, passes=args.passes, temperature=args.temperature)
+        how = {"seed": args.seed, "passes": args.passes, "temperature": args.temperature}
+        return Plan(args.method, args.start, args.refine, args.epsilon, **how)
     except ValueError as error:
         raise ValueError(f"--refine, --method, --start or --epsilon: {error}") from error
 

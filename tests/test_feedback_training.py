@@ -8,6 +8,7 @@ import torch
 from small_runs import PixelDistance, Record, train, write_bundle, write_faces
 
 from models.bundle import load_bundle
+from training.posterior import PosteriorTraining
 
 FEEDBACK = "training.feedback.FeedbackTraining"
 POSTERIOR = "training.posterior.PosteriorTraining"
@@ -90,6 +91,13 @@ def test_feedback_refuses_to_go_on_with_another_bundle(folder, monkeypatch):
     (folder / "old" / "bundle.json").write_text(info)
     with pytest.raises(ValueError, match="has changed"):
         train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 8)
+
+
+def test_a_posterior_is_fitted_without_the_bottleneck_of_the_one_before(folder):
+    write_bundle(folder / "narrow", posterior="gaussian", context_rank=3)
+    made = PosteriorTraining(str(folder / "narrow"), kind="flow")
+    assert isinstance(made.posterior.network.first, torch.nn.Linear)
+    assert "context_rank" not in made._encoder[0].config
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow"])

@@ -196,6 +196,8 @@ def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
         ["--passes", "-1"],
         ["--temperature", "-1"],
         ["--temperature", "nan"],
+        ["--passes", "0", "--start", "random"],
+        ["--temperature", "0.5", "--start", "mean", "--refine", "1"],
         ["--refine", "-1"],
         ["--epsilon", "0"],
         ["--epsilon", "nan"],

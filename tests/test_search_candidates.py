@@ -195,6 +195,7 @@ def test_pulse_starts_from_standard_normal_codes(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"method": "magic"}, {"start": "zero"}, {"steps": -1}, {"epsilon": 0.0}, {"epsilon": math.nan}, {"seed": -1},
+     {"passes": -1}, {"temperature": -0.5}, {"temperature": math.nan},
      {"method": "pulse", "start": "mean", "steps": 9}, {"method": "mm-pulse", "start": "mean"}],
 )  # fmt: skip
 def test_plans_that_cannot_be(wrong: dict) -> None:

@@ -67,7 +67,8 @@ class PosteriorTraining(OwnedTraining):
         self.save_hyperparameters()
         loaded = load_bundle(bundle)
         self.owner = Owner("bundle_hash", loaded.hash, str(bundle))
-        made = make_encoder({**loaded.encoder.config, "posterior": kind})
+        config = {name: value for name, value in loaded.encoder.config.items() if name != "context_rank"}
+        made = make_encoder({**config, "posterior": kind})  # a bottleneck is for what is trained already
         state = {name: t for name, t in loaded.encoder.state_dict().items() if not name.startswith("posterior.")}
         missing, unexpected = made.load_state_dict(state, strict=False)
         assert not unexpected and all(name.startswith("posterior.") for name in missing)
