@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import write_bundle
 from torch import Tensor
 
 import search.candidates
@@ -269,3 +270,19 @@ def test_exact_step(size: int, resolution: int) -> None:
 def test_exact_step_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="s ≤ R"):
         make_consistent(torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(("passes", "spent"), [(None, 3), (0, 0), (1, 2)])
+def test_only_passes_that_were_taken_count(passes: int | None, spent: int, tmp_path, monkeypatch) -> None:
+    """A search after feedback has the less work left, the more passes there were: a drawing each, and one before."""
+    write_bundle(tmp_path / "b", feedback=2, rank=5)
+    seen: list[int] = []
+
+    def stop(*arguments, **options) -> None:
+        seen.append(options["spent"])
+        raise InterruptedError
+
+    monkeypatch.setattr("search.candidates.refine", stop)
+    with pytest.raises(InterruptedError):
+        load_bundle(tmp_path / "b").upsample(torch.zeros(1, 3, 8, 8), 1, 2, passes=passes)
+    assert seen == [spent]
