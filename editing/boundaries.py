@@ -64,9 +64,12 @@ from models.pretrained import ROOT
 from models.weights import load_generator, sha256_of
 
 if TYPE_CHECKING:
+    import torch
+
     from editing.choosing import Choice, Chooser
     from losses.perceptual import LPIPS
     from models.attributes import AttributeClassifier
+    from models.bundle import Bundle
     from models.generator import Generator
 
 CLASSIFIER = "attributes.safetensors"
@@ -108,11 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub.add_argument
 
+    more = ", ".join(f"{name} {steps}" for name, steps in STEPS.items())
     add = command("fit", _fit, "sample, score, fit and learn")
     add("names", nargs="*", metavar="NAME", help=f"edits to make (default: {' '.join(DEFAULT_EDITS)})")
     add("--samples", type=int, default=DEFAULT_SAMPLES, metavar="N", help="faces to draw (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the faces, from 0 (default: 0)")
-    add("--steps", type=int, metavar="N", help=f"of learning an edit (default: {DEFAULT_STEPS}, a smile's 360)")
+    add("--steps", type=int, metavar="N", help=f"of learning an edit (default: {DEFAULT_STEPS}, but {more})")
     add("--shared", action="store_true", help="one direction for all layers, by projection; nothing is learned")
     add("--classifier", type=Path, metavar="FILE", help=f"attribute classifier (default: the bundle's {CLASSIFIER})")
     add("--cache", type=Path, default=Path("runs/boundaries"), metavar="DIR", help="scores (default: %(default)s)")
@@ -161,11 +165,11 @@ def _fit(args: argparse.Namespace) -> int:
     if not names:
         return 0
     use_deterministic_kernels()
-    lpips = (
-        None if args.shared else LPIPS().to(device)
-    )  # whose weights may be missing: better now than after all that follows
+    # What may be missing or damaged: better now than after all that follows.
+    lpips, bundle = (None, None) if args.shared else (LPIPS().to(device), _bundle_of(args.bundle, device))
     chooser = _chooser(generator, classifier, names, args, " ".join(hashes.values()))
-    choose = chooser.choose if lpips is None else _learner(chooser, lpips, args, {name: steps[name] for name in names})
+    mine = {name: steps[name] for name in names}
+    choose = chooser.choose if lpips is None else _learner(chooser, lpips, bundle, args.seed, mine)
     for name in names:
         boundary = _boundary(name, chooser, choose(name), about | {"steps": steps[name]}, owner)
         write_boundary(boundary, folder / f"{name}.npz")
@@ -206,20 +210,26 @@ def _is_there(path: Path, about: dict[str, Any], generator_sha256: str) -> bool:
     return there
 
 
+def _bundle_of(folder: Path, device: torch.device) -> Bundle | None:
+    """Reads the bundle whose encoder makes half of the faces to learn on; None where there is a generator alone."""
+    from models.bundle import load_bundle
+
+    if (folder / INFO).is_file():
+        return load_bundle(folder, device)
+    complain(f"note: {folder} has no {INFO}, so no encoder: learned on the generator's own faces alone")
+    return None
+
+
 def _learner(
-    chooser: Chooser, lpips: LPIPS, args: argparse.Namespace, steps: dict[str, int]
+    chooser: Chooser, lpips: LPIPS, bundle: Bundle | None, seed: int, steps: dict[str, int]
 ) -> Callable[[str], Choice]:
     """Gives what learns an edit by its name, in so many steps of the optimiser, with a progress bar."""
     from editing.choosing import Choice
     from editing.learning import BATCH, StepLearner, codes_to_learn_on
-    from models.bundle import load_bundle
 
-    bundle = load_bundle(args.bundle, chooser.generator.w_avg.device) if (args.bundle / INFO).is_file() else None
-    if bundle is None:
-        complain(f"note: {args.bundle} has no {INFO}, so no encoder: learned on the generator's own faces alone")
     most = max(steps.values())
     with tqdm(total=most * BATCH, unit="face", desc="faces to learn on", leave=False, disable=None) as bar:
-        codes = codes_to_learn_on(chooser.generator, most, args.seed + 2_000_000, bundle, bar.update)
+        codes = codes_to_learn_on(chooser.generator, most, seed + 2_000_000, bundle, bar.update)
     learner = StepLearner(chooser.generator, chooser.classifier, lpips, chooser.whitening, codes)
 
     def learn(name: str) -> Choice:

@@ -229,7 +229,7 @@ def describe(bundle: Bundle, role: str) -> Metadata:
         values=values[role],
         generator_sha256=bundle.info["parts"]["generator.safetensors"],
         noise_dim=encoder.noise_dim,
-        passes=encoder.config.get("feedback", 0),
+        passes=encoder.passes(None),
         feedback_canvas=seen,
     )
 

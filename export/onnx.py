@@ -184,7 +184,7 @@ def _report(bundle: Bundle, folder: Path, found: dict[str, dict[str, float]]) ->
         "num_ws": bundle.encoder.num_ws,
         "w_dim": bundle.encoder.w_dim,
         "noise_dim": bundle.encoder.noise_dim,
-        "passes": bundle.encoder.config.get("feedback", 0),
+        "passes": bundle.encoder.passes(None),
         "feedback_canvas": 0 if bundle.encoder.feedback is None else bundle.encoder.feedback.canvas,
         "licence": bundle.info["licence"],
         "training_data": bundle.info["training_data"],

@@ -139,7 +139,7 @@ class Bundle:
         with self._at_precision():
             ws = self.encoder(lr, k, rng, temperature).float()
         self._check_weights("encoder", ws)
-        passes = self.encoder.config.get("feedback", 0) if passes is None else passes
+        passes = self.encoder.passes(passes)
         if not passes:
             return ws, None
         rows = zip(lr.repeat_interleave(k, dim=0).split(ROWS), ws.flatten(0, 1).split(ROWS), strict=True)

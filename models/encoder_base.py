@@ -68,6 +68,10 @@ class EncoderBase(nn.Module):
         """Width of the noise that a candidate is made from."""
         return self.w_dim if self.posterior is None else self.posterior.noise_dim
 
+    def passes(self, wanted: int | None) -> int:
+        """Passes of learned feedback: as many as wanted, or what a bundle takes by default if None."""
+        return self.config.get("feedback", 0) if wanted is None else wanted
+
     # ---------------------------------------------------------------- what an encoder does in its own way
 
     def read(self, canvas: Tensor, size: Tensor) -> list[Tensor]:

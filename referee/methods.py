@@ -65,7 +65,7 @@ def make_mean(bundle: Bundle) -> Method:
 
 def make_encoder(bundle: Bundle, passes: int | None = None) -> Method:
     """Makes a bundle's encoder and generator, without any search; passes of feedback, None for the encoder's own."""
-    taken = bundle.encoder.config.get("feedback", 0) if passes is None else passes
+    taken = bundle.encoder.passes(passes)
 
     def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
         # One by one, so that a face comes out the same alone and in company.

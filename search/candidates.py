@@ -255,8 +255,8 @@ def refine_codes(
 
 def _spent(bundle: Bundle, passes: int | None) -> int:
     """Generator passes that the encoder's codes have cost: a drawing of the first ones, and of each correction."""
-    passes = bundle.encoder.config.get("feedback", 0) if passes is None else passes
-    return passes + 1 if passes else 0
+    taken = bundle.encoder.passes(passes)
+    return taken + 1 if taken else 0
 
 
 def curvature_of(bundle: Bundle, lr_size: int) -> Curvature:

@@ -58,7 +58,7 @@ class StubBundle:
 
     name, hash, resolution, lr_sizes = "stub", "0123456789abcdef", R, (4, R)
     generator = SimpleNamespace(w_avg=torch.full((R * R,), 0.15), num_ws=3, state_dict=dict)
-    encoder = SimpleNamespace(config={})
+    encoder = SimpleNamespace(config={}, passes=lambda wanted: wanted or 0)
 
     def generate(self, ws: Tensor) -> Tensor:
         return ws.unflatten(-1, (R, R))  # a style is a colour

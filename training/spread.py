@@ -77,7 +77,7 @@ def _error(encoder: EncoderBase, generator: Generator, ws: Tensor, lr: Tensor) -
     """The mean downscaling error of the faces that codes (B, L, D) draw, after feedback."""
     errors = []
     for part, target in zip(ws.split(32), lr.split(32), strict=True):
-        passes = encoder.config.get("feedback", 0)
+        passes = encoder.passes(None)
         images = take_passes(encoder.correct, generator.synthesis, target, part, passes).images
         errors.append(downscaling_error(images.clamp(-1, 1), target, Downscale(lr.shape[3])))
     return float(torch.cat(errors).mean())
