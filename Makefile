@@ -88,7 +88,9 @@ bundle: .venv/.installed ## Refit all that hangs on the generator: encoder, feed
 	$(BIN)/python train.py fit --config configs/posterior_64.yaml --model.bundle runs/feedback_64/bundle \
 		--data.bundle runs/feedback_64/bundle
 	$(BIN)/python train.py fit --config configs/flow_64.yaml --model.generator runs/posterior_64/bundle/generator.safetensors
-	$(BIN)/python -m models.compression --bundle runs/posterior_64/bundle --out runs/bundle --faces celeba128_train.zip
+	$(BIN)/python -m models.compression --bundle runs/posterior_64/bundle --out runs/small --faces celeba128_train.zip
+	$(BIN)/python train.py fit --config configs/feedback_small_64.yaml --model.bundle runs/small \
+		--model.export_to $(CURDIR)/runs/bundle
 	$(BIN)/python -m models.flow --bundle runs/bundle --flow runs/flow_64/flow.safetensors
 	$(MAKE) --no-print-directory edits BUNDLE=runs/bundle
 

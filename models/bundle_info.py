@@ -23,6 +23,7 @@ _ENCODER_TYPES = {"resolution": int, "num_ws": int, "w_dim": int, "backbone": st
 _OPTIONAL_ENCODER_TYPES = {
     "feedback": int, "rank": int, "posterior": str, "base": bool, "scaled_heads": bool, "stem_stride": int,
     "variant": str, "widths": list, "head_rank": int, "feedback_hidden": int, "context_rank": int,
+    "feedback_small_rank": int,
 }  # fmt: skip
 
 

@@ -127,6 +127,10 @@ def compress(bundle: Bundle, faces: Tensor, head_rank: int, feedback_hidden: int
     encoder = bundle.encoder
     assert isinstance(encoder, Encoder)
     now = encoder.feedback.hidden.out_features if encoder.feedback is not None else 0
+    if encoder.feedback is not None and encoder.feedback.small_rank:
+        raise ValueError(
+            "Expected feedback without additions for small faces, got some; make it smaller, then train them."
+        )
     if head_rank < 1 or not 0 <= feedback_hidden <= now or context_rank < 0 or "head_rank" in encoder.config:
         raise ValueError(
             f"Expected a head rank from 1, a feedback width from 0 to {now}, a context rank from 0, and an encoder "

@@ -88,6 +88,7 @@ class Encoder(EncoderBase):
         head_rank: Width of a bottleneck in the heads, see `models.compression`; 0 for none.
         feedback_hidden: See `EncoderBase`.
         context_rank: See `EncoderBase`.
+        feedback_small_rank: See `EncoderBase`.
 
     Raises:
         ValueError: If resolution or canvas are no powers of two or too small, or a setting contradicts another.
@@ -110,6 +111,7 @@ class Encoder(EncoderBase):
         head_rank: int = 0,
         feedback_hidden: int = HIDDEN,
         context_rank: int = 0,
+        feedback_small_rank: int = 0,
     ) -> None:
         import timm  # late: it takes longer to import than to encode a face
 
@@ -117,7 +119,8 @@ class Encoder(EncoderBase):
         self._check(resolution, canvas, stem_stride)
         context_dim = 2 * width * HEAD_SIZE**2
         shape = resolution, num_ws, w_dim, canvas
-        super().__init__(*shape, feedback, rank, posterior, context_dim, feedback_hidden, context_rank)
+        ranks = context_rank, feedback_small_rank
+        super().__init__(*shape, feedback, rank, posterior, context_dim, feedback_hidden, *ranks)
         self.scaled_heads = (rank > 0 and not feedback) if scaled_heads is None else scaled_heads
         if self.scaled_heads and not rank:
             raise ValueError("Expected a rank for scaled heads, got 0; give them one, such as rank 640.")
@@ -125,7 +128,7 @@ class Encoder(EncoderBase):
         options = {
             "feedback": feedback, "rank": rank, "posterior": posterior, "base": base, "scaled_heads": self.scaled_heads,
             "head_rank": head_rank, "feedback_hidden": feedback_hidden if feedback_hidden != HIDDEN else 0,
-            "context_rank": context_rank,
+            "context_rank": context_rank, "feedback_small_rank": feedback_small_rank,
         }  # fmt: skip
         self.config |= {name: value for name, value in options.items() if value}  # none of them in older bundles
         if stem_stride != 2:

@@ -35,6 +35,7 @@ class EncoderBase(nn.Module):
         context_dim: Width of what the posterior sees.
         feedback_hidden: See `models.feedback.Feedback`.
         context_rank: See `models.posterior.ContextNetwork`.
+        feedback_small_rank: See `models.feedback.Feedback`.
     """
 
     spread: Tensor
@@ -52,12 +53,14 @@ class EncoderBase(nn.Module):
         context_dim: int = 0,
         feedback_hidden: int = HIDDEN,
         context_rank: int = 0,
+        feedback_small_rank: int = 0,
     ) -> None:
         super().__init__()
         self.resolution, self.num_ws, self.w_dim, self.canvas = resolution, num_ws, w_dim, canvas
         self.config: dict[str, Any] = {"resolution": resolution, "num_ws": num_ws, "w_dim": w_dim}
         self.latents = LatentStatistics(w_dim, num_ws, rank)
-        self.feedback = Feedback(resolution, num_ws, w_dim, feedback_hidden) if feedback else None
+        shape = resolution, num_ws, w_dim
+        self.feedback = Feedback(*shape, feedback_hidden, feedback_small_rank) if feedback else None
         self.posterior = None if posterior is None else make_posterior(posterior, context_dim, w_dim, context_rank)
         sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
         self.register_buffer("spread_sizes", torch.tensor(sizes, dtype=torch.float32))

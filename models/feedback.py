@@ -7,6 +7,9 @@ output ρ N are scaled alike, so that a pass shrinks small residuals by the same
 would, and passes can be repeated. P are coordinates in which the LR picture changes evenly (`models.curvature`).
 What PULSE asks the gradient in a hundred steps, a few passes without any gradient must answer.
 
+Small LR faces, from × 8 on, may have low-rank additions to all of its layers (`models.adapted`): what they learn takes
+nothing from × 4 and larger faces.
+
 Feeding the result of the last pass back in: ReStyle (Alaluf et al. 2021), there with the whole encoder.
 """
 
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.operator import Downscale, downscaling_error, upscale_bicubic
+from models.adapted import AdaptedConv2d, AdaptedLinear, nobody_takes
 
 WIDTHS = {4: 256, 8: 160, 16: 96}  # features per level in pixels; 32 on all larger ones
 HIDDEN = 512
@@ -37,17 +41,18 @@ class ResidualBlock(nn.Module):
 
     Args:
         channels: Channels.
+        rank: Of the additions, see `Feedback`.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rank: int = 0) -> None:
         super().__init__()
-        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv0 = AdaptedConv2d(channels, channels, 3, rank, padding=1)
+        self.conv1 = AdaptedConv2d(channels, channels, 3, rank, padding=1)
         nn.init.zeros_(self.conv1.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps features (B, C, H, W) to features of the same shape."""
-        return x + self.conv1(F.leaky_relu(self.conv0(F.leaky_relu(x, 0.2)), 0.2))
+    def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
+        """Maps features (B, C, H, W) to features of the same shape; `share` is that of the additions (B,)."""
+        return x + self.conv1(F.leaky_relu(self.conv0(F.leaky_relu(x, 0.2), share), 0.2), share)
 
 
 class Feedback(nn.Module):
@@ -58,29 +63,31 @@ class Feedback(nn.Module):
         num_ws: Number of styles L.
         w_dim: Width D of a style.
         hidden: Width of the layer before the codes.
+        small_rank: Rank of the additions for small LR faces; 0 for none.
     """
 
-    def __init__(self, resolution: int, num_ws: int, w_dim: int, hidden: int = HIDDEN) -> None:
+    def __init__(self, resolution: int, num_ws: int, w_dim: int, hidden: int = HIDDEN, small_rank: int = 0) -> None:
         super().__init__()
         self.canvas = min(resolution // 2, 128)
-        self.num_ws, self.w_dim, self.resolution = num_ws, w_dim, resolution
+        self.num_ws, self.w_dim, self.resolution, self.small_rank = num_ws, w_dim, resolution, small_rank
         sizes = [2**i for i in range(int(math.log2(self.canvas)), 1, -1)]  # canvas, …, 8, 4
         widths = [WIDTHS.get(size, 32) for size in sizes]
-        self.stem = nn.Conv2d(3 + 3 + 12 + 2, widths[0], 3, padding=1)
+        self.stem = AdaptedConv2d(3 + 3 + 12 + 2, widths[0], 3, small_rank, padding=1)
         self.down = nn.ModuleList(
-            nn.Conv2d(above, below, 3, stride=2, padding=1) for above, below in zip(widths, widths[1:], strict=False)
+            AdaptedConv2d(above, below, 3, small_rank, stride=2, padding=1)
+            for above, below in zip(widths, widths[1:], strict=False)
         )
         depths = [2 if size in (8, 16) else 1 for size in sizes]
         self.blocks = nn.ModuleList(
-            nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
+            nn.ModuleList(ResidualBlock(width, small_rank) for _ in range(depth))
             for width, depth in zip(widths, depths, strict=True)
         )
-        self.codes = nn.Linear(num_ws * w_dim, WIDTHS[4])
+        self.codes = AdaptedLinear(num_ws * w_dim, WIDTHS[4], small_rank)
         # The 16 and 8 px levels speak to the codes directly as well, past what the 4 px level has room for.
-        self.from16 = nn.Conv2d(WIDTHS[16], 32, 3, padding=1)
-        self.from8 = nn.Conv2d(WIDTHS[8], 64, 3, stride=2, padding=1)
-        self.hidden = nn.Linear(16 * (WIDTHS[4] + 32 + 64), hidden)
-        self.out = nn.Linear(hidden, num_ws * w_dim)
+        self.from16 = AdaptedConv2d(WIDTHS[16], 32, 3, small_rank, padding=1)
+        self.from8 = AdaptedConv2d(WIDTHS[8], 64, 3, small_rank, stride=2, padding=1)
+        self.hidden = AdaptedLinear(16 * (WIDTHS[4] + 32 + 64), hidden, small_rank)
+        self.out = AdaptedLinear(hidden, num_ws * w_dim, small_rank)
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
 
@@ -102,20 +109,34 @@ class Feedback(nn.Module):
         planes = torch.stack([octave, rho.log() / 3 + 1], dim=1)[:, :, None, None]  # (B, 2, 1, 1)
         planes = planes.expand(-1, -1, self.canvas, self.canvas)
         x = torch.cat([lr, residual / rho[:, None, None, None], F.pixel_unshuffle(images, 2), planes], dim=1)
+        share = self._share(octave)
+        at16, at8, at4 = self._levels(x, offsets, share)
+        at8 = F.leaky_relu(self.from8(at8, share), 0.2)
+        at16 = F.avg_pool2d(F.leaky_relu(self.from16(at16, share), 0.2), 4)
+        flat = torch.cat([f.contiguous().flatten(1) for f in (at4, at8, at16)], dim=1)
+        out = self.out(self.hidden(flat, share), share).float()  # (B, L · D)
+        return (3 * rho[:, None] * out).unflatten(1, (self.num_ws, self.w_dim))
+
+    def _levels(self, x: Tensor, offsets: Tensor, share: Tensor | None) -> list[Tensor]:
+        """The features of 16, 8 and 4 px."""
         levels: list[Tensor] = []
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(x.contiguous(memory_format=torch.channels_last), share)
         for i, blocks in enumerate(self.blocks):
             if i > 0:
-                x = self.down[i - 1](F.leaky_relu(x, 0.2))
+                x = self.down[i - 1](F.leaky_relu(x, 0.2), share)
             if i == len(self.blocks) - 1:
-                x = x + self.codes(offsets.flatten(1))[:, :, None, None]
-            x = blocks(x)
+                x = x + self.codes(offsets.flatten(1), share)[:, :, None, None]
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, share)
             levels.append(F.leaky_relu(x, 0.2))
-        at16, at8, at4 = levels[-3:]
-        features = [at4, F.leaky_relu(self.from8(at8), 0.2), F.avg_pool2d(F.leaky_relu(self.from16(at16), 0.2), 4)]
-        flat = torch.cat([f.contiguous().flatten(1) for f in features], dim=1)
-        out = self.out(self.hidden(flat)).float()  # (B, L · D)
-        return (3 * rho[:, None] * out).unflatten(1, (self.num_ws, self.w_dim))
+        return levels[-3:]
+
+    def _share(self, octave: Tensor) -> Tensor | None:
+        """How far each row takes the additions (B,): wholly from × 8 on, not at all up to × 4; None for nobody."""
+        if not self.small_rank:
+            return None
+        share = ((0.5 - octave) / 0.25).clamp(0, 1)
+        return None if nobody_takes(share) else share
 
 
 class Corrected(NamedTuple):

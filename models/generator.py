@@ -133,7 +133,9 @@ class SynthesisLayer(nn.Module):
             Features (B, C_out, H', W'), with H' = 2H if this layer upsamples.
         """
         x, demodulation = self.modulate(x, w)
-        x = x * demodulation.to(x.dtype)  # not addcmul with the bias: its derivative goes through memory once more
+        factors = demodulation.to(x.dtype)
+        # Not addcmul with the bias: its derivative goes through memory once more. In place where there is none.
+        x = x * factors if torch.is_grad_enabled() else x.mul_(factors)
         for shift in self._shifts(noise, x.shape[0]):
             x = x.add_(shift.to(x.dtype))  # in place, here and below: nothing keeps what was there
         x = F.leaky_relu_(x, 0.2)

@@ -67,6 +67,12 @@ def test_ranks_out_of_range(bundle, ranks):
         compress(bundle, torch.zeros(2, 3, 32, 32), *ranks)
 
 
+def test_additions_come_after_it(tmp_path):
+    write_bundle(tmp_path / "b", feedback=1, rank=5, feedback_small_rank=2)
+    with pytest.raises(ValueError, match="then train them"):
+        compress(load_bundle(tmp_path / "b"), torch.zeros(2, 3, 32, 32), 4, 16)
+
+
 def test_a_smaller_bundle_is_a_bundle(tmp_path, capsys):
     write_bundle(tmp_path / "b", feedback=1, rank=5)
     command = [

@@ -54,6 +54,10 @@ OVERRIDES: dict[str, dict[str, object]] = {
         "model.bundle": "{folder}/bundle", "model.passes": 1, "model.rank": 20, "model.sizes_per_batch": 2,
         "model.compile": False, "model.val_lr": [8], "model.val_passes": 1, "model.export_to": None,
     },
+    "feedback_small_64": {
+        "model.bundle": "{folder}/fed", "model.passes": 1, "model.sizes_per_batch": 2, "model.compile": False,
+        "model.val_lr": [8], "model.val_passes": 1, "model.export_to": None,
+    },
     "posterior_64": {
         "model.bundle": "{folder}/bundle", "data.bundle": "{folder}/bundle", "data.count": 16, "data.val_count": 8,
         "data.batch_size": 8, "data.cache": None, "model.coverage_samples": 10, "model.export_to": None,
@@ -78,7 +82,7 @@ WEIGHTS = {
     **dict.fromkeys(
         ("encoder_64", "encoder_256", "encoder_1024", "psp_64", "psp_1024", "propulse_1024"), LPIPS_AND_IDENTITY
     ),
-    "feedback_64": LPIPS_AND_IDENTITY[:1],
+    **dict.fromkeys(("feedback_64", "feedback_small_64"), LPIPS_AND_IDENTITY[:1]),
 }
 
 
@@ -116,6 +120,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "labels.csv").write_text("\n".join([",".join(("file", *ATTRIBUTES)), *rows]))
     save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
     write_bundle(tmp_path / "bundle")
+    write_bundle(tmp_path / "fed", feedback=1, rank=20)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     metric = FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)

@@ -21,16 +21,17 @@ import infer
 from data.operator import Downscale
 from data.report import write_json
 from export.fused import fuse
-from export.graphs import _export, write_encoder
+from export.graphs import _export, write_encoder, write_feedback
 from export.metadata import ENCODER, FEEDBACK, GENERATOR, REPORT, UPSAMPLE, from_props, to_props
 from export.onnx import export_bundle
 from export.page import RUNTIME_FILES, assemble
 from export.parity import BATCHES, ParityError
-from export.passes import ROWS, take_passes
+from export.passes import ROWS, feedback_inputs, take_passes
 from export.quality import feedback_calibration, feedback_holds
 from export.runtime import exported
 from export.session import Models, load_models
 from models import feedback
+from models.adapted import additions
 from models.bundle import Bundle, load_bundle, save_bundle
 from models.curvature import Curvature
 from models.posterior import FlowPosterior
@@ -114,6 +115,30 @@ def test_one_pass_from_equal_codes(size: int, batch: int, bundle: Bundle, models
         wanted = bundle.encoder.correct(lr, images, ws).numpy()
     assert np.abs(wanted - ws.numpy()).max() > 0.01  # it moves at all
     np.testing.assert_allclose(models.correct(lr.numpy(), images.numpy(), ws.numpy()), wanted, atol=1e-4)
+
+
+def test_additions_for_small_faces_go_along(tmp_path: Path) -> None:
+    """In one batch of faces that take them, take some of them, and take none."""
+    write_bundle(tmp_path / "b", feedback=1, rank=RANK, posterior="gaussian", feedback_small_rank=2)
+    bundle = load_bundle(tmp_path / "b")
+    awaken(bundle)
+    encoder, sizes = bundle.encoder, (4, 6, 16)
+    for weight in additions(encoder.feedback):
+        torch.nn.init.normal_(weight, std=0.05)
+    images, ws = faces(3, 32), torch.randn(3, encoder.num_ws, encoder.w_dim)
+    rows = [(faces(1, size), images[i : i + 1], ws[i : i + 1]) for i, size in enumerate(sizes)]
+    with torch.inference_mode():
+        wanted = torch.cat([encoder.correct(*row) for row in rows])
+    write_feedback(bundle, tmp_path)
+    parts = [feedback_inputs(*(x.numpy() for x in row), encoder.feedback.canvas) for row in rows]
+    inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    got = onnxruntime.InferenceSession(tmp_path / FEEDBACK).run(["moved"], inputs)[0]
+    np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
+    for weight in additions(encoder.feedback):
+        weight.data.zero_()
+    with torch.inference_mode():
+        changes = (torch.cat([encoder.correct(*row) for row in rows]) - wanted).abs().amax(dim=(1, 2))
+    assert changes[0] > 1e-3 and changes[2] == 0
 
 
 def test_passes_as_torch_takes_them() -> None:

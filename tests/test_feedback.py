@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.operator import Downscale, downscaling_error
+from models.adapted import additions
 from models.bundle import load_bundle, save_bundle
 from models.curvature import Curvature, measure_curvature
 from models.encoder import Encoder
@@ -73,6 +74,24 @@ def test_mixed_sizes_on_one_canvas_equal_single_calls(encoder):
     missing = [on_canvas(lr - Downscale(lr.shape[3])(images[i : i + 1]), canvas) for i, lr in enumerate(lrs)]
     together = encoder.correct_on_canvas(on, torch.cat(missing), images, torch.tensor([5, 12]), ws)
     torch.testing.assert_close(together, torch.cat(single), rtol=1e-4, atol=1e-5)
+
+
+def test_additions_are_for_small_faces_alone():
+    torch.manual_seed(0)
+    plain, made = Feedback(64, 6, D), Feedback(64, 6, D, small_rank=2)
+    for weight in additions(made):
+        torch.nn.init.normal_(weight, std=0.03)
+    assert not made.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    size = torch.tensor([64.0, 16.0, 12.0, 8.0, 4.0])
+    inputs = faces(5, 32), 0.1 * torch.randn(5, 3, 32, 32), faces(5, 64), size, torch.randn(5, 6, D)
+    with torch.no_grad():
+        before, after = plain(*inputs), made(*inputs)
+        torch.testing.assert_close(after[:2], before[:2])
+        assert torch.equal(made(*(x[:2] for x in inputs)), plain(*(x[:2] for x in inputs)))
+        changes = (after - before).square().mean(dim=(1, 2))
+        assert 0 < changes[2] < changes[3]
+        single = torch.cat([made(*(x[i : i + 1] for x in inputs)) for i in range(5)])
+    torch.testing.assert_close(after, single, rtol=1e-4, atol=1e-5)
 
 
 def test_an_encoder_without_feedback_says_so():

@@ -8,6 +8,7 @@ import torch
 from small_runs import PixelDistance, Record, train, write_bundle, write_faces
 
 from models.bundle import load_bundle
+from training.feedback import FeedbackTraining
 from training.posterior import PosteriorTraining
 
 FEEDBACK = "training.feedback.FeedbackTraining"
@@ -75,6 +76,39 @@ def test_feedback_calibrates_the_candidates_of_a_posterior_anew(folder, monkeypa
     assert (new.spread == 0.25).all() and not (old.spread == 0.25).any()
     for name, tensor in old.posterior.state_dict().items():
         torch.testing.assert_close(new.posterior.state_dict()[name], tensor)
+
+
+def test_additions_for_small_faces_leave_all_else_as_it_is(folder, monkeypatch):
+    """They resume exactly, their means included; × 4 and larger faces get the codes that they got before."""
+    metric = "downscaling_error_2"
+    train_feedback(folder, monkeypatch, Record(metric=metric), "first", 4, export_to=str(folder / "fed"))
+    settings = {
+        "bundle": str(folder / "fed"), "small_rank": 2, "largest_lr": 6, "weight_means": 10.0, "weight_parts": 10.0,
+        "candidates_lpips": 0.5, "learning_rate": 1e-2,
+    }  # fmt: skip
+    whole, before, after = Record(metric=metric), Record(10, metric), Record(metric=metric)
+    train_feedback(folder, monkeypatch, whole, "whole", 16, export_to=str(folder / "new"), **settings)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_feedback(folder, monkeypatch, before, "killed", 16, **settings)
+    train_feedback(folder, monkeypatch, after, "killed", 16, **settings)
+    assert before.losses == whole.losses[:5] and after.losses == whole.losses[4:]
+    old, new = load_bundle(folder / "fed"), load_bundle(folder / "new")
+    assert new.encoder.config == {**old.encoder.config, "feedback_small_rank": 2}
+    state = new.encoder.state_dict()
+    for name, tensor in old.encoder.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    for size, same in ((16, True), (8, True), (4, False)):
+        lr = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        images, ws = torch.zeros(2, 3, 32, 32), old.encoder(lr)[:, 0]
+        assert torch.equal(new.encoder.correct(lr, images, ws), old.encoder.correct(lr, images, ws)) == same
+
+
+def test_additions_need_feedback_to_add_to(folder):
+    with pytest.raises(ValueError, match="encoder without feedback"):
+        FeedbackTraining(str(folder / "old"), small_rank=2)
+    write_bundle(folder / "fed", feedback=1, rank=5, feedback_small_rank=3)
+    with pytest.raises(ValueError, match="some of rank 3"):
+        FeedbackTraining(str(folder / "fed"), small_rank=2)
 
 
 def test_feedback_learns(folder, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from losses.face_parts import FaceParts
 from losses.feature_means import FeatureMeans
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
@@ -242,3 +243,31 @@ def test_feature_means_pull_a_batch_towards_the_truth() -> None:
     leaf = drawn[0].requires_grad_()
     losses([leaf, drawn[1]], truth, group).backward()
     torch.testing.assert_close(leaf.grad, (2 * mean[:2] / 8 / 4)[None, :, None, None].expand_as(leaf))
+
+
+# --- face parts ---
+
+
+@pytest.fixture(scope="module")
+def faces_for_parts() -> Tensor:
+    return torch.rand(16, 3, 64, 64, generator=rng()) * 2 - 1
+
+
+def test_face_parts_spread_over_photos_as_they_are_told(faces_for_parts: Tensor) -> None:
+    parts = FaceParts()
+    parts.calibrate(faces_for_parts)
+    features = parts(faces_for_parts)
+    assert features.shape == (len(faces_for_parts), parts.width, 1, 1)
+    torch.testing.assert_close(features.std(dim=0).flatten().median() * parts.width**0.5, torch.tensor(1.0))
+    assert not parts.state_dict() and not any(p.requires_grad for p in parts.parameters())
+
+
+def test_face_parts_are_what_the_detector_sees(faces_for_parts: Tensor) -> None:
+    """The features of the first level, by hand, of faces that need no resizing."""
+    from facenet_pytorch.models.mtcnn import ONet
+
+    network, faces = ONet(), torch.nn.functional.interpolate(faces_for_parts[:4], size=48, mode="bilinear")
+    with torch.no_grad():
+        first = network.prelu1(network.conv1(faces)).mean(dim=(2, 3))
+    parts = FaceParts()
+    torch.testing.assert_close(parts(faces)[:, :32, 0, 0] * parts.width**0.5, first)

@@ -1,18 +1,23 @@
 """Trains the learned feedback on photos, for an encoder and a generator that stay as they are.
 
-    L = log(‖D x̂ − y‖² / M + 3e-4) + λ_p LPIPS(x̂, x) + λ_φ ‖E φ(x̂) − E φ(x)‖² + λ_m ‖Δ / σ‖² / (L D),    x̂ = g(w + Δ)
+    L = log(‖D x̂ − y‖² / M + 3e-4) + λ_p LPIPS(x̂, x) + λ_φ ‖E φ(x̂) − E φ(x)‖² + λ_ψ ‖E ψ(x̂) − E ψ(x)‖²
+        + λ_m ‖Δ / σ‖² / (L D),    x̂ = g(w + Δ)
 
 One batch serves several passes, each of which is a step of the optimiser: the face that a pass draws is where the next
 one starts, so that the network sees its own results. The logarithm asks for the same factor of every face, near the
-solution or far away; the means of features, for each pass and octave of LR sizes, keep what all corrections have in
-common out of the faces (`losses.feature_means`). Half of the faces start at the encoder's best guess, half at a
-candidate around it.
+solution or far away; the means of features, of LPIPS (φ) and of a network that LPIPS knows nothing of (ψ,
+`losses.face_parts`), keep what all corrections have in common out of the faces (`losses.feature_means`), for each pass
+and octave of LR sizes. Half of the faces start at the encoder's best guess, half at a candidate around it, whose means
+are their own.
+
+With `small_rank`, the network stays as it is, and low-rank additions to it are trained, which small LR faces take.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,8 +26,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from data.operator import EPSILON, Downscale, downscaling_error
+from losses.face_parts import FaceParts
 from losses.feature_means import FeatureMeans
 from losses.perceptual import LPIPS
+from models.adapted import additions
 from models.bundle import load_bundle, save_bundle
 from models.bundle_info import notes_of
 from models.encoder import make_encoder
@@ -40,6 +47,15 @@ from training.spread import CALIBRATION_FACES, calibrate_spread
 
 FURTHER = 1.5
 FLOOR = 3e-4  # of the downscaling error: below it, there is little left to win
+SCALE_FACES = 1024  # photos that say how far features spread over faces
+
+
+class _Target(NamedTuple):
+    """What the faces of a batch are compared with."""
+
+    features: tuple[Tensor, ...]  # of the truths, φ
+    parts: list[Tensor]  # of the truths, ψ; empty where it has no weight
+    candidates: Tensor  # (B,), whether a face starts at a candidate
 
 
 class FeedbackTraining(OwnedTraining):
@@ -49,10 +65,14 @@ class FeedbackTraining(OwnedTraining):
         bundle: Folder with the generator and the encoder; a feedback network that it already has is trained on.
         passes: Passes per batch, each with a step of the optimiser.
         rank: Directions of the coordinates that it speaks in, see `models.curvature`.
+        small_rank: Trains nothing but additions of this rank, see `models.feedback.Feedback`; 0 trains the network.
         learning_rate: AdamW's, at its peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
         warmup_steps: Steps over which the learning rate rises.
         weight_lpips: λ_p.
         weight_means: λ_φ.
+        weight_parts: λ_ψ.
+        candidates_lpips: λ_p of the candidates, as a share of that of the best guesses: a candidate is not the truth,
+            and one that is held to it as strictly moves back to the mean.
         weight_moves: λ_m.
         spread: Candidates start up to so far from the best guess, as a share of the way to a random face; where the
             encoder has a posterior, up to half as far again as its spread says instead.
@@ -76,10 +96,13 @@ class FeedbackTraining(OwnedTraining):
         bundle: str = "bundles/celeba64",
         passes: int = 4,
         rank: int = 640,
+        small_rank: int = 0,
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
         weight_lpips: float = 1.0,
         weight_means: float = 0.0,
+        weight_parts: float = 0.0,
+        candidates_lpips: float = 1.0,
         weight_moves: float = 0.1,
         spread: float = 0.3,
         smallest_lr: int = 4,
@@ -101,20 +124,28 @@ class FeedbackTraining(OwnedTraining):
         self.automatic_optimization = False
         loaded = load_bundle(bundle)
         self.owner = Owner("bundle_hash", loaded.hash, str(bundle))
-        self.encoder = _with_feedback(loaded.encoder, rank, export_passes)
+        self.encoder = _with_feedback(loaded.encoder, rank, export_passes, small_rank)
         self.feedback_ema = copy.deepcopy(self._trained).eval().requires_grad_(False)
         self.encoder.eval().requires_grad_(False)
-        self._trained.requires_grad_(True)
+        for parameter in self._parameters_of(self._trained):
+            parameter.requires_grad_(True)
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
         self._generator: tuple[Generator] = (loaded.generator,)
         self._lpips = (LPIPS(),)
         self.octaves = int(math.log2(self.encoder.resolution)) - 1  # of LR sizes: about 4, about 8, …, about R px
-        self.feature_means = FeatureMeans(passes * self.octaves, self._lpips[0].width)
+        groups = 2 * passes * self.octaves
+        self.feature_means = FeatureMeans(groups, self._lpips[0].width)
+        self._parts = (FaceParts(),) if weight_parts else ()
+        self.part_means = FeatureMeans(groups, sum(parts.width for parts in self._parts)) if weight_parts else None
 
     @property
     def _trained(self) -> Feedback:
         assert self.encoder.feedback is not None
         return self.encoder.feedback
+
+    def _parameters_of(self, network: Feedback) -> list[torch.nn.Parameter]:
+        """What is trained of a feedback network: all of it, or the additions alone."""
+        return additions(network) if self.hparams["small_rank"] else list(network.parameters())
 
     # ---------------------------------------------------------------- set-up
 
@@ -129,8 +160,12 @@ class FeedbackTraining(OwnedTraining):
             raise ValueError(f"Expected faces of {self.encoder.resolution} px as the generator draws, got {faces} px.")
         self.to(memory_format=torch.channels_last)
         device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
-        for network in (*self._generator, *self._lpips):
+        for network in (*self._generator, *self._lpips, *self._parts):
             network.to(device)
+        if stage == "fit" and self._parts:
+            photos = self.trainer.datamodule.train_faces.images(SCALE_FACES)  # type: ignore[attr-defined]
+            for parts in self._parts:
+                parts.calibrate(photos.to(device))
         if stage == "fit" and not self.encoder.latents.directions.any():
             self._measure_coordinates()
         if stage == "fit" and self.hparams["compile"]:
@@ -145,7 +180,8 @@ class FeedbackTraining(OwnedTraining):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; `training_step` sets its learning rate."""
         rate = self.hparams["learning_rate"]
-        return torch.optim.AdamW(self._trained.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+        parameters = self._parameters_of(self._trained)
+        return torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
     def _rate(self) -> float:
         h = self.hparams
@@ -163,9 +199,9 @@ class FeedbackTraining(OwnedTraining):
         with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
             groups = downscale_groups(faces, sizes)
         with torch.no_grad():
-            ws = self._starts(groups, rng)
+            ws, candidates = self._starts(groups, rng)
             images = self._generator[0].synthesis(ws).float()
-            target = self._lpips[0].features(faces)
+            target = _Target(self._lpips[0].features(faces), [parts(faces) for parts in self._parts], candidates)
         optimiser = self.optimizers()
         for number in range(h["passes"]):
             moved = self._pass(groups, images, ws)  # (B, L, D)
@@ -174,15 +210,15 @@ class FeedbackTraining(OwnedTraining):
             optimiser.zero_grad()  # type: ignore[union-attr]
             self.manual_backward(loss)
             # Not Lightning's clipping, which does not go with the fused optimiser.
-            torch.nn.utils.clip_grad_norm_(self._trained.parameters(), h["gradient_clip"])
+            torch.nn.utils.clip_grad_norm_(self._parameters_of(self._trained), h["gradient_clip"])
             for group in optimiser.param_groups:  # type: ignore[union-attr]
                 group["lr"] = self._rate()
             optimiser.step()  # type: ignore[union-attr]
             self._average()
             ws, images = moved.detach(), images.detach()
 
-    def _starts(self, groups: list[LowResolution], rng: torch.Generator) -> Tensor:
-        """The encoder's best guesses, half of them moved as its candidates are (B, L, D)."""
+    def _starts(self, groups: list[LowResolution], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The encoder's best guesses, half of them moved as its candidates are (B, L, D), and which ones (B,)."""
         encoder, sizes = self.encoder, lr_sizes_of(groups)
         canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
         features = encoder.read(canvas, sizes)
@@ -196,7 +232,7 @@ class FeedbackTraining(OwnedTraining):
             spread = FURTHER * torch.cat(
                 [encoder.spread_at(g.operator.lr_size).repeat(len(g.faces), 1) for g in groups]
             )
-        return best + spread[:, :, None] * share * (chosen < 0.5) * moves
+        return best + spread[:, :, None] * share * (chosen < 0.5) * moves, (chosen < 0.5).flatten()
 
     def _pass(self, groups: list[LowResolution], images: Tensor, ws: Tensor) -> Tensor:
         canvas = self._trained.canvas
@@ -207,27 +243,29 @@ class FeedbackTraining(OwnedTraining):
             shrunk = images if images.shape[3] == 2 * canvas else on_canvas(images, 2 * canvas)
         return self.encoder.correct_on_canvas(lr, residual, shrunk, lr_sizes_of(groups), ws)
 
-    def _loss(
-        self, groups: list[LowResolution], images: Tensor, move: Tensor, target: tuple[Tensor, ...], number: int
-    ) -> Tensor:
+    def _loss(self, groups: list[LowResolution], images: Tensor, move: Tensor, target: _Target, number: int) -> Tensor:
         h = self.hparams
         with self._full_precision():
             errors = torch.cat([downscaling_error(images[g.rows], g.faces, g.operator) for g in groups])
         features = self._lpips[0].features(images)
+        group = self._mean_group(groups, target.candidates, number)
+        share = torch.where(target.candidates, h["candidates_lpips"], 1.0)
         losses = {
             "error": (errors + FLOOR).log().mean(),
-            "lpips": self._lpips[0].distance(features, target).mean(),
-            "means": self.feature_means(features, target, self._mean_group(groups, number)),
+            "lpips": (share * self._lpips[0].distance(features, target.features)).mean(),
+            "means": self.feature_means(features, target.features, group),
             "moves": (move / self.encoder.latents.sigma).square().mean(),
         }
+        if self.part_means is not None:
+            losses["parts"] = self.part_means([parts(images) for parts in self._parts], target.parts, group)
         self.log_dict({f"loss/{name}_{number + 1}": value.detach() for name, value in losses.items()})
         self.log(f"downscaling_error_{number + 1}", errors.detach().mean(), prog_bar=number == h["passes"] - 1)
-        return losses["error"] + sum(h[f"weight_{name}"] * losses[name] for name in ("lpips", "means", "moves"))
+        return losses.pop("error") + sum(h[f"weight_{name}"] * loss for name, loss in losses.items())
 
-    def _mean_group(self, groups: list[LowResolution], number: int) -> Tensor:
-        """Which means of features each face belongs to (B,): those of this pass, and of its LR size's octave."""
+    def _mean_group(self, groups: list[LowResolution], candidates: Tensor, number: int) -> Tensor:
+        """Which means of features each face belongs to (B,): by the pass, its octave of LR sizes, and its kind."""
         octave = (lr_sizes_of(groups).log2().round().long() - 2).clamp(0, self.octaves - 1)
-        return number * self.octaves + octave
+        return 2 * (number * self.octaves + octave) + candidates.long()
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)
@@ -237,7 +275,7 @@ class FeedbackTraining(OwnedTraining):
         """Updates the averaged network; early in a run the average is short."""
         halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
         update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
-        update(list(self.feedback_ema.parameters()), list(self._trained.parameters()), None)
+        update(self._parameters_of(self.feedback_ema), self._parameters_of(self._trained), None)
 
     # ---------------------------------------------------------------- validation
 
@@ -285,11 +323,30 @@ class FeedbackTraining(OwnedTraining):
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 
-def _with_feedback(encoder: EncoderBase, rank: int, passes: int) -> EncoderBase:
+def _with_feedback(encoder: EncoderBase, rank: int, passes: int, small_rank: int) -> EncoderBase:
     """Gives an encoder with feedback, a copy with an untrained network if it had none, and notes its passes.
 
     Where the encoder's heads speak in coordinates of their own rank, the feedback speaks in the same.
+
+    Raises:
+        ValueError: If additions are to be trained, and there is no network yet, or it has others.
     """
+    if small_rank:
+        present = -1 if encoder.feedback is None else encoder.feedback.small_rank
+        if present not in (0, small_rank):
+            raise ValueError(
+                f"Expected feedback without additions, or with some of rank {small_rank}, "
+                + (
+                    "got an encoder without feedback; train that first, with small_rank 0."
+                    if present < 0
+                    else f"got some of rank {present}; ask for that small_rank."
+                )
+            )
+        if present == 0:
+            made = make_encoder({**encoder.config, "feedback": passes, "feedback_small_rank": small_rank})
+            missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
+            assert not unexpected and all(".narrow." in name or ".wide." in name for name in missing)
+            encoder = made
     if encoder.feedback is not None:
         encoder.config["feedback"] = passes
         return encoder

@@ -52,5 +52,7 @@ def start_backbone(encoder: EncoderBase, file: str) -> None:
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
     """Leaves out what is fitted to a finished encoder, and does not outlive a training: feedback and posterior."""
-    fitted = {"feedback", "feedback_hidden", "posterior"} | (set() if config.get("scaled_heads") else {"rank"})
+    fitted = {"feedback", "feedback_hidden", "feedback_small_rank", "posterior"} | (
+        set() if config.get("scaled_heads") else {"rank"}
+    )
     return {name: value for name, value in config.items() if name not in fitted}
