@@ -88,6 +88,8 @@ class FeedbackTraining(OwnedTraining):
         compile: Compile the generator's synthesis; ignored where there is no compiler.
         export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
         export_passes: Passes that this bundle takes by default.
+        budget: Downscaling error that candidates may have, as a multiple of the best guesses', see `training.spread`;
+            where the encoder has a posterior.
         seed: Determines every random choice together with the step.
     """
 
@@ -117,6 +119,7 @@ class FeedbackTraining(OwnedTraining):
         compile: bool = True,
         export_to: str | None = None,
         export_passes: int = 4,
+        budget: float = 1.6,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -319,7 +322,7 @@ class FeedbackTraining(OwnedTraining):
         self.owner.check_unchanged(loaded.hash)
         if encoder.posterior is not None:
             photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
-            calibrate_spread(encoder, loaded.generator, photos.images(CALIBRATION_FACES))
+            calibrate_spread(encoder, loaded.generator, photos.images(CALIBRATION_FACES), self.hparams["budget"])
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 
