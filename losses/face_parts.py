@@ -4,6 +4,8 @@ Its weights come with the package facenet-pytorch. No loss on single faces uses 
 beside LPIPS, whose own network is the one that all corrections are trained to please: in its features, the mean of
 corrected faces comes nearer to that of photos than the generator's own faces do, while others still see a difference.
 
+Its authors trained it on CelebA, among others: it may have seen the people of a validation set.
+
 Source: Zhang et al. 2016 "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks".
 """
 

@@ -71,7 +71,7 @@ def additions(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for part in parts for parameter in part.parameters()]
 
 
-def nobody_takes(share: Tensor) -> bool:
+def can_skip(share: Tensor) -> bool:
     """Whether all of g (B,) is zero, so that the additions need not be computed.
 
     Where they are trained, they are computed all the same; and while a graph is exported, nobody knows.

@@ -7,8 +7,8 @@ output ρ N are scaled alike, so that a pass shrinks small residuals by the same
 would, and passes can be repeated. P are coordinates in which the LR picture changes evenly (`models.curvature`).
 What PULSE asks the gradient in a hundred steps, a few passes without any gradient must answer.
 
-Small LR faces, from × 8 on, may have low-rank additions to all of its layers (`models.adapted`): what they learn takes
-nothing from × 4 and larger faces.
+Small LR faces may have low-rank additions to all of its layers (`models.adapted`), which they take wholly from × 8 on,
+and less and less up to × 4, where none are left: what is learned for small faces takes nothing from larger ones.
 
 Feeding the result of the last pass back in: ReStyle (Alaluf et al. 2021), there with the whole encoder.
 """
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.operator import Downscale, downscaling_error, upscale_bicubic
-from models.adapted import AdaptedConv2d, AdaptedLinear, nobody_takes
+from models.adapted import AdaptedConv2d, AdaptedLinear, can_skip
 
 WIDTHS = {4: 256, 8: 160, 16: 96}  # features per level in pixels; 32 on all larger ones
 HIDDEN = 512
+NO_ADDITIONS, ALL_ADDITIONS = 1 / 4, 1 / 8  # LR sizes as shares of R, from which and up to which
 LARGEST, SMALLEST = 0.4, 1e-3  # ρ is held between these, in [-1, 1]: nothing explodes, nothing is divided by zero
 
 
@@ -135,8 +136,9 @@ class Feedback(nn.Module):
         """How far each row takes the additions (B,): wholly from × 8 on, not at all up to × 4; None for nobody."""
         if not self.small_rank:
             return None
-        share = ((0.5 - octave) / 0.25).clamp(0, 1)
-        return None if nobody_takes(share) else share
+        none, all_ = (math.log2(size) / 4 + 1 for size in (NO_ADDITIONS, ALL_ADDITIONS))
+        share = ((none - octave) / (none - all_)).clamp(0, 1)
+        return None if can_skip(share) else share
 
 
 class Corrected(NamedTuple):

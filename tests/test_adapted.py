@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.adapted import AdaptedConv2d, AdaptedLinear, additions, nobody_takes
+from models.adapted import AdaptedConv2d, AdaptedLinear, additions, can_skip
 
 SHARE = torch.tensor([0.0, 0.3, 1.0])
 
@@ -46,7 +46,7 @@ def test_before_training_an_addition_adds_nothing(make):
     assert not additions(plain) and {p.shape[0] for p in additions(layer)} == {2, 5}
 
 
-def test_nobody_takes_zeros():
-    assert not nobody_takes(torch.zeros(3))  # a training wants a gradient, even if it is zero
+def test_additions_that_nobody_takes_are_skipped():
+    assert not can_skip(torch.zeros(3))  # a training wants a gradient, even if it is zero
     with torch.inference_mode():
-        assert nobody_takes(torch.zeros(3)) and not nobody_takes(SHARE)
+        assert can_skip(torch.zeros(3)) and not can_skip(SHARE)

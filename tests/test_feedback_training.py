@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_runs import PixelDistance, Record, train, write_bundle, write_faces
 
+from models.adapted import additions
 from models.bundle import load_bundle
 from training.feedback import FeedbackTraining
 from training.posterior import PosteriorTraining
@@ -104,11 +105,31 @@ def test_additions_for_small_faces_leave_all_else_as_it_is(folder, monkeypatch):
 
 
 def test_additions_need_feedback_to_add_to(folder):
-    with pytest.raises(ValueError, match="encoder without feedback"):
+    with pytest.raises(ValueError, match="one without feedback"):
         FeedbackTraining(str(folder / "old"), small_rank=2)
     write_bundle(folder / "fed", feedback=1, rank=5, feedback_small_rank=3)
     with pytest.raises(ValueError, match="some of rank 3"):
         FeedbackTraining(str(folder / "fed"), small_rank=2)
+
+
+def test_a_network_that_is_trained_on_drops_its_additions(folder):
+    write_bundle(folder / "fed", feedback=1, rank=5, feedback_small_rank=3)
+    before, made = load_bundle(folder / "fed").encoder, FeedbackTraining(str(folder / "fed"), export_passes=1)
+    assert made.encoder.config == {n: v for n, v in before.config.items() if n != "feedback_small_rank"}
+    assert not additions(made.encoder.feedback) and additions(before.feedback)
+    lr, images = torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 32, 32)
+    codes = before(lr)[:, 0]
+    assert torch.equal(made.encoder.correct(lr, images, codes), before.correct(lr, images, codes))
+
+
+def test_additions_leave_the_spread_of_larger_faces(folder, monkeypatch):
+    write_bundle(folder / "fed", feedback=1, rank=5, posterior="gaussian")
+    monkeypatch.setattr("training.feedback.calibrate_spread", lambda encoder, *others: encoder.spread.fill_(0.25))
+    settings = {"bundle": str(folder / "fed"), "export_to": str(folder / "new"), "small_rank": 2, "largest_lr": 6}
+    train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 4, **settings)
+    old, new = load_bundle(folder / "fed").encoder, load_bundle(folder / "new").encoder
+    assert new.spread_sizes.tolist() == [4, 8, 16, 32]
+    assert (new.spread[0] == 0.25).all() and torch.equal(new.spread[1:], old.spread[1:])
 
 
 def test_feedback_learns(folder, monkeypatch):

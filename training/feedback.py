@@ -34,7 +34,7 @@ from models.bundle import load_bundle, save_bundle
 from models.bundle_info import notes_of
 from models.encoder import make_encoder
 from models.encoder_base import EncoderBase
-from models.feedback import Feedback, on_canvas
+from models.feedback import NO_ADDITIONS, Feedback, on_canvas
 from models.generator import Generator
 from training.batches import LowResolution, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
@@ -65,7 +65,8 @@ class FeedbackTraining(OwnedTraining):
         bundle: Folder with the generator and the encoder; a feedback network that it already has is trained on.
         passes: Passes per batch, each with a step of the optimiser.
         rank: Directions of the coordinates that it speaks in, see `models.curvature`.
-        small_rank: Trains nothing but additions of this rank, see `models.feedback.Feedback`; 0 trains the network.
+        small_rank: Trains nothing but additions of this rank, see `models.feedback.Feedback`; 0 trains the network, and
+            drops additions that were fitted to it as it was.
         learning_rate: AdamW's, at its peak; a short warm-up, then a cosine to zero at `trainer.max_steps`.
         warmup_steps: Steps over which the learning rate rises.
         weight_lpips: λ_p.
@@ -322,7 +323,11 @@ class FeedbackTraining(OwnedTraining):
         self.owner.check_unchanged(loaded.hash)
         if encoder.posterior is not None:
             photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
+            before = encoder.spread.clone()
             calibrate_spread(encoder, loaded.generator, photos.images(CALIBRATION_FACES), self.hparams["budget"])
+            if self.hparams["small_rank"]:  # faces that take no additions are none of its business
+                larger = encoder.spread_sizes >= NO_ADDITIONS * encoder.resolution
+                encoder.spread[larger] = before[larger]
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 
@@ -332,24 +337,25 @@ def _with_feedback(encoder: EncoderBase, rank: int, passes: int, small_rank: int
     Where the encoder's heads speak in coordinates of their own rank, the feedback speaks in the same.
 
     Raises:
-        ValueError: If additions are to be trained, and there is no network yet, or it has others.
+        ValueError: If additions are to be trained, and there is no network of ours yet, or it has others.
     """
+    present = 0 if encoder.feedback is None else encoder.feedback.small_rank
     if small_rank:
-        present = -1 if encoder.feedback is None else encoder.feedback.small_rank
+        variant = encoder.config.get("variant", "base")
+        if encoder.feedback is None or variant != "base":
+            found = "one without feedback; train that first, with small_rank 0" if variant == "base" else repr(variant)
+            raise ValueError(f"Expected our own encoder with feedback for additions to it, got {found}.")
         if present not in (0, small_rank):
             raise ValueError(
-                f"Expected feedback without additions, or with some of rank {small_rank}, "
-                + (
-                    "got an encoder without feedback; train that first, with small_rank 0."
-                    if present < 0
-                    else f"got some of rank {present}; ask for that small_rank."
-                )
+                f"Expected feedback without additions, or with some of rank {small_rank}, got some of rank {present}; "
+                "ask for that small_rank."
             )
-        if present == 0:
-            made = make_encoder({**encoder.config, "feedback": passes, "feedback_small_rank": small_rank})
-            missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
-            assert not unexpected and all(".narrow." in name or ".wide." in name for name in missing)
-            encoder = made
+    if present != small_rank:
+        config = {name: value for name, value in encoder.config.items() if name != "feedback_small_rank"}
+        made = make_encoder({**config, "feedback_small_rank": small_rank} if small_rank else config)
+        missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
+        assert all(".narrow." in name or ".wide." in name for name in [*missing, *unexpected])
+        encoder = made
     if encoder.feedback is not None:
         encoder.config["feedback"] = passes
         return encoder
