@@ -28,7 +28,7 @@ from models.adapted import AdaptedConv2d, AdaptedLinear, can_skip
 
 WIDTHS = {4: 256, 8: 160, 16: 96}  # features per level in pixels; 32 on all larger ones
 HIDDEN = 512
-NO_ADDITIONS, ALL_ADDITIONS = 1 / 4, 1 / 8  # LR sizes as shares of R, from which and up to which
+NO_ADDITIONS = 1 / 4  # LR sizes from this share of R on take none of the additions, an octave below they take all
 LARGEST, SMALLEST = 0.4, 1e-3  # ρ is held between these, in [-1, 1]: nothing explodes, nothing is divided by zero
 
 
@@ -110,7 +110,7 @@ class Feedback(nn.Module):
         planes = torch.stack([octave, rho.log() / 3 + 1], dim=1)[:, :, None, None]  # (B, 2, 1, 1)
         planes = planes.expand(-1, -1, self.canvas, self.canvas)
         x = torch.cat([lr, residual / rho[:, None, None, None], F.pixel_unshuffle(images, 2), planes], dim=1)
-        share = self._share(octave)
+        share = self._share(size)
         at16, at8, at4 = self._levels(x, offsets, share)
         at8 = F.leaky_relu(self.from8(at8, share), 0.2)
         at16 = F.avg_pool2d(F.leaky_relu(self.from16(at16, share), 0.2), 4)
@@ -132,12 +132,11 @@ class Feedback(nn.Module):
             levels.append(F.leaky_relu(x, 0.2))
         return levels[-3:]
 
-    def _share(self, octave: Tensor) -> Tensor | None:
+    def _share(self, size: Tensor) -> Tensor | None:
         """How far each row takes the additions (B,): wholly from × 8 on, not at all up to × 4; None for nobody."""
         if not self.small_rank:
             return None
-        none, all_ = (math.log2(size) / 4 + 1 for size in (NO_ADDITIONS, ALL_ADDITIONS))
-        share = ((none - octave) / (none - all_)).clamp(0, 1)
+        share = (NO_ADDITIONS * self.resolution / size.float()).log2().clamp(0, 1)
         return None if can_skip(share) else share
 
 

@@ -130,6 +130,9 @@ def test_calibrated_spread_keeps_to_the_budget(encoder, generator):
         ws = encoder.candidates(encoder.on_canvas(lr), torch.full((8,), size), noise, spread[row])
         errors = [downscaling_error(generator.synthesis(ws[:, i]).clamp(-1, 1), lr, operator).mean() for i in (0, 1)]
         assert errors[1] <= 1.5 * errors[0] * 1.001
+    encoder.spread.fill_(2.0)
+    calibrate_spread(encoder, generator, faces, budget=1.5, limit=1.0, below=8)
+    assert torch.equal(encoder.spread[0], spread[0]) and (encoder.spread[1:] == 2).all()
     encoder.spread.zero_()
 
 

@@ -69,7 +69,7 @@ def test_feedback_resumes_exactly_and_makes_a_bundle(folder, monkeypatch):
 def test_feedback_calibrates_the_candidates_of_a_posterior_anew(folder, monkeypatch):
     train_posterior(folder, monkeypatch, Record(), "fit", 4, export_to=str(folder / "fitted"))
     old = load_bundle(folder / "fitted").encoder
-    monkeypatch.setattr("training.feedback.calibrate_spread", lambda encoder, *others: encoder.spread.fill_(0.25))
+    monkeypatch.setattr("training.feedback.calibrate_spread", lambda encoder, *_, **__: encoder.spread.fill_(0.25))
     settings = {"bundle": str(folder / "fitted"), "export_to": str(folder / "new")}
     train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 4, **settings)
     new = load_bundle(folder / "new").encoder
@@ -123,8 +123,11 @@ def test_a_network_that_is_trained_on_drops_its_additions(folder):
 
 
 def test_additions_leave_the_spread_of_larger_faces(folder, monkeypatch):
+    def calibrate(encoder, *_, below):
+        encoder.spread[encoder.spread_sizes < below] = 0.25
+
     write_bundle(folder / "fed", feedback=1, rank=5, posterior="gaussian")
-    monkeypatch.setattr("training.feedback.calibrate_spread", lambda encoder, *others: encoder.spread.fill_(0.25))
+    monkeypatch.setattr("training.feedback.calibrate_spread", calibrate)
     settings = {"bundle": str(folder / "fed"), "export_to": str(folder / "new"), "small_rank": 2, "largest_lr": 6}
     train_feedback(folder, monkeypatch, Record(metric="downscaling_error_2"), "run", 4, **settings)
     old, new = load_bundle(folder / "fed").encoder, load_bundle(folder / "new").encoder

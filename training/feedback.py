@@ -128,7 +128,7 @@ class FeedbackTraining(OwnedTraining):
         self.automatic_optimization = False
         loaded = load_bundle(bundle)
         self.owner = Owner("bundle_hash", loaded.hash, str(bundle))
-        self.encoder = _with_feedback(loaded.encoder, rank, export_passes, small_rank)
+        self.encoder = _with_feedback(_with_additions(loaded.encoder, small_rank), rank, export_passes)
         self.feedback_ema = copy.deepcopy(self._trained).eval().requires_grad_(False)
         self.encoder.eval().requires_grad_(False)
         for parameter in self._parameters_of(self._trained):
@@ -323,39 +323,42 @@ class FeedbackTraining(OwnedTraining):
         self.owner.check_unchanged(loaded.hash)
         if encoder.posterior is not None:
             photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
-            before = encoder.spread.clone()
-            calibrate_spread(encoder, loaded.generator, photos.images(CALIBRATION_FACES), self.hparams["budget"])
-            if self.hparams["small_rank"]:  # faces that take no additions are none of its business
-                larger = encoder.spread_sizes >= NO_ADDITIONS * encoder.resolution
-                encoder.spread[larger] = before[larger]
+            # Faces that take no additions are none of their business.
+            below = NO_ADDITIONS * encoder.resolution if self.hparams["small_rank"] else math.inf
+            faces, budget = photos.images(CALIBRATION_FACES), self.hparams["budget"]
+            calibrate_spread(encoder, loaded.generator, faces, budget, below=below)
         save_bundle(folder, loaded.generator, encoder, notes_of(loaded.info))
 
 
-def _with_feedback(encoder: EncoderBase, rank: int, passes: int, small_rank: int) -> EncoderBase:
+def _with_additions(encoder: EncoderBase, small_rank: int) -> EncoderBase:
+    """Gives an encoder whose feedback has additions of a rank, as they are or untrained; of rank 0, without any.
+
+    Raises:
+        ValueError: If there is no network of ours to add to, or it has additions of another rank.
+    """
+    present = 0 if encoder.feedback is None else encoder.feedback.small_rank
+    variant = encoder.config.get("variant", "base")
+    if small_rank and (encoder.feedback is None or variant != "base"):
+        found = "one without feedback; train that first, with small_rank 0" if variant == "base" else repr(variant)
+        raise ValueError(f"Expected our own encoder with feedback for additions to it, got {found}.")
+    if small_rank and present not in (0, small_rank):
+        raise ValueError(
+            f"Expected feedback without additions, or with some of rank {small_rank}, got some of rank {present}; "
+            "ask for that small_rank."
+        )
+    if present == small_rank:
+        return encoder
+    made = make_encoder({**encoder.config, "feedback_small_rank": small_rank})
+    missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
+    assert all(".narrow." in name or ".wide." in name for name in [*missing, *unexpected])
+    return made
+
+
+def _with_feedback(encoder: EncoderBase, rank: int, passes: int) -> EncoderBase:
     """Gives an encoder with feedback, a copy with an untrained network if it had none, and notes its passes.
 
     Where the encoder's heads speak in coordinates of their own rank, the feedback speaks in the same.
-
-    Raises:
-        ValueError: If additions are to be trained, and there is no network of ours yet, or it has others.
     """
-    present = 0 if encoder.feedback is None else encoder.feedback.small_rank
-    if small_rank:
-        variant = encoder.config.get("variant", "base")
-        if encoder.feedback is None or variant != "base":
-            found = "one without feedback; train that first, with small_rank 0" if variant == "base" else repr(variant)
-            raise ValueError(f"Expected our own encoder with feedback for additions to it, got {found}.")
-        if present not in (0, small_rank):
-            raise ValueError(
-                f"Expected feedback without additions, or with some of rank {small_rank}, got some of rank {present}; "
-                "ask for that small_rank."
-            )
-    if present != small_rank:
-        config = {name: value for name, value in encoder.config.items() if name != "feedback_small_rank"}
-        made = make_encoder({**config, "feedback_small_rank": small_rank} if small_rank else config)
-        missing, unexpected = made.load_state_dict(encoder.state_dict(), strict=False)
-        assert all(".narrow." in name or ".wide." in name for name in [*missing, *unexpected])
-        encoder = made
     if encoder.feedback is not None:
         encoder.config["feedback"] = passes
         return encoder

@@ -11,6 +11,8 @@ the largest up to `limit` that keeps to the budget. Both errors are measured aft
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +28,13 @@ CALIBRATION_FACES = 48  # photos that are enough
 
 @torch.no_grad()
 def calibrate_spread(
-    encoder: EncoderBase, generator: Generator, faces: Tensor, budget: float = 1.6, limit: float = 1.0, seed: int = 0
+    encoder: EncoderBase,
+    generator: Generator,
+    faces: Tensor,
+    budget: float = 1.6,
+    limit: float = 1.0,
+    seed: int = 0,
+    below: float = math.inf,
 ) -> None:
     """Fills the encoder's `spread` for each of its LR sizes.
 
@@ -37,10 +45,13 @@ def calibrate_spread(
         budget: Wanted ratio of the candidates' mean downscaling error to the best guesses'.
         limit: Largest movement of a layer; 1 adds the whole offset of a random face.
         seed: Of the random faces.
+        below: LR sizes from this one on, in pixels, keep the spread that they have.
     """
     rng = np.random.default_rng(seed)
     noise = torch.from_numpy(rng.standard_normal((len(faces), 1, encoder.noise_dim), dtype=np.float32))
     for row, size in enumerate(encoder.spread_sizes.tolist()):
+        if size >= below:
+            continue
         operator = Downscale(int(size))
         lr = operator(faces)
         canvas, sizes = encoder.on_canvas(lr), torch.full((len(lr),), size)
