@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.faces import Faces
 from data.operator import Downscale, upscale_bicubic
+from evaluation.frechet import frechet_metric
 from models import Generator, load_generator
-from training.frechet import frechet_metric
 from training.randomness import step_rng
 
 BATCH = 50

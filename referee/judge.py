@@ -12,10 +12,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from data.operator import Downscale, downscaling_error
 from data.reading import from_uint8
+from evaluation.frechet import frechet_metric
 from losses.perceptual import LPIPS
 from models.identity import Identity
 from referee.measures import candidates_that_count, candidates_within, diversity, psnr
-from training.frechet import frechet_metric
 
 if TYPE_CHECKING:
     from models.attributes import AttributeClassifier

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from evaluation.features import VGG11_SHORT, VGG11_WHOLE, VGG11Features, load_vgg11_tensors
+from evaluation.frechet import frechet_metric
 from models.pretrained import weight_folders
-from training.frechet import VGG11_SHORT, VGG11_WHOLE, VGG11Features, frechet_metric, load_vgg11_tensors
 
 FILES = (VGG11_SHORT, VGG11_WHOLE)
 PATH = next((f / name for name in FILES for f in weight_folders() if (f / name).is_file()), None)
@@ -84,7 +85,7 @@ def test_whole_file_gives_the_same_layers(monkeypatch, tmp_path) -> None:
     }
     torch.save(whole, tmp_path / VGG11_WHOLE, _use_new_zipfile_serialization=False)
     expected = VGG11Features()(pictures(2))
-    monkeypatch.setattr("training.frechet.find_weights", lambda *names, **_: tmp_path / VGG11_WHOLE)
+    monkeypatch.setattr("evaluation.features.find_weights", lambda *names, **_: tmp_path / VGG11_WHOLE)
     assert torch.equal(VGG11Features()(pictures(2)), expected)
 
 
@@ -92,7 +93,7 @@ def test_whole_file_gives_the_same_layers(monkeypatch, tmp_path) -> None:
 def test_other_weights_are_refused(monkeypatch, tmp_path, name) -> None:
     prefix = "features." if name == VGG11_WHOLE else ""
     torch.save({f"{prefix}0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / name)
-    monkeypatch.setattr("training.frechet.find_weights", lambda *names, **_: tmp_path / name)
+    monkeypatch.setattr("evaluation.features.find_weights", lambda *names, **_: tmp_path / name)
     with pytest.raises(ValueError, match="VGG11-BN.*Delete or replace"):
         frechet_metric("auto")  # a damaged file is told of, not passed by
 
@@ -101,14 +102,14 @@ def test_other_weights_are_refused(monkeypatch, tmp_path, name) -> None:
 def nothing(monkeypatch, tmp_path):
     """A machine without weights and without a network."""
     monkeypatch.setattr("models.pretrained.ROOT", tmp_path / "repository")
-    monkeypatch.setattr("training.frechet.VGG11_URL", (tmp_path / "absent.pth").as_uri())
+    monkeypatch.setattr("evaluation.features.VGG11_URL", (tmp_path / "absent.pth").as_uri())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
 
     def unreachable(**_) -> None:
         raise URLError("no network")
 
-    monkeypatch.setattr("training.frechet.FrechetInceptionDistance", unreachable)
+    monkeypatch.setattr("evaluation.frechet.FrechetInceptionDistance", unreachable)
 
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"

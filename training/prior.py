@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
+from evaluation.frechet import frechet_metric
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from losses.path_length import path_lengths
 from models.discriminator import Discriminator
@@ -31,7 +32,6 @@ from models.weights import load_generator, save_generator
 from training.augment import AdaptiveAugment
 from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible
-from training.frechet import frechet_metric
 from training.randomness import step_rng
 
 

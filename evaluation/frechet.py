@@ -1,0 +1,104 @@
+"""Distances between two sets of faces, always named after the network that sees them.
+
+    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)        (Heusel et al. 2017)
+
+`fid` is the usual one on Inception features. `fd_vgg11` has the same formula on the 256 mean-pooled features of an
+ImageNet VGG11-BN up to relu3_2: it works offline, on small pictures and small sets, and is *not* comparable to FID.
+`kid_vgg11` is the unbiased squared maximum mean discrepancy of the same features (Bińkowski et al. 2018), and is no
+more comparable to KID on Inception.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+
+from evaluation.features import VGG11Features
+
+
+class _Given(nn.Identity):
+    """Takes the place of the network where there are features already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Measures d² between two sets of features.
+
+    Args:
+        real: Features (N, F), N ≥ 2.
+        fake: Features (M, F), M ≥ 2.
+
+    Returns:
+        d² ≥ 0, but for rounding.
+    """
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(real: Tensor, fake: Tensor) -> float:
+    """Measures KID, the squared maximum mean discrepancy under the kernel (fᵀ f′ / F + 1)³, over all pairs at once.
+
+    Args:
+        real: Features (N, F), N ≥ 2.
+        fake: As many features (N, F).
+
+    Returns:
+        The unbiased estimate, which may be below 0.
+    """
+    return float(poly_mmd(real.double(), fake.double()))
+
+
+def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
+    """Makes the metric object; feed it with `update(images_uint8, real=…)`.
+
+    It reads, and may download, a network's weights: make it when it is first needed.
+
+    Args:
+        name: "fid" (Inception, 91 MB), "fd_vgg11" (VGG11-BN), or "auto": fd_vgg11 where its weights can be had, else
+            fid.
+
+    Returns:
+        The name under which the figure must be reported, and the metric.
+
+    Raises:
+        ValueError: If the name is unknown, or weights that were found are not the published ones.
+        FileNotFoundError: If the weights that are asked for are missing and cannot be downloaded; says for each
+            network which file to put where.
+    """
+    if name not in ("auto", "fid", "fd_vgg11"):
+        raise ValueError(f"Expected a Fréchet distance named auto, fid or fd_vgg11, got {name!r}.")
+    reasons = []
+    for choice in ("fd_vgg11", "fid") if name == "auto" else (name,):
+        try:
+            return choice, _make_vgg11_metric() if choice == "fd_vgg11" else _make_inception_metric()
+        except FileNotFoundError as error:
+            reasons.append(f"{choice}: {error}")
+    raise FileNotFoundError("Expected the weights of a network for the Fréchet distance. " + " ".join(reasons))
+
+
+def _make_vgg11_metric() -> FrechetInceptionDistance:
+    return FrechetInceptionDistance(feature=VGG11Features(), reset_real_features=False)
+
+
+def _make_inception_metric() -> FrechetInceptionDistance:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(f"It needs the package torch-fidelity ({error}); pip install it.") from error
+    try:
+        return FrechetInceptionDistance(reset_real_features=False)
+    except OSError as error:  # URLError and HTTPError, or a folder that cannot be written
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+        raise FileNotFoundError(
+            f"Expected Inception's weights {path.name!r}, found none and could not download them ({error}). "
+            f"Put the file at {path}. It comes from: {URL_INCEPTION_V3}."
+        ) from error
