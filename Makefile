@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck web test-web train-prior train-encoder bundle edits evaluate clean distclean
+.PHONY: help setup demo test lint format typecheck web test-web train-generator train-encoder bundle edits evaluate clean distclean
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -73,8 +73,8 @@ test-web: .venv/.installed ## Test the page in a headless Chromium, if there is 
 		$(MAKE) --no-print-directory ARGS= web && \
 		AMORTIZED_PULSE_PAGE=build/web $(BIN)/python -m pytest -q tests/test_web_modules.py tests/test_web_page.py $(ARGS); fi
 
-train-prior: .venv/.installed ## Train the 64 px generator; ARGS go to the command line
-	$(BIN)/python train.py fit --config configs/prior_64.yaml $(ARGS)
+train-generator: .venv/.installed ## Train the 64 px generator; ARGS go to the command line
+	$(BIN)/python train.py fit --config configs/stylegan2_64.yaml $(ARGS)
 
 train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the command line
 	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)

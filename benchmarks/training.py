@@ -2,7 +2,7 @@
 
 Examples:
     python benchmarks/training.py
-    python benchmarks/training.py --config configs/prior_64.yaml --batch 64 --precision 32-true --no-compile
+    python benchmarks/training.py --config configs/stylegan2_64.yaml --batch 64 --precision 32-true --no-compile
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.compiling import compile_if_possible
-from training.prior import PriorTraining
 from training.randomness import step_rng
+from training.stylegan2 import StyleGAN2Training
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Bare(PriorTraining):
+class Bare(StyleGAN2Training):
     """The training without a trainer: nothing is logged, and backward is backward."""
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +157,7 @@ def measure(settings: dict[str, Any], batch: int, precision: str, compiled: bool
     """Measures the training of a recipe.
 
     Args:
-        settings: Arguments of `PriorTraining`.
+        settings: Arguments of `StyleGAN2Training`.
         batch: Faces per step.
         precision: "bf16-mixed" or "32-true".
         compiled: Compile the synthesis, where there is a compiler.
@@ -207,7 +207,9 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments in place of those of the process.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "prior_64.yaml"), help="a recipe of PriorTraining")
+    parser.add_argument(
+        "--config", default=str(ROOT / "configs" / "stylegan2_64.yaml"), help="a recipe of StyleGAN2Training"
+    )
     parser.add_argument("--batch", type=int, help="faces per step (default: the recipe's)")
     parser.add_argument("--precision", choices=["bf16-mixed", "32-true"], help="(default: the recipe's)")
     parser.add_argument("--no-compile", action="store_true")
@@ -215,8 +217,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(args)
     recipe = yaml.safe_load(Path(arguments.config).read_text())
-    if recipe["model"]["class_path"] != "training.prior.PriorTraining":
-        parser.error(f"Expected a recipe of training.prior.PriorTraining, got {recipe['model']['class_path']}.")
+    if recipe["model"]["class_path"] != "training.stylegan2.StyleGAN2Training":
+        parser.error(f"Expected a recipe of training.stylegan2.StyleGAN2Training, got {recipe['model']['class_path']}.")
     batch = arguments.batch or recipe["data"]["init_args"]["batch_size"]
     precision = arguments.precision or recipe["trainer"]["precision"]
     torch.set_float32_matmul_precision("high")  # as train.py does

@@ -82,7 +82,10 @@ def test_prior_refuses_a_single_sample(folder, capsys) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_report(tmp_path, capsys, precision) -> None:
     recipe = {
-        "model": {"class_path": "training.prior.PriorTraining", "init_args": {**SHAPE, "channels": [8, 6, 6, 4]}},
+        "model": {
+            "class_path": "training.stylegan2.StyleGAN2Training",
+            "init_args": {**SHAPE, "channels": [8, 6, 6, 4]},
+        },
         "data": {"init_args": {"batch_size": 4}},
         "trainer": {"precision": precision},
     }
@@ -109,7 +112,7 @@ def test_training_refuses_other_recipes(tmp_path, capsys) -> None:
     (tmp_path / "other.yaml").write_text("model: {class_path: training.encoder.EncoderTraining}")
     with pytest.raises(SystemExit):
         benchmarks.training.main(["--config", str(tmp_path / "other.yaml")])
-    assert "PriorTraining" in capsys.readouterr().err
+    assert "StyleGAN2Training" in capsys.readouterr().err
 
 
 def test_operations_are_counted_forward_and_backward() -> None:

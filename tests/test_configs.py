@@ -35,9 +35,14 @@ LARGE = {"model.loss_size": 32, "model.largest_lr": 32, "data.split": None, "dat
 
 # What makes a recipe small; {folder} stands for a temporary folder with faces.zip and generator.safetensors (32 px).
 OVERRIDES: dict[str, dict[str, object]] = {
-    "prior_64": {
+    "stylegan2_64": {
         "model.resolution": 32, "model.channels": [8, 8, 6, 4], "model.z_dim": 8, "model.w_dim": 8,
         "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False,
+    },
+    "stylegan2_128": {
+        "model.resolution": 32, "model.channels": [8, 8, 6, 4], "model.z_dim": 8, "model.w_dim": 8,
+        "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False, "model.freeze_below": 32,
+        "model.init_generator": "{folder}/generator.safetensors",
     },
     "encoder_64": TINY,
     "encoder_256": {**TINY, **LARGE, "model.val_lr": [8], "model.loss_size": None},
@@ -124,7 +129,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     metric = FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)
-    monkeypatch.setattr("training.prior.frechet_metric", lambda name: ("fd_pixels", metric))
+    monkeypatch.setattr("training.stylegan2.frechet_metric", lambda name: ("fd_pixels", metric))
     precision = torch.get_float32_matmul_precision()
     yield tmp_path
     torch.set_float32_matmul_precision(precision)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
@@ -28,14 +29,16 @@ from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from losses.path_length import path_lengths
 from models.discriminator import Discriminator
 from models.generator import Generator
-from models.weights import load_generator, save_generator
+from models.layers import without_autocast
+from models.weights import save_generator
 from training.augment import AdaptiveAugment
 from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible
+from training.growing import start_discriminator, start_generator
 from training.randomness import step_rng
 
 
-class PriorTraining(LightningModule):
+class StyleGAN2Training(LightningModule):
     """StyleGAN2 training.
 
     Args:
@@ -53,10 +56,17 @@ class PriorTraining(LightningModule):
         path_length_weight: Weight of the path-length penalty; 0 switches it off.
         path_length_every: Steps between path-length penalties.
         mixing_probability: Share of faces drawn from two codes, the second from a random layer on.
-        ema_images: Half-life of the moving average, in images.
+        ema_images: Half-life of the long moving average, in images: the one that is measured and exported.
+        ema_images_short: Half-life of the short one, which is ahead while a run is young.
         augment_target: Target of adaptive augmentation; None switches it off.
-        init_generator: Weights to start from (`models.load_generator` reads them), None to start from scratch.
+        init_generator: Weights to start from (`models.load_generator` reads them), of this resolution or of half of
+            it, see `training.growing`; None to start from scratch.
+        init_discriminator: A safetensors file of the discriminator's state dict, None to start from scratch.
         warmup_steps: Steps in which only the discriminator learns; useful with `init_generator`.
+        freeze_below: Blocks smaller than this, in pixels, and the mapping network count as old: a generator that has
+            grown brings them along. None if there are none.
+        freeze_steps: Steps in which the old blocks stay as they are.
+        rate_below: Factor on the learning rate of the old blocks.
         metric: Fréchet distance to report: auto, fid or fd_vgg11.
         metric_samples: Generated faces per validation.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
@@ -84,9 +94,14 @@ class PriorTraining(LightningModule):
         path_length_every: int = 8,
         mixing_probability: float = 0.9,
         ema_images: float = 20_000,
+        ema_images_short: float = 5_000,
         augment_target: float | None = 0.6,
         init_generator: str | None = None,
+        init_discriminator: str | None = None,
         warmup_steps: int = 0,
+        freeze_below: int | None = None,
+        freeze_steps: int = 0,
+        rate_below: float = 1.0,
         metric: str = "auto",
         metric_samples: int = 2000,
         compile: bool = True,
@@ -101,20 +116,14 @@ class PriorTraining(LightningModule):
         self.augment = AdaptiveAugment(augment_target or 0.6)
         self.register_buffer("path_mean", torch.zeros([]))
         self.register_buffer("images_seen", torch.zeros([], dtype=torch.int64))
-        if init_generator is not None:
-            self._start_from(init_generator)
+        grown = init_generator is not None and start_generator(self.generator, init_generator)
+        if init_discriminator is not None:
+            start_discriminator(self.discriminator, init_discriminator)
+        self._fresh = init_generator is None or grown
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.generator_ema_short = copy.deepcopy(self.generator_ema)
         self._metric: Any = None
         self._clock = (0, 0.0)
-
-    def _start_from(self, path: str) -> None:
-        loaded = load_generator(path)
-        if loaded.config != self.generator.config:
-            raise ValueError(
-                f"Expected a generator of shape {self.generator.config} in {path}, got {loaded.config}; "
-                "set channels, z_dim, w_dim and mapping_layers of the recipe accordingly."
-            )
-        self.generator.load_state_dict(loaded.state_dict())
 
     # ---------------------------------------------------------------- set-up
 
@@ -139,13 +148,24 @@ class PriorTraining(LightningModule):
         """Adam for each network; lazy regularisation shortens its memory as in the paper, section 3.1."""
         h = self.hparams
         adams: list[torch.optim.Optimizer] = []
-        for network, rate, every in (
-            (self.generator, h["learning_rate"], h["path_length_every"] if h["path_length_weight"] else 0),
-            (self.discriminator, h["learning_rate_discriminator"], h["r1_every"]),
+        for groups, rate, every in (
+            (self._new_and_old(), h["learning_rate"], h["path_length_every"] if h["path_length_weight"] else 0),
+            ([list(self.discriminator.parameters())], h["learning_rate_discriminator"], h["r1_every"]),
         ):
             ratio = every / (every + 1) if every else 1.0
-            adams.append(torch.optim.Adam(network.parameters(), rate * ratio, betas=(0.0, 0.99**ratio), fused=True))
+            parameters = [{"params": group} for group in groups if group]
+            adams.append(torch.optim.Adam(parameters, rate * ratio, betas=(0.0, 0.99**ratio), fused=True))
         return adams
+
+    def _new_and_old(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The generator's parameters, without those of the old blocks and of the mapping network, and those."""
+        smallest = self.hparams["freeze_below"] or 0
+        synthesis = self.generator.synthesis
+        old = [block for block, size in zip(synthesis.blocks, synthesis.resolutions, strict=True) if size < smallest]
+        modules = [self.generator.mapping, *old] if old else []
+        below = [p for module in modules for p in module.parameters()]
+        names = {id(p) for p in below}
+        return [p for p in self.generator.parameters() if id(p) not in names], below
 
     # ---------------------------------------------------------------- one step
 
@@ -159,13 +179,16 @@ class PriorTraining(LightningModule):
         self._set_learning_rate(step)
 
         learning = step >= h["warmup_steps"]
+        frozen = step < h["freeze_steps"]
+        for parameter in self._new_and_old()[1]:
+            parameter.requires_grad_(not frozen)
         with torch.set_grad_enabled(learning):
             fake = self.generator.synthesis(self._codes(real.shape[0], rng), noise=self._noise(real.shape[0], rng))
         self._discriminator_step(adam_d.optimizer, real, fake.detach(), rng)
         if step % h["r1_every"] == 0:
             self._r1_step(adam_d.optimizer, real, rng)
         self._generator_step(adam_g, fake if learning else None, rng)
-        if learning and h["path_length_weight"] and step % h["path_length_every"] == 0:
+        if learning and not frozen and h["path_length_weight"] and step % h["path_length_every"] == 0:
             self._path_length_step(adam_g.optimizer, max(1, real.shape[0] // 2), rng)
 
         self.images_seen += real.shape[0]
@@ -201,15 +224,17 @@ class PriorTraining(LightningModule):
         )
 
     def _r1_step(self, adam: Any, real: Tensor, rng: torch.Generator) -> None:
-        _, penalty = r1_penalty(self.discriminator, self.augment(real, rng))
+        with self._full_precision():  # in bfloat16 oneDNN kills the process on one thread of a processor with AMX
+            _, penalty = r1_penalty(self.discriminator, self.augment(real, rng))
         self._step(adam, penalty.mean() * (self.hparams["r1_gamma"] / 2 * self.hparams["r1_every"]))
         self.log("loss/r1", penalty.detach().mean())
 
     def _path_length_step(self, adam: Any, batch: int, rng: torch.Generator) -> None:
         ws = self._codes(batch, rng)
         # `.forward` passes by the compiled synthesis: compiled graphs cannot be differentiated twice.
-        images = self.generator.synthesis.forward(ws, noise=self._noise(batch, rng))
-        lengths = path_lengths(images, ws, rng)
+        with self._full_precision():
+            images = self.generator.synthesis.forward(ws, noise=self._noise(batch, rng))
+            lengths = path_lengths(images, ws, rng)
         mean = self.path_mean.lerp(lengths.detach().mean(), 0.01 if self.path_mean > 0 else 1.0)
         penalty = (lengths - mean).square().mean()
         self._step(adam, penalty * self.hparams["path_length_weight"] * self.hparams["path_length_every"])
@@ -223,10 +248,13 @@ class PriorTraining(LightningModule):
 
     # ---------------------------------------------------------------- pieces
 
+    def _full_precision(self) -> AbstractContextManager[object]:
+        return without_autocast(self.device.type)
+
     def _codes(self, batch: int, rng: torch.Generator) -> Tensor:
         """Draws style codes (B, L, D) with style mixing, and tracks their mean."""
         z = torch.randn(2, batch, self.generator.z_dim, device=self.device, generator=rng)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._full_precision():
             ws = self.generator.mapping(z.flatten(0, 1))
         first, second = ws.unflatten(0, (2, batch))  # (B, L, D) each
         self.generator.w_avg.lerp_(first[:, 0].detach().mean(dim=0), 0.005)
@@ -244,21 +272,24 @@ class PriorTraining(LightningModule):
         left = self.trainer.max_steps - step
         factor = min(1.0, left / decay) if decay and self.trainer.max_steps > 0 else 1.0
         for adam in self.trainer.optimizers:
-            for group in adam.param_groups:
-                group["lr"] = adam.defaults["lr"] * factor
+            for group, scale in zip(adam.param_groups, (1.0, self.hparams["rate_below"]), strict=False):
+                group["lr"] = adam.defaults["lr"] * factor * scale
         if step % 50 == 0:
             self.log("learning_rate_factor", factor)
 
     @torch.no_grad()
     def _average(self, batch: int) -> None:
-        """Updates the averaged generator; early in a run from scratch the average is short and forgets the start."""
-        halflife = self.hparams["ema_images"]
-        if self.hparams["init_generator"] is None:
-            halflife = min(halflife, 0.05 * float(self.images_seen) + 1)
-        update = get_ema_multi_avg_fn(0.5 ** (batch / halflife))
-        update(list(self.generator_ema.parameters()), list(self.generator.parameters()), None)
-        for average, current in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(current)
+        """Updates the averaged generators; early in a run from scratch they are short and forget the start."""
+        for average, halflife in (
+            (self.generator_ema, self.hparams["ema_images"]),
+            (self.generator_ema_short, self.hparams["ema_images_short"]),
+        ):
+            if self._fresh:
+                halflife = min(halflife, 0.05 * float(self.images_seen) + 1)
+            update = get_ema_multi_avg_fn(0.5 ** (batch / halflife))
+            update(list(average.parameters()), list(self.generator.parameters()), None)
+            for mine, current in zip(average.buffers(), self.generator.buffers(), strict=True):
+                mine.copy_(current)
 
     def _log_speed(self) -> None:
         images, since = self._clock
@@ -317,12 +348,14 @@ class PriorTraining(LightningModule):
         trainer, target = self.trainer, self.hparams["export_to"]
         if target and trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.log_dir or trainer.default_root_dir)
-            save_generator(self.generator_ema, folder / target, {"images_seen": str(int(self.images_seen))})
+            notes = {"images_seen": str(int(self.images_seen))}
+            save_generator(self.generator_ema, folder / target, notes)
+            save_generator(self.generator_ema_short, (folder / target).with_stem(f"{Path(target).stem}_short"), notes)
 
     def sample(self, batch: int, rng: torch.Generator) -> Tensor:
         """Draws faces (B, 3, R, R) from the averaged generator, truncation 1, stored noise."""
         z = torch.randn(batch, self.generator.z_dim, device=self.device, generator=rng)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), self._full_precision():
             return self.generator_ema(z)
 
     def _show_grid(self) -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-import training.prior
+import training.stylegan2
 from models import load_generator
 from train import main
-from training.prior import PriorTraining
+from training.stylegan2 import StyleGAN2Training
 
-RECIPE = Path(__file__).resolve().parents[1] / "configs" / "prior_64.yaml"
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_64.yaml"
 FACES, BATCH, STEPS = 24, 4, 14  # six batches an epoch: the run ends in its third epoch
 METRIC = "fd_pixels"
 
@@ -45,6 +45,8 @@ class Recorder(Callback):
         self.kill_at = kill_at
         self.steps: dict[int, dict[str, float]] = {}
         self.generators: dict[int, Tensor] = {}
+        self.old_blocks: dict[int, Tensor] = {}
+        self.new_blocks: dict[int, Tensor] = {}
         self.learning_rates: dict[int, list[float]] = {}
         self.final: dict[str, Tensor] = {}
         Recorder.last = self
@@ -60,7 +62,12 @@ class Recorder(Callback):
         logged.pop("images_per_second", None)
         self.steps[trainer.global_step] = {**logged, "batch": batch.double().mean().item()}
         self.generators[trainer.global_step] = flat(module.generator)
-        self.learning_rates[trainer.global_step] = [adam.param_groups[0]["lr"] for adam in trainer.optimizers]
+        old = [module.generator.mapping, *module.generator.synthesis.blocks[:-1]]
+        self.old_blocks[trainer.global_step] = torch.cat([flat(network) for network in old])
+        self.new_blocks[trainer.global_step] = flat(module.generator.synthesis.blocks[-1])
+        self.learning_rates[trainer.global_step] = [
+            group["lr"] for adam in trainer.optimizers for group in adam.param_groups
+        ]
 
     def on_validation_end(self, trainer, module) -> None:
         self.distance = trainer.callback_metrics[METRIC].item()
@@ -112,7 +119,7 @@ def run(
     precision = torch.get_float32_matmul_precision()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(training.prior, "frechet_metric", pixel_metric)
+        patch.setattr(training.stylegan2, "frechet_metric", pixel_metric)
         patch.setattr("sys.argv", ["train.py"])
         written = {name: v if isinstance(v, str) else json.dumps(v) for name, v in arguments.items()}
         try:
@@ -195,6 +202,19 @@ def test_generator_stays_while_the_discriminator_warms_up(faces, tmp_path) -> No
     assert len(set(discriminator)) == 4
 
 
+def test_old_blocks_stay_and_then_learn_at_a_smaller_rate(faces, tmp_path) -> None:
+    recorder = run(
+        faces, tmp_path, "--model.freeze_below=32", "--model.freeze_steps=3", "--model.rate_below=0.125",
+        "--trainer.max_steps=5", "--trainer.limit_val_batches=0", "--model.decay_steps=0",
+    )  # fmt: skip
+    old, new = recorder.old_blocks, recorder.new_blocks
+    assert torch.equal(old[1], old[3]) and not torch.equal(new[1], new[3])
+    assert not torch.equal(old[4], old[3]) and not torch.equal(old[5], old[4])
+    new_rate, old_rate, _ = recorder.learning_rates[5]
+    assert old_rate == new_rate / 8
+    assert "path_length" not in recorder.steps[1] and "path_length" in recorder.steps[5]
+
+
 def test_learning_rate_falls_linearly_to_almost_zero(uninterrupted) -> None:
     rates = np.array([uninterrupted[0].learning_rates[step] for step in range(1, STEPS + 1)])  # (steps, networks)
     factors = rates / rates[0]
@@ -237,6 +257,8 @@ def test_exported_generator_is_the_average(faces, tmp_path) -> None:
     weight = "synthesis.b4.conv1.weight"
     assert not torch.equal(recorder.final[f"generator_ema.{weight}"], recorder.final[f"generator.{weight}"])
     assert torch.equal(recorder.final["generator_ema.mapping.w_avg"], recorder.final["generator.mapping.w_avg"])
+    short = load_generator(tmp_path / "generator_short.safetensors").state_dict()[weight]
+    torch.testing.assert_close(short, recorder.final[f"generator_ema_short.{weight}"].half().float(), rtol=0, atol=0)
 
 
 def test_validation_alone_measures_the_last_checkpoint(faces, tmp_path) -> None:
@@ -255,9 +277,9 @@ def test_samples_are_drawn_only_where_a_logger_takes_pictures(faces, tmp_path, l
 def test_training_starts_from_given_weights(uninterrupted) -> None:
     _, folder = uninterrupted
     path = folder / "generator.safetensors"
-    module = PriorTraining(32, (8, 8, 8, 6), 16, 16, 2, init_generator=str(path))
+    module = StyleGAN2Training(32, (8, 8, 8, 6), 16, 16, 2, init_generator=str(path))
     for name, tensor in load_generator(path).state_dict().items():
         assert torch.equal(module.generator.state_dict()[name], tensor)
         assert torch.equal(module.generator_ema.state_dict()[name], tensor)
     with pytest.raises(ValueError, match="channels"):
-        PriorTraining(32, (8, 8, 8, 8), 16, 16, 2, init_generator=str(path))
+        StyleGAN2Training(32, (8, 8, 8, 8), 16, 16, 2, init_generator=str(path))
