@@ -13,13 +13,24 @@ pixel, and PULSE's padding puts them half an input pixel further on; so does thi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.taps import EPSILON, KEYS_A, resize_weights
 
-__all__ = ["EPSILON", "KEYS_A", "Downscale", "downscaling_error", "resize_matrix", "upscale_bicubic"]
+__all__ = [
+    "EPSILON",
+    "KEYS_A",
+    "Downscale",
+    "back_project",
+    "downscaling_error",
+    "resize_matrix",
+    "trusted_part",
+    "upscale_bicubic",
+]
 
 
 def resize_matrix(size_in: int, size_out: int) -> Tensor:
@@ -154,3 +165,73 @@ def downscaling_error(images: Tensor, lr: Tensor, operator: Callable[[Tensor], T
             "build the operator with the size of lr."
         )
     return ((downscaled - lr) / 2).square().mean(dim=(1, 2, 3))  # (B,)
+
+
+@lru_cache(maxsize=128)
+def _pseudo_inverse(size_in: int, size_out: int) -> np.ndarray:
+    """A⁺ = Aᵀ(A Aᵀ)⁻¹ (size_in, size_out); A has full rank."""
+    return np.linalg.pinv(resize_weights(size_in, size_out).astype(np.float64)).astype(np.float32)
+
+
+@lru_cache(maxsize=128)
+def _eigenbasis(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Λ (size_out,) and U (size_out, size_out) with A Aᵀ = U Λ Uᵀ."""
+    matrix = resize_weights(size_in, size_out).astype(np.float64)
+    values, vectors = np.linalg.eigh(matrix @ matrix.T)
+    return values.astype(np.float32), vectors.astype(np.float32)
+
+
+def trusted_part(residual: Tensor, size: int, noise_ratio: Tensor) -> Tensor:
+    """Gives the part of a residual that is not noise: the posterior mean for white noise.
+
+    In the eigenbasis A Aᵀ = U Λ Uᵀ, the coefficient (i, j) is multiplied by λᵢ λⱼ / (λᵢ λⱼ + σ²/τ²).
+
+    Args:
+        residual: y − D(x) (B, C, s, s).
+        size: Size R in pixels of the images x.
+        noise_ratio: σ²/τ² (B,): the variance of the noise in y, over that of what x lacks; 0 trusts all of it.
+
+    Returns:
+        The part (B, C, s, s).
+    """
+    values, vectors = (torch.from_numpy(a).to(residual) for a in _eigenbasis(size, int(residual.shape[-1])))
+    gains = torch.outer(values, values)  # (s, s)
+    gains = gains / (gains + noise_ratio.to(residual)[:, None, None, None])  # (B, 1, s, s)
+    return vectors @ (gains * (vectors.T @ residual @ vectors)) @ vectors.T
+
+
+def back_project(
+    images: Tensor, lr: Tensor, fidelity: float = 1.0, noise_ratio: Tensor | None = None, rounds: int = 8
+) -> Tensor:
+    """Moves images the shortest way to where they downscale to the low-resolution pictures, and clamps them.
+
+    x ← clamp(x + A⁺(y_λ − A x Aᵀ)A⁺ᵀ), repeated, with the target y_λ = D x₀ + λ K(y − D x₀) fixed once; K is
+    `trusted_part`, the identity for clean pictures. Gradients pass the clamp unchanged.
+
+    Args:
+        images: Images x₀ (B, C, R, R) in [-1, 1], or a little beyond.
+        lr: Low-resolution pictures y (B, C, s, s) in [-1, 1], s ≤ R. With s = R and λ = 1 they are what comes out.
+        fidelity: λ from 0, which only clamps, to 1.
+        noise_ratio: See `trusted_part` (B,); None for clean pictures.
+        rounds: How often to project and clamp.
+
+    Returns:
+        Images (B, C, R, R) in [-1, 1].
+
+    Raises:
+        ValueError: If the fidelity is out of range.
+    """
+    if not 0 <= fidelity <= 1:
+        raise ValueError(f"Expected a fidelity from 0 to 1, got {fidelity}.")
+    size, lr_size = int(images.shape[-1]), int(lr.shape[-1])
+    down = resize_matrix(size, lr_size).to(images)  # A (s, R)
+    up = torch.from_numpy(_pseudo_inverse(size, lr_size)).to(images)  # A⁺ (R, s)
+    start = down @ images @ down.T
+    residual = lr - start
+    if noise_ratio is not None:
+        residual = trusted_part(residual, size, noise_ratio)
+    target, x = start + fidelity * residual, images
+    for _ in range(rounds):
+        x = x + up @ (target - down @ x @ down.T) @ up.T
+        x = x + (x.clamp(-1, 1) - x).detach()  # straight through
+    return x

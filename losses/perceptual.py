@@ -80,14 +80,14 @@ class LPIPS(Frozen):
         """Channels of all features together, Σ_l C_l."""
         return sum(self.get_buffer(f"root{i}").numel() for i in range(len(TAPS)))
 
-    def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Computes what `distance` compares.
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Computes the trunk's activations at the seven taps.
 
         Args:
             images: Images (B, 3, H, W) in [-1, 1], at least 16 px.
 
         Returns:
-            Seven features (B, C_l, H_l, W_l): of unit norm over the channels, times √v.
+            Seven tensors (B, C_l, H_l, W_l), ≥ 0.
 
         Raises:
             ValueError: If the images have another shape.
@@ -95,14 +95,22 @@ class LPIPS(Frozen):
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 16:
             raise ValueError(f"Expected images (B, 3, H, W) of 16 px or more, got {tuple(images.shape)}; resize them.")
         x = images.contiguous(memory_format=torch.channels_last)
-        features: list[Tensor] = []
+        activations: list[Tensor] = []
         for i, layer in enumerate(self.trunk):
             x = layer(x)
             if i in TAPS:
-                # The constant keeps the gradient finite where a pixel has no active channel.
-                inverse_norm = (x.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt()
-                features.append(x * inverse_norm * self.get_buffer(f"root{len(features)}"))
-        return tuple(features)
+                activations.append(x)
+        return activations
+
+    def normalized(self, activations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Gives `activations` of unit norm over the channels, times √v: what `distance` compares."""
+        # The constant keeps the gradient finite where a pixel has no active channel.
+        norms = [(x.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt() for x in activations]
+        return tuple(x * n * self.get_buffer(f"root{i}") for i, (x, n) in enumerate(zip(activations, norms, strict=True)))
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Computes what `distance` compares, `normalized(activations(images))`."""
+        return self.normalized(self.activations(images))
 
     def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
         """Compares two images by their features.

@@ -10,12 +10,12 @@ from models.weights import load_generator
 
 if TYPE_CHECKING:
     from models.bundle import load_bundle
-    from models.encoder import create_encoder
+    from models.encoder import make_encoder
 
-__all__ = ["Generator", "create_encoder", "load_bundle", "load_generator"]
+__all__ = ["Generator", "load_bundle", "load_generator"]
 
 # Imported at first use: a program that needs the generator alone does not wait for the encoder's libraries.
-_LAZY = {"create_encoder": "models.encoder", "load_bundle": "models.bundle"}
+_LAZY = {"make_encoder": "models.encoder", "load_bundle": "models.bundle"}
 
 
 def __getattr__(name: str) -> Any:

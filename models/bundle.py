@@ -18,14 +18,12 @@ import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.sampling import check_sampling
 from models.bundle_info import (
     ENCODER,
     FORMAT,
@@ -37,19 +35,15 @@ from models.bundle_info import (
     check_info,
     read_info,
 )
-from models.feedback import take_passes
+from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator, SynthesisNetwork
-from models.masked import pack_masked, unpack_masked
 from models.pretrained import ROOT
 from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
-if TYPE_CHECKING:
-    from models.encoder_base import EncoderBase
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
 FLOW_PREFIX = "flow."  # of the flow's tensors in latents.safetensors
 PRECISIONS = ("float32", "bf16")
-ROWS = 64  # candidates that pass through feedback at once
 _LATENTS_PREFIX = "latents."
 
 
@@ -73,7 +67,8 @@ class Bundle:
 
     Example:
         >>> bundle = load_bundle(DEFAULT_BUNDLE)
-        >>> images, ws = bundle.upsample(lr, k=4)  # lr (B, 3, s, s) in [-1, 1] -> (B, 4, 3, R, R), (B, 4, L, D)
+        >>> encoding = bundle.encode(lr, k=4)  # lr (B, 3, s, s) in [-1, 1] -> codes (B, 4, L, D) and details
+        >>> faces = bundle.generate(encoding)  # (B, 4, 3, R, R), before the projection onto lr
     """
 
     name: str
@@ -88,37 +83,37 @@ class Bundle:
     latents_path: Path | None = field(default=None, repr=False)
 
     @torch.inference_mode()
-    def encode(
-        self,
-        lr: Tensor,
-        k: int = 1,
-        rng: np.random.Generator | None = None,
-        passes: int | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Finds codes of faces that downscale to the pictures.
+    def encode(self, lr: Tensor, k: int = 1, seed: int = 0, sigma: Tensor | None = None) -> Encoding:
+        """Encodes low-resolution faces, k times each.
 
         Args:
             lr: Low-resolution faces (B, 3, s, s) in [-1, 1], s within `lr_sizes`.
-            k: Candidates per face, at least 1; the first is the best guess, and does not depend on k.
-            rng: Source of the others' randomness; None means the encoder's own choice.
-            passes: Passes of learned feedback, see `models.feedback`; None means the encoder's own choice.
-            temperature: How far the others lie from the best guess; 1 is as far as the encoder is unsure.
+            k: Encodings per face, at least 1; the first is the point estimate, the others are samples.
+            seed: Of the samples; together with the face it determines them.
+            sigma: Standard deviation of the noise in the faces, in grey levels (B,); 0 if None.
 
         Returns:
-            Codes (B, k, L, D), float32 on the bundle's device.
+            Codes and details, float32 on the bundle's device.
 
         Raises:
-            ValueError: If the pictures are not of this form or size, k is below 1, there is no feedback to take passes
-                of, or what comes out is not finite.
+            ValueError: If the pictures are not of this form or size, k is below 1, or what comes out is not finite.
         """
-        return self._encode(lr, k, rng, passes, temperature)[0]
+        self.check_faces(lr)
+        if k < 1:
+            raise ValueError(f"Expected at least 1 sample per face, got k = {k}.")
+        noise = face_noise(lr, k, self.encoder.noise_dim, seed).to(self.device)
+        sigma = None if sigma is None else sigma.to(self.device, torch.float32)
+        with self._at_precision():
+            encoding = self.encoder(lr.to(self.device, torch.float32), noise, sigma)
+        self._check_weights("encoder", encoding.ws)
+        return Encoding(encoding.ws.float(), {size: d.float() for size, d in encoding.details.items()})
 
-    @torch.inference_mode()
-    def _encode(
-        self, lr: Tensor, k: int, rng: np.random.Generator | None, passes: int | None, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor | None]:
-        """Codes as `encode` gives them, and their faces (B, k, 3, R, R) if passes had to draw them."""
+    def check_faces(self, lr: Tensor) -> None:
+        """Refuses what is no batch of low-resolution faces of this bundle.
+
+        Raises:
+            ValueError: If shape, type, size or values are wrong.
+        """
         smallest, largest = self.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
             raise ValueError(
@@ -130,27 +125,14 @@ class Bundle:
                 f"Expected faces of {smallest} to {largest} px for the bundle {self.name!r}, got {lr.shape[-1]} px; "
                 "shrink larger ones with data.operator.Downscale."
             )
-        if k < 1:
-            raise ValueError(f"Expected at least 1 candidate per face, got k = {k}.")
         if not lr.isfinite().all():
             raise ValueError("Expected faces in [-1, 1], got NaN or infinite values; look at where they were made.")
-        check_sampling(passes, temperature)
-        lr = lr.to(self.device, torch.float32)
-        with self._at_precision():
-            ws = self.encoder(lr, k, rng, temperature).float()
-        self._check_weights("encoder", ws)
-        passes = self.encoder.passes(passes)
-        if not passes:
-            return ws, None
-        rows = zip(lr.repeat_interleave(k, dim=0).split(ROWS), ws.flatten(0, 1).split(ROWS), strict=True)
-        parts = [take_passes(self._correct, self.generator.synthesis, target, part, passes) for target, part in rows]
-        ws, images = (torch.cat(tensors).unflatten(0, (len(lr), k)) for tensors in zip(*parts, strict=True))
-        self._check_weights("feedback", ws)
-        return ws, images
 
-    def _correct(self, lr: Tensor, images: Tensor, ws: Tensor) -> Tensor:
-        with self._at_precision():
-            return self.encoder.correct(lr, images, ws).float()
+    def noise_ratio(self, sigma: Tensor) -> Tensor | None:
+        """Gives σ²/τ² of `data.operator.trusted_part` for noise in grey levels (B,); None where there is none."""
+        if not sigma.any():
+            return None
+        return (sigma.to(self.device) / 127.5).square() / self.encoder.lacking
 
     @property
     def search_synthesis(self) -> SynthesisNetwork:
@@ -162,59 +144,28 @@ class Bundle:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @torch.inference_mode()
-    def generate(self, ws: Tensor) -> Tensor:
-        """Draws the faces of codes, with the generator's stored noise maps.
+    def generate(self, encoding: Encoding | Tensor) -> Tensor:
+        """Synthesizes the faces of encodings, with the generator's stored noise maps.
 
         Args:
-            ws: Codes (B, L, D), or (B, k, L, D) for k candidates each.
+            encoding: k encodings of each face, or codes alone (B, L, D) or (B, k, L, D).
 
         Returns:
-            Faces (B, 3, R, R), or (B, k, 3, R, R), about [-1, 1] but not clamped.
+            Faces (B, k, 3, R, R), or (B, 3, R, R) for codes (B, L, D); about [-1, 1] but not clamped.
 
         Raises:
             ValueError: If the codes do not have such a shape, or they or the faces are not finite.
         """
+        ws, details = encoding if isinstance(encoding, Encoding) else (encoding, {})
         wanted = (self.generator.num_ws, self.generator.w_dim)
         if ws.ndim not in (3, 4) or ws.shape[-2:] != wanted:
             raise ValueError(f"Expected codes (B, {wanted[0]}, {wanted[1]}), or (B, k, …), got {tuple(ws.shape)}.")
         if not ws.isfinite().all():
             raise ValueError("Expected finite codes, got NaN or infinite values; look at where they were made.")
-        images = self.generator.synthesis(ws.to(self.device, torch.float32).flatten(0, -3), noise_mode="const")
+        rows = {size: d.to(self.device).flatten(0, 1) for size, d in details.items()}
+        images = self.generator.synthesis(ws.to(self.device, torch.float32).flatten(0, -3), details=rows)
         self._check_weights("generator", images)
         return images.unflatten(0, ws.shape[:-2])  # (B, 3, R, R) or (B, k, 3, R, R)
-
-    def upsample(
-        self,
-        lr: Tensor,
-        k: int = 4,
-        refine: int = 0,
-        *,
-        rng: np.random.Generator | None = None,
-        passes: int | None = None,
-        temperature: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Draws k faces for each low-resolution face, `generate(encode(lr, k, rng, …))`, after a search if wanted.
-
-        Args:
-            lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
-            k: Candidates per face.
-            refine: Steps of a search that brings each candidate closer to `lr`, see `search.refine`.
-            rng: See `encode`.
-            passes: See `encode`.
-            temperature: See `encode`.
-
-        Returns:
-            Faces (B, k, 3, R, R), about [-1, 1] but not clamped, and their codes (B, k, L, D).
-
-        Raises:
-            ValueError: See `encode`; or if `refine` is negative.
-        """
-        ws, images = self._encode(lr, k, rng, passes, temperature)
-        if refine:
-            from search.candidates import refine_codes  # late: it imports this package
-
-            ws, images = refine_codes(self, lr, ws, refine, passes=passes), None
-        return self.generate(ws) if images is None else images, ws
 
     def _check_weights(self, network: str, output: Tensor) -> None:
         """Refuses what is not finite: as bytes it would pass for a picture."""
@@ -291,7 +242,7 @@ def _write_parts(folder: Path, generator: Generator, encoder: EncoderBase) -> No
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     statistics = {name[len(_LATENTS_PREFIX) :]: t for name, t in state.items() if name.startswith(_LATENTS_PREFIX)}
     network = to_half({name: tensor for name, tensor in state.items() if not name.startswith(_LATENTS_PREFIX)})
-    write_safetensors(pack_masked(network), folder / ENCODER, notes)
+    write_safetensors(network, folder / ENCODER, notes)
     # The directions are many, and no more than coordinates: half the digits will do.
     tensors = {name: t.half() if name == "directions" else t.float() for name, t in statistics.items()}
     more: dict[str, str] = {}
@@ -385,7 +336,6 @@ def load_bundle(
     check_encoder(info["encoder"], path / INFO)
     try:
         encoder = make_encoder(info["encoder"])
-        state = unpack_masked(state, {name: tensor.shape for name, tensor in encoder.state_dict().items()})
         encoder.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except ImportError as error:
         name = error.name or str(error)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FORMAT = "amortized-pulse/bundle/1"
+FORMAT = "amortized-pulse/bundle/2"
 INFO, GENERATOR, ENCODER, LATENTS = "bundle.json", "generator.safetensors", "encoder.safetensors", "latents.safetensors"
 PARTS = (GENERATOR, ENCODER, LATENTS)
 
@@ -19,11 +19,10 @@ _INFO_TYPES = {
     "parts": dict,
     "encoder": dict,
 }
-_ENCODER_TYPES = {"resolution": int, "num_ws": int, "w_dim": int, "backbone": str, "width": int, "canvas": int}
+_ENCODER_TYPES = {"resolution": int, "num_ws": int, "w_dim": int}
 _OPTIONAL_ENCODER_TYPES = {
-    "feedback": int, "rank": int, "posterior": str, "base": bool, "scaled_heads": bool, "stem_stride": int,
-    "variant": str, "widths": list, "head_rank": int, "feedback_hidden": int, "context_rank": int,
-    "feedback_small_rank": int,
+    "variant": str, "backbone": str, "width": int, "canvas": int, "channels": list, "widths": list, "rank": int,
+    "head_rank": int, "hidden": int,
 }  # fmt: skip
 
 
@@ -107,24 +106,19 @@ def check_encoder(config: dict[str, Any], path: Path) -> None:
     """
     import timm  # late: it takes longer to import than to encode a face
 
-    from models.posterior import KINDS
-
     types = _ENCODER_TYPES | _OPTIONAL_ENCODER_TYPES
     numbers = [name for name in types if name in config and types[name] is int]
-    wrong = {name: config[name] for name in numbers if type(config[name]) is not int or not 1 <= config[name] <= 2**16}
-    flags = [name for name in types if name in config and types[name] is bool]
-    wrong |= {name: config[name] for name in flags if type(config[name]) is not bool}
-    widths = config.get("widths", [1])
-    if type(widths) is not list or any(type(width) is not int or not 1 <= width <= 2**16 for width in widths):
-        wrong["widths"] = widths
+    wrong = {name: config[name] for name in numbers if type(config[name]) is not int or not 0 <= config[name] <= 2**16}
+    for name in ("channels", "widths"):
+        widths = config.get(name, [1])
+        if type(widths) is not list or any(type(width) is not int or not 1 <= width <= 2**16 for width in widths):
+            wrong[name] = widths
     name = config.get("backbone", "resnet18")
     if not isinstance(name, str):
         wrong["backbone"] = name
-    if "posterior" in config and config["posterior"] not in KINDS:
-        wrong["posterior"] = config["posterior"]
     if wrong:
         wanted = ", ".join(f"{name} ({types[name].__name__})" for name in wrong)
-        raise ValueError(f"{path}: expected an encoder with {wanted}, numbers from 1 to 65536, found {wrong}.")
+        raise ValueError(f"{path}: expected an encoder with {wanted}, numbers from 0 to 65536, found {wrong}.")
     if ":" in name or "/" in name or not timm.is_model(name):
         raise ValueError(
             f"{path}: expected a backbone that the installed timm {timm.__version__} has by name, found {name!r}; "

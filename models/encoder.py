@@ -1,39 +1,36 @@
-"""The encoder: a low-resolution face straight to style codes in W+, as an offset from the mean latent.
+"""The stochastic encoder E(y, ε): a low-resolution face and noise straight to style codes in W+ and details.
 
-A timm backbone sees the LR face enlarged bicubically onto a canvas, with its size as a fourth channel. A feature
-pyramid (Lin et al. 2017) hands its levels to three style heads, as in pSp (Richardson et al. 2021): coarse styles from
-the smallest level, medium ones from the next, fine ones from the largest. A head keeps the place of features: it
-shrinks its level to 4x4 and reads all 16 places at once, where pSp convolves down to 1x1 for every single style.
+    y ─► backbone ─► pyramid ─┬─► style heads ──► w̄ + offsets ─┐
+                              ├─► sampler(·, ε) ──► moves ──────┴─► ws (B, k, L, D)
+                              └─► detail heads(·, sampler) ───────► details {r: (B, k, C, r, r)}
 
-For k > 1 the further candidates mix the fine styles with those of random faces (pSp, section 4.4), each layer as far
-as `spread` says; what the input shows stays, what it cannot show varies. A posterior (`models.posterior`) does better.
+A timm backbone sees the face enlarged bicubically onto a canvas, with its size and its noise level as two more
+channels. A feature pyramid (Lin et al. 2017) hands its levels to three style heads, as in pSp (Richardson et al. 2021).
+A head keeps the place of features: it shrinks its level to 4x4 and reads all 16 places at once, where pSp convolves
+down to 1x1 for every single style.
 
-Coarse to fine (`base`, after Pro-PULSE, Zhou et al. 2022): a base head gives one w for all layers, and the three heads
-say how the layers differ from it; `Encoder.partial` replaces the base code only in the coarse layers.
+The noise enters the sampler, a small network that sees what the heads see, so how far samples spread follows from the
+face: each ε is one explanation of it. ε = 0 is the point estimate.
+
+W+ is too narrow for faces of 24 px and more, and loses small traits of 16 px: details are added to the generator's
+features at two sizes, as in GLEAN (Chan et al. 2021) and GFPGAN (Wang et al. 2021).
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoder_base import COARSE_STYLES, MEDIUM_STYLES, EncoderBase
-from models.feedback import HIDDEN
-from models.psp_variant import PspVariant
+from models.encoder_base import COARSE_STYLES, MEDIUM_STYLES, EncoderBase, Encoding, Features
 
 HEAD_SIZE = 4
-
-
-def _near_zero(linear: nn.Linear) -> nn.Linear:
-    """Lets a layer start near the mean latent, whose faces are sane."""
-    nn.init.normal_(linear.weight, std=0.1 / math.sqrt(linear.in_features))
-    nn.init.zeros_(linear.bias)
-    return linear
+NOISE_PER_STYLE = 32
 
 
 class StyleHead(nn.Module):
@@ -55,7 +52,7 @@ class StyleHead(nn.Module):
             size //= 2
         self.shrink = nn.Sequential(*layers)
         inside, out = channels * HEAD_SIZE**2, num_styles * w_dim
-        self.linear: nn.Module = _near_zero(nn.Linear(rank or inside, out))
+        self.linear: nn.Module = near_zero(nn.Linear(rank or inside, out))
         if rank:
             self.linear = nn.Sequential(nn.Linear(inside, rank, bias=False), self.linear)
         self.num_styles = num_styles
@@ -69,181 +66,211 @@ class StyleHead(nn.Module):
         return self.linear(flat).unflatten(1, (self.num_styles, -1))
 
 
+def near_zero(linear: nn.Linear) -> nn.Linear:
+    """Lets a layer start near the mean latent, whose faces are sane."""
+    nn.init.normal_(linear.weight, std=0.1 / math.sqrt(linear.in_features))
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class FeaturePyramid(nn.Module):
+    """A timm backbone and the levels above it (Lin et al. 2017), at 1/8, 1/4 and 1/2 of the canvas.
+
+    Args:
+        backbone: A timm model that gives features at 1/2, 1/4 and 1/8 once its stem's pooling is taken out.
+        in_channels: Channels of the input.
+        width: Channels of every level.
+    """
+
+    def __init__(self, backbone: str, in_channels: int, width: int) -> None:
+        super().__init__()
+        import timm  # late: it takes longer to import than to encode a face
+
+        self.backbone = timm.create_model(
+            backbone, in_chans=in_channels, features_only=True, out_indices=(1, 2, 3), pretrained=False
+        )
+        self.backbone.maxpool = nn.Identity()
+        channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps images (B, C, S, S) to three levels (B, width, ·, ·), coarse to fine."""
+        features = self.backbone(x.contiguous(memory_format=torch.channels_last))
+        levels = [lateral(f) for lateral, f in zip(self.lateral, features, strict=True)]  # fine to coarse
+        for i in (1, 0):
+            levels[i] = levels[i] + F.interpolate(levels[i + 1], scale_factor=2.0, mode="nearest")
+        return levels[::-1]
+
+
+class Sampler(nn.Module):
+    """A residual multilayer perceptron that sees a face and noise.
+
+    Args:
+        seen: Width of what is seen of the face.
+        noise_dim: Width E of the noise.
+        hidden: Width H.
+        num_ws: Number of styles L.
+        w_dim: Width D of a style.
+        depth: Residual layers.
+    """
+
+    def __init__(self, seen: int, noise_dim: int, hidden: int, num_ws: int, w_dim: int, depth: int = 3) -> None:
+        super().__init__()
+        self.seen, self.noise = nn.Linear(seen, hidden), nn.Linear(noise_dim, hidden)
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(depth + 1))
+        self.out = nn.Linear(hidden, num_ws * w_dim)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+        self.num_ws = num_ws
+
+    def forward(self, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps what is seen (B, C) and noise (B, k, E) to features (B, k, H) and moves of the codes (B, k, L, D)."""
+        h = self.seen(seen)[:, None] + 2 * self.noise(noise)
+        for norm, layer in zip(self.norms, self.layers, strict=False):
+            h = h + layer(F.silu(norm(h)))
+        h = F.silu(self.norms[-1](h))
+        return h, self.out(h).unflatten(-1, (self.num_ws, -1))
+
+
+class DetailHead(nn.Module):
+    """Makes features to add to the generator's at one size: a level of the pyramid, modulated by the sampler.
+
+    Args:
+        width: Channels of the level.
+        hidden: Width H of the sampler's features.
+        channels: Channels C of the generator at this size.
+    """
+
+    def __init__(self, width: int, hidden: int, channels: int) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(width, channels, 3, padding=1)
+        self.modulation = near_zero(nn.Linear(hidden, 2 * channels))
+        self.out = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, level: Tensor, hidden: Tensor) -> Tensor:
+        """Maps a level (B, width, r, r) and sampler features (B, k, H) to details (B, k, C, r, r)."""
+        scale, shift = self.modulation(hidden)[..., None, None].chunk(2, dim=2)  # (B, k, C, 1, 1)
+        x = F.silu(self.shared(level)[:, None] * (1 + scale) + shift)
+        rows = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.out(rows).unflatten(0, hidden.shape[:2])
+
+
+class NoiseEstimator(nn.Module):
+    """Guesses the standard deviation of the noise in LR faces of any size, from local differences.
+
+    Args:
+        width: Channels.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()
+        )
+        self.head = nn.Sequential(nn.Linear(2 * width + 1, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, lr: Tensor, octave: Tensor) -> Tensor:
+        """Maps LR faces (B, 3, s, s) and `EncoderBase.octave` of their size (B,) to log(1 + σ), σ in grey levels."""
+        x = self.convs(lr)
+        pooled = torch.cat([x.mean(dim=(2, 3)), x.square().mean(dim=(2, 3)), octave[:, None].to(x.dtype)], dim=1)
+        return self.head(pooled)[:, 0].float()
+
+
 class Encoder(EncoderBase):
-    """Encodes LR faces of any size from 4 px to the generator's resolution.
+    """The stochastic encoder of LR faces of any size from 4 px to the generator's resolution.
 
     Args:
         resolution: Size R of the generator's faces in pixels.
         num_ws: Number of styles L.
         w_dim: Width D of a style.
-        backbone: A timm model that gives features at 1/2, 1/4 and 1/8 once its stem's pooling is taken out.
+        channels: The generator's widths per resolution 4, 8, …, R.
+        backbone: See `FeaturePyramid`.
         width: Channels of the pyramid.
-        canvas: Size that LR faces are brought to; R up to 128 if None (half of it with `stem_stride` 1).
-        feedback: See `EncoderBase`.
-        rank: See `EncoderBase`. Without feedback, the heads speak in these coordinates, unless `scaled_heads` says no.
-        posterior: See `EncoderBase`.
-        base: A base head gives one w for all layers, from which the others start.
-        stem_stride: 2 as the backbone comes, or 1: a canvas half as large gives levels of the same sizes.
-        scaled_heads: Whether the heads speak in the coordinates of `models.curvature`; None means what `rank` says.
-        head_rank: Width of a bottleneck in the heads, see `models.compression`; 0 for none.
-        feedback_hidden: See `EncoderBase`.
-        context_rank: See `EncoderBase`.
-        feedback_small_rank: See `EncoderBase`.
+        canvas: Size that LR faces are brought to; R up to 128 if None.
+        rank: See `EncoderBase`.
+        head_rank: Width of the bottlenecks in the style heads; 0 for none.
+        hidden: Width of the sampler.
 
     Raises:
-        ValueError: If resolution or canvas are no powers of two or too small, or a setting contradicts another.
+        ValueError: If resolution or canvas are no powers of two or too small.
     """
+
+    w_std: Tensor
+    lacking: Tensor
 
     def __init__(
         self,
         resolution: int,
         num_ws: int,
         w_dim: int,
+        channels: Sequence[int],
         backbone: str = "resnet18",
         width: int = 160,
         canvas: int | None = None,
-        feedback: int = 0,
         rank: int = 0,
-        posterior: str | None = None,
-        base: bool = False,
-        stem_stride: int = 2,
-        scaled_heads: bool | None = None,
-        head_rank: int = 0,
-        feedback_hidden: int = HIDDEN,
-        context_rank: int = 0,
-        feedback_small_rank: int = 0,
+        head_rank: int = 160,
+        hidden: int = 512,
     ) -> None:
-        import timm  # late: it takes longer to import than to encode a face
-
-        canvas = min(resolution, 128) * stem_stride // 2 if canvas is None else canvas
-        self._check(resolution, canvas, stem_stride)
-        context_dim = 2 * width * HEAD_SIZE**2
-        shape = resolution, num_ws, w_dim, canvas
-        ranks = context_rank, feedback_small_rank
-        super().__init__(*shape, feedback, rank, posterior, context_dim, feedback_hidden, *ranks)
-        self.scaled_heads = (rank > 0 and not feedback) if scaled_heads is None else scaled_heads
-        if self.scaled_heads and not rank:
-            raise ValueError("Expected a rank for scaled heads, got 0; give them one, such as rank 640.")
-        self.config |= {"backbone": backbone, "width": width, "canvas": canvas}
-        options = {
-            "feedback": feedback, "rank": rank, "posterior": posterior, "base": base, "scaled_heads": self.scaled_heads,
-            "head_rank": head_rank, "feedback_hidden": feedback_hidden if feedback_hidden != HIDDEN else 0,
-            "context_rank": context_rank, "feedback_small_rank": feedback_small_rank,
-        }  # fmt: skip
-        self.config |= {name: value for name, value in options.items() if value}  # none of them in older bundles
-        if stem_stride != 2:
-            self.config["stem_stride"] = stem_stride
-        self.context_dim = context_dim
-        self.backbone = timm.create_model(
-            backbone, in_chans=4, features_only=True, out_indices=(1, 2, 3), pretrained=False
-        )
-        self.backbone.maxpool = nn.Identity()
-        if stem_stride == 1:
-            first = next(m for m in self.backbone.modules() if isinstance(m, nn.Conv2d))
-            first.stride = (1, 1)
-        channels: list[int] = self.backbone.feature_info.channels()  # type: ignore[union-attr, operator]
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        canvas = min(resolution, 128) if canvas is None else canvas
+        for name, size in (("resolution", resolution), ("canvas", canvas)):
+            if size < 32 or size & (size - 1):
+                raise ValueError(f"Expected {name} to be a power of two from 32 px, got {size}.")
+        super().__init__(resolution, num_ws, w_dim, canvas, num_ws * NOISE_PER_STYLE, rank)
+        self.config |= {"channels": list(channels), "backbone": backbone, "width": width, "canvas": canvas}
+        self.config |= {"head_rank": head_rank, "hidden": hidden}
+        self.register_buffer("w_std", torch.ones(w_dim))  # spread of the generator's codes
+        self.register_buffer("lacking", torch.full((), 0.01))  # τ²: mean square of y − D(G(w)) for clean faces
+        self.pyramid = FeaturePyramid(backbone, 5, width)
         counts = (COARSE_STYLES, MEDIUM_STYLES, num_ws - COARSE_STYLES - MEDIUM_STYLES)
-        levels = [canvas * 2 // stem_stride // 2**i for i in (3, 2, 1)]
-        self.heads = nn.ModuleList(
-            StyleHead(width, s, n, w_dim, head_rank) for s, n in zip(levels, counts, strict=True)
+        sizes = (canvas // 8, canvas // 4, canvas // 2)
+        self.heads = nn.ModuleList(StyleHead(width, s, n, w_dim, head_rank) for s, n in zip(sizes, counts, strict=True))
+        self.sampler = Sampler(3 * width * HEAD_SIZE**2 + 2, self.noise_dim, hidden, num_ws, w_dim)
+        self.detail_sizes = sizes[1:]
+        self.details = nn.ModuleList(
+            DetailHead(width, hidden, channels[int(math.log2(size)) - 2]) for size in self.detail_sizes
         )
-        self.base = _near_zero(nn.Linear(width * HEAD_SIZE**2, w_dim)) if base else None
+        self.noise_estimator = NoiseEstimator()
 
-    @staticmethod
-    def _check(resolution: int, canvas: int, stem_stride: int) -> None:
-        if stem_stride not in (1, 2):
-            raise ValueError(f"Expected stem_stride to be 1 or 2, got {stem_stride}.")
-        for name, size, smallest in (("resolution", resolution, 32), ("canvas", canvas, 16 * stem_stride)):
-            if size < smallest or size & (size - 1):
-                raise ValueError(f"Expected {name} to be a power of two from {smallest} px, got {size}.")
+    def read(self, canvas: Tensor, size: Tensor, sigma: Tensor) -> Features:
+        """Looks at faces, see `EncoderBase.read`."""
+        known = torch.stack([self.octave(size), (1 + sigma).log() / 4], dim=1)  # (B, 2)
+        planes = known.to(canvas.dtype)[:, :, None, None].expand(-1, -1, self.canvas, self.canvas)
+        levels = self.pyramid(torch.cat([canvas, planes], dim=1))
+        styles = [head.read(f) for head, f in zip(self.heads, levels, strict=True)]  # type: ignore[operator]
+        return Features(styles, levels[1:], known)
 
-    @property
-    def levels(self) -> int:
-        """Levels of `partial`: one for each resolution 4, 8, …, R of the generator."""
-        return self.num_ws // 2
+    def point(self, features: Features) -> Tensor:
+        """Maps what was seen to codes without noise (B, L, D)."""
+        offsets = [head(f) for head, f in zip(self.heads, features.styles, strict=True)]
+        return self.latents.w_avg + torch.cat(offsets, dim=1).float()
 
-    def read(self, canvas: Tensor, size: Tensor) -> list[Tensor]:
-        """Looks at faces that are already on the canvas; those of one batch may have different sizes.
+    def sample(self, features: Features, noise: Tensor) -> Encoding:
+        """Samples k explanations, see `EncoderBase.sample`."""
+        seen = torch.cat([*features.styles, features.known.to(features.styles[0].dtype)], dim=1)
+        hidden, moves = self.sampler(seen, noise)
+        ws = self.point(features)[:, None] + moves.float() * self.w_std
+        heads = zip(self.detail_sizes, self.details, features.levels, strict=True)
+        return Encoding(ws, {size: head(level, hidden) for size, head, level in heads})
 
-        Args:
-            canvas: LR faces as `on_canvas` gives them (B, 3, canvas, canvas), in [-1, 1].
-            size: Their LR sizes in pixels (B,).
-
-        Returns:
-            Features (B, C · 16) for the coarse, medium and fine styles. The first two are the posterior's context.
-        """
-        plane = self.octave(size).to(canvas.dtype)[:, None, None, None].expand(-1, 1, self.canvas, self.canvas)
-        x = torch.cat([canvas, plane], dim=1).contiguous(memory_format=torch.channels_last)
-        levels = [lateral(f) for lateral, f in zip(self.lateral, self.backbone(x), strict=True)]  # fine to coarse
-        for i in (1, 0):
-            levels[i] = levels[i] + F.interpolate(levels[i + 1], scale_factor=2.0, mode="nearest")
-        return [head.read(f) for head, f in zip(self.heads, reversed(levels), strict=True)]  # type: ignore[operator]
-
-    def codes(self, features: list[Tensor]) -> Tensor:
-        """Maps features to the best guess (B, L, D)."""
-        codes = self.latents.w_avg + self._offsets(features)
-        return codes if self.base is None else codes + self._base_offset(features)
-
-    def partial(self, features: list[Tensor], level: int) -> Tensor:
-        """Maps features to codes whose finer layers are still the base code.
-
-        Args:
-            features: See `read`.
-            level: How many of the generator's resolutions 4, 8, …, R have layers of their own, two each: 0 gives the
-                base code alone, `levels` the best guess.
-
-        Returns:
-            Style codes (B, L, D).
-
-        Raises:
-            ValueError: If the encoder has no base head, or the level is out of range.
-        """
-        if self.base is None:
-            raise ValueError("Expected an encoder with a base head, this one has none; make it with base=True.")
-        if not 0 <= level <= self.levels:
-            raise ValueError(f"Expected a level from 0 to {self.levels}, got {level}.")
-        offsets = self._offsets(features)
-        own = torch.arange(self.num_ws, device=offsets.device)[:, None] < 2 * level  # (L, 1)
-        return self.latents.w_avg + self._base_offset(features) + torch.where(own, offsets, 0)
-
-    def _offsets(self, features: list[Tensor]) -> Tensor:
-        """What the three heads say (B, L, D), in the units of W."""
-        offsets = torch.cat([head(f) for head, f in zip(self.heads, features, strict=True)], dim=1).float()
-        return self.latents.unscale(offsets) if self.scaled_heads else offsets
-
-    def _base_offset(self, features: list[Tensor]) -> Tensor:
-        assert self.base is not None
-        return self.base(features[0]).float()[:, None]  # (B, 1, D)
+    def noise_level(self, lr: Tensor) -> Tensor:
+        """Estimates the noise in LR faces, see `EncoderBase.noise_level`; what could be a clean face's counts as 0."""
+        octave = self.octave(torch.full((lr.shape[0],), float(lr.shape[3]), device=lr.device))
+        sigma = self.noise_estimator(lr, octave).expm1().clamp(min=0)
+        return torch.where(sigma < LEAST_NOISE, 0, sigma)
 
 
-def create_encoder(
-    resolution: int, variant: str = "base", w_dim: int = 512, **architecture: Any
-) -> Encoder | PspVariant:
-    """Makes an untrained encoder for a generator of a resolution.
-
-    Args:
-        resolution: Size R of the generator's faces in pixels.
-        variant: "base" is ours, "psp" that of Richardson et al. 2021, see `models.psp_variant`.
-        w_dim: Width D of the generator's styles.
-        architecture: Further arguments of `Encoder` or `PspVariant`.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ValueError: If the variant is unknown.
-    """
-    num_ws = 2 * int(math.log2(resolution)) - 2
-    config = {"resolution": resolution, "num_ws": num_ws, "w_dim": w_dim, **architecture}
-    return make_encoder(config if variant == "base" else {"variant": variant, **config})
+LEAST_NOISE = 5.0  # grey levels; below, an estimate is as likely of a clean face
 
 
-def make_encoder(config: dict[str, Any]) -> Encoder | PspVariant:
+def make_encoder(config: dict[str, Any]) -> EncoderBase:
     """Makes an untrained encoder from what `config` of another one says.
 
     Args:
-        config: Arguments of `Encoder`, or with "variant": "psp" those of `PspVariant`.
+        config: Arguments of `Encoder`; with "variant" "psp" or "propulse" those of `models.psp_variant.PspVariant` or
+            `models.propulse.ProPulseEncoder`.
 
     Returns:
         The encoder.
@@ -251,11 +278,14 @@ def make_encoder(config: dict[str, Any]) -> Encoder | PspVariant:
     Raises:
         ValueError: If the variant is unknown, or has no such argument.
     """
-    kinds: dict[str, type[Encoder] | type[PspVariant]] = {"base": Encoder, "psp": PspVariant}
+    from models.propulse import ProPulseEncoder  # here, since both are made of what this file has
+    from models.psp_variant import PspVariant
+
+    kinds: dict[str, type[EncoderBase]] = {"amortized": Encoder, "psp": PspVariant, "propulse": ProPulseEncoder}
     arguments = dict(config)
-    variant = arguments.pop("variant", "base")
+    variant = arguments.pop("variant", "amortized")
     if variant not in kinds:
-        raise ValueError(f"Expected the variant 'base' or 'psp', got {variant!r}.")
+        raise ValueError(f"Expected the variant to be one of {', '.join(kinds)}, got {variant!r}.")
     known = inspect.signature(kinds[variant]).parameters
     wrong = sorted(arguments.keys() - known.keys())
     if wrong:

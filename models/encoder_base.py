@@ -1,24 +1,69 @@
-"""What all encoders share: how they are called, their candidates, and the learned feedback on top of them.
+"""What all encoders share: how they are called, and the noise that makes their samples differ.
 
-An encoder looks at LR faces that lie on a canvas of one size (`read`), makes codes of what it saw (`codes`), and gives
-further candidates around the best guess (`moves`). Everything else is here.
+An encoder looks at LR faces that lie on a canvas of one size (`read`), and makes codes of what it saw: the point
+estimate for the noise 0, samples for standard normal noise (`sample`).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.operator import Downscale
-from models.feedback import HIDDEN, Feedback, on_canvas
+from data.operator import Downscale, upscale_bicubic
 from models.latents import LatentStatistics
-from models.posterior import make_posterior
 
 COARSE_STYLES, MEDIUM_STYLES = 3, 4  # as in pSp; all further ones are fine
+
+
+class Features(NamedTuple):
+    """What an encoder sees in faces.
+
+    Attributes:
+        styles: Features for the coarse, medium and fine styles, one tensor each.
+        levels: Feature maps (B, C, S, S) for the details, coarse to fine; empty for encoders without.
+        known: LR size and noise level as the networks see them (B, 2).
+    """
+
+    styles: Sequence[Tensor]
+    levels: Sequence[Tensor]
+    known: Tensor
+
+
+class Encoding(NamedTuple):
+    """k explanations of each face.
+
+    Attributes:
+        ws: Style codes (B, k, L, D).
+        details: By size r in pixels, what is added to the generator's features at r px (B, k, C, r, r); may be empty.
+    """
+
+    ws: Tensor
+    details: dict[int, Tensor]
+
+
+def face_noise(lr: Tensor, k: int, noise_dim: int, seed: int) -> Tensor:
+    """Samples the noise of k encodings; it depends on the seed and the face alone, never on the batch or on k.
+
+    Args:
+        lr: LR faces (B, 3, s, s) in [-1, 1].
+        k: Encodings per face; the first is the point estimate, whose noise is 0.
+        noise_dim: Width E.
+        seed: Seed, at least 0.
+
+    Returns:
+        Noise (B, k, E), float32 on the CPU, the same on every machine.
+    """
+    pixels = ((lr.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    noise = np.zeros((len(lr), k, noise_dim), np.float32)
+    for row, face in zip(noise, pixels, strict=True):
+        key = int.from_bytes(hashlib.sha256(face.tobytes()).digest()[:8], "little")
+        row[1:] = np.random.default_rng((seed, key)).standard_normal((k - 1, noise_dim), dtype=np.float32)
+    return torch.from_numpy(noise)
 
 
 class EncoderBase(nn.Module):
@@ -29,118 +74,64 @@ class EncoderBase(nn.Module):
         num_ws: Number of styles L.
         w_dim: Width D of a style.
         canvas: Size that LR faces are brought to.
-        feedback: Passes of learned feedback that a bundle takes by default, see `models.feedback`; 0 for no network.
-        rank: Directions of the coordinates of `models.curvature`, for the feedback and for scaled heads.
-        posterior: Distribution that the candidates come from, see `models.posterior`; None for the encoder's own way.
-        context_dim: Width of what the posterior sees.
-        feedback_hidden: See `models.feedback.Feedback`.
-        context_rank: See `models.posterior.ContextNetwork`.
-        feedback_small_rank: See `models.feedback.Feedback`.
+        noise_dim: Width E of the noise of one encoding.
+        rank: Directions of the search's preconditioner, see `models.curvature`; 0 for none.
     """
 
-    spread: Tensor
-    spread_sizes: Tensor
-
-    def __init__(
-        self,
-        resolution: int,
-        num_ws: int,
-        w_dim: int,
-        canvas: int,
-        feedback: int = 0,
-        rank: int = 0,
-        posterior: str | None = None,
-        context_dim: int = 0,
-        feedback_hidden: int = HIDDEN,
-        context_rank: int = 0,
-        feedback_small_rank: int = 0,
-    ) -> None:
+    def __init__(self, resolution: int, num_ws: int, w_dim: int, canvas: int, noise_dim: int, rank: int = 0) -> None:
         super().__init__()
-        self.resolution, self.num_ws, self.w_dim, self.canvas = resolution, num_ws, w_dim, canvas
+        self.resolution, self.num_ws, self.w_dim = resolution, num_ws, w_dim
+        self.canvas, self.noise_dim = canvas, noise_dim
         self.config: dict[str, Any] = {"resolution": resolution, "num_ws": num_ws, "w_dim": w_dim}
+        self.config |= {"rank": rank} if rank else {}
         self.latents = LatentStatistics(w_dim, num_ws, rank)
-        shape = resolution, num_ws, w_dim
-        self.feedback = Feedback(*shape, feedback_hidden, feedback_small_rank) if feedback else None
-        self.posterior = None if posterior is None else make_posterior(posterior, context_dim, w_dim, context_rank)
-        sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
-        self.register_buffer("spread_sizes", torch.tensor(sizes, dtype=torch.float32))
-        self.register_buffer("spread", torch.zeros(len(sizes), num_ws))
-
-    @property
-    def noise_dim(self) -> int:
-        """Width of the noise that a candidate is made from."""
-        return self.w_dim if self.posterior is None else self.posterior.noise_dim
-
-    def passes(self, wanted: int | None) -> int:
-        """Passes of learned feedback: as many as wanted, or what a bundle takes by default if None."""
-        return self.config.get("feedback", 0) if wanted is None else wanted
 
     # ---------------------------------------------------------------- what an encoder does in its own way
 
-    def read(self, canvas: Tensor, size: Tensor) -> list[Tensor]:
+    def read(self, canvas: Tensor, size: Tensor, sigma: Tensor) -> Features:
         """Looks at faces that are already on the canvas; those of one batch may have different sizes.
 
         Args:
             canvas: LR faces as `on_canvas` gives them (B, 3, canvas, canvas), in [-1, 1].
             size: Their LR sizes in pixels (B,).
+            sigma: Standard deviation of their noise in grey levels of 255 (B,).
 
         Returns:
-            Features for the coarse, medium and fine styles.
+            What was seen.
         """
         raise NotImplementedError
 
-    def codes(self, features: list[Tensor]) -> Tensor:
-        """Maps features to the best guess (B, L, D)."""
+    def point(self, features: Features) -> Tensor:
+        """Maps what was seen to the codes of the point estimate before its details (B, L, D)."""
         raise NotImplementedError
 
-    def on_canvas(self, lr: Tensor) -> Tensor:
-        """Brings LR faces (B, 3, s, s) of any one size to the canvas, bicubically."""
-        return on_canvas(lr, self.canvas)
+    def sample(self, features: Features, noise: Tensor) -> Encoding:
+        """Maps what was seen and noise (B, k, E) to k encodings; the noise 0 gives the point estimate."""
+        raise NotImplementedError
 
-    def context(self, features: list[Tensor]) -> Tensor:
-        """What the posterior sees of the features: those for the coarse and the medium styles (B, C)."""
-        return torch.cat(features[:2], dim=1)
-
-    def moves(self, features: list[Tensor], best: Tensor, size: Tensor, noise: Tensor) -> Tensor:
-        """How candidates differ from the best guess where the spread is 1.
-
-        w' − w°, with w' a sample of the posterior and w° its mean; or of all the generator's codes and their mean,
-        where there is no posterior.
-
-        Args:
-            features: See `read`; flat ones (B, C), of which the posterior sees the coarse and the medium.
-            best: Best guess (B, L, D).
-            size: LR sizes in pixels (B,).
-            noise: Standard normal (B, n, noise_dim).
-
-        Returns:
-            Moves (B, n, L, D), or (B, n, 1, D) where they are the same for all layers.
-        """
-        latents = self.latents
-        if self.posterior is None:
-            return (latents.sample(noise) - latents.w_avg)[:, :, None]
-        context, octave = self.context(features), self.octave(size)
-        samples = latents.sample(self.posterior.sample(context, octave, noise))
-        return (samples - latents.sample(self.posterior.mean(context, octave))[:, None])[:, :, None]
+    def noise_level(self, lr: Tensor) -> Tensor:
+        """Estimates the standard deviation of the noise in LR faces (B, 3, s, s), in grey levels (B,)."""
+        return lr.new_zeros(lr.shape[0])
 
     # ---------------------------------------------------------------- calling it
 
-    def forward(
-        self, lr: Tensor, k: int = 1, rng: np.random.Generator | None = None, temperature: float = 1.0
-    ) -> Tensor:
-        """Encodes faces; the first of the k codes is the best guess.
+    def on_canvas(self, lr: Tensor) -> Tensor:
+        """Brings LR faces (B, 3, s, s) of any one size to the canvas, bicubically."""
+        return upscale_bicubic(lr, self.canvas) if lr.shape[3] <= self.canvas else Downscale(self.canvas)(lr)
+
+    def forward(self, lr: Tensor, noise: Tensor | None = None, sigma: Tensor | None = None) -> Encoding:
+        """Encodes faces of one size.
 
         Args:
             lr: LR faces (B, 3, s, s) in [-1, 1], 4 ≤ s ≤ R.
-            k: Codes per face.
-            rng: Source of the further codes; a fixed seed if None.
-            temperature: Scales how far the further codes lie from the best guess; 0 repeats it.
+            noise: Noise (B, k, E), see `face_noise`; None for the point estimate alone, k = 1.
+            sigma: Standard deviation of the noise in the faces, in grey levels (B,); 0 if None.
 
         Returns:
-            Style codes (B, k, L, D).
+            k encodings of each face.
 
         Raises:
-            ValueError: If the faces' shape or k is out of range.
+            ValueError: If the faces' shape is out of range.
         """
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3]:
             raise ValueError(f"Expected square colour faces (B, 3, s, s), got {tuple(lr.shape)}.")
@@ -148,75 +139,17 @@ class EncoderBase(nn.Module):
             raise ValueError(
                 f"Expected faces of 4 to {self.resolution} px, got {lr.shape[3]} px; downscale larger ones first."
             )
-        if k < 1:
-            raise ValueError(f"Expected k ≥ 1 codes per face, got {k}.")
-        size = torch.full((len(lr),), lr.shape[3], device=lr.device)
-        if k == 1:
-            return self.best_guess(self.on_canvas(lr), size)[:, None]
-        rng = np.random.default_rng(0) if rng is None else rng
-        noise = torch.from_numpy(rng.standard_normal((len(lr), k - 1, self.noise_dim), dtype=np.float32)).to(lr.device)
-        return self.candidates(self.on_canvas(lr), size, noise, temperature * self.spread_at(lr.shape[3]))
-
-    def best_guess(self, canvas: Tensor, size: Tensor) -> Tensor:
-        """Encodes faces that are on the canvas: codes (B, L, D) for the arguments of `read`."""
-        return self.codes(self.read(canvas, size))
-
-    def candidates(self, canvas: Tensor, size: Tensor, noise: Tensor, spread: Tensor) -> Tensor:
-        """Encodes faces that are on the canvas: the best guess and further candidates.
-
-        w_l = best_l + spread_l m_l, with m the `moves`.
-
-        Args:
-            canvas: See `read`.
-            size: See `read`.
-            noise: Standard normal (B, k − 1, noise_dim).
-            spread: How far each layer moves (L,), or (B, L).
-
-        Returns:
-            Style codes (B, k, L, D).
-        """
-        features = self.read(canvas, size)
-        best = self.codes(features)  # (B, L, D)
-        moves = self.moves(features, best, size, noise)
-        others = best[:, None] + spread[..., None, :, None] * moves  # (B, k - 1, L, D)
-        return torch.cat([best[:, None], others], dim=1)
+        size = torch.full((lr.shape[0],), float(lr.shape[3]), device=lr.device)
+        noise = lr.new_zeros(lr.shape[0], 1, self.noise_dim) if noise is None else noise
+        sigma = torch.zeros_like(size) if sigma is None else sigma
+        return self.sample(self.read(self.on_canvas(lr), size, sigma), noise)
 
     def octave(self, size: Tensor) -> Tensor:
         """LR sizes in pixels (B,) as the networks see them: about [0, 1] (B,)."""
         return (size.to(self.latents.w_avg.dtype) / self.resolution).log2() / 4 + 1
 
-    def spread_at(self, size: int) -> Tensor:
-        """Interpolates the spread (L,) for an LR size in pixels, linearly in its logarithm."""
-        octaves = self.spread_sizes.log2()
-        position = (math.log2(size) - float(octaves[0])) / float(octaves[-1] - octaves[0]) * (len(octaves) - 1)
-        row = min(max(int(position), 0), len(octaves) - 2)
-        return torch.lerp(self.spread[row], self.spread[row + 1], position - row)
-
-    # ---------------------------------------------------------------- learned feedback
-
-    def correct(self, lr: Tensor, images: Tensor, ws: Tensor) -> Tensor:
-        """Corrects codes by what their faces, downscaled, lack of the LR pictures: one pass of the learned feedback.
-
-        Args:
-            lr: LR faces (B, 3, s, s) in [-1, 1].
-            images: The faces that the codes draw (B, 3, R, R), about [-1, 1].
-            ws: The codes (B, L, D).
-
-        Returns:
-            Better codes (B, L, D).
-
-        Raises:
-            ValueError: If the encoder has no feedback.
-        """
-        if self.feedback is None:
-            raise ValueError("Expected an encoder with feedback, this one has none; train one with feedback_64.yaml.")
-        canvas = self.feedback.canvas
-        residual = on_canvas(lr - Downscale(lr.shape[3])(images), canvas)
-        shrunk = on_canvas(images, 2 * canvas) if images.shape[3] != 2 * canvas else images
-        size = torch.full((len(lr),), lr.shape[3], device=lr.device)
-        return self.correct_on_canvas(on_canvas(lr, canvas), residual, shrunk, size, ws)
-
-    def correct_on_canvas(self, lr: Tensor, residual: Tensor, images: Tensor, size: Tensor, ws: Tensor) -> Tensor:
-        """As `correct`, for pictures on the canvas of `models.feedback.Feedback`; rows may have different LR sizes."""
-        assert self.feedback is not None
-        return ws + self.latents.unscale(self.feedback(lr, residual, images, size, self.latents.offsets(ws)))
+    def mixed_styles(self, point: Tensor, noise: Tensor, first: int) -> Encoding:
+        """Samples as pSp does (section 4.4): from the style `first` on, those of a random face; noise (B, k, D)."""
+        fine = torch.arange(self.num_ws, device=point.device) >= first  # (L,)
+        mixed = fine[:, None] & (noise != 0).any(dim=-1)[..., None, None]  # (B, k, L, 1)
+        return Encoding(torch.where(mixed, self.latents.sample(noise)[:, :, None], point[:, None]), {})

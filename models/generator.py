@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -234,7 +235,12 @@ class SynthesisBlock(nn.Module):
         return [self.conv1] if self.is_first else [self.conv0, self.conv1]
 
     def forward(
-        self, x: Tensor | None, rgb: Tensor | None, ws: Sequence[Tensor], noise: Sequence[Tensor | None]
+        self,
+        x: Tensor | None,
+        rgb: Tensor | None,
+        ws: Sequence[Tensor],
+        noise: Sequence[Tensor | None],
+        details: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draws one resolution.
 
@@ -243,6 +249,7 @@ class SynthesisBlock(nn.Module):
             rgb: Colour so far (B, 3, H/2, W/2), None for the first block.
             ws: One style code (B, D) per layer and one for the colour output.
             noise: One noise map or None per layer.
+            details: What is added to the features (B, C, H, W), None for nothing.
 
         Returns:
             Features (B, C, H, W) and colour (B, 3, H, W).
@@ -252,6 +259,8 @@ class SynthesisBlock(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         for layer, w, n in zip(self.layers, ws[:-1], noise, strict=True):
             x = layer(x, w, n)
+        if details is not None:
+            x = x + details.to(x.dtype)
         y = self.torgb(x, ws[-1])
         if rgb is None:
             return x, y
@@ -313,13 +322,20 @@ class SynthesisNetwork(nn.Module):
             for layer in self.layers
         ]
 
-    def forward(self, ws: Tensor, noise_mode: str = "const", noise: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Draws images.
+    def forward(
+        self,
+        ws: Tensor,
+        noise_mode: str = "const",
+        noise: Sequence[Tensor | None] | None = None,
+        details: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Synthesizes images.
 
         Args:
             ws: Style codes (B, L, D).
-            noise_mode: "const" uses the stored maps, "random" draws fresh ones, "none" adds none.
+            noise_mode: "const" uses the stored maps, "random" samples fresh ones, "none" adds none.
             noise: Maps (B or 1, 1, H, W) per layer that replace the mode's; None entries keep it.
+            details: Features (B, C, r, r) that are added to those of the block of r pixels, by r; see `models.encoder`.
 
         Returns:
             Images (B, 3, R, R), about [-1, 1] but not clamped.
@@ -328,14 +344,16 @@ class SynthesisNetwork(nn.Module):
             ValueError: If the mode is unknown, or codes or noise have the wrong shape.
         """
         if not self._bfloat16:
-            return self._images(ws, noise_mode, noise)
+            return self._images(ws, noise_mode, noise, details or {})
         with torch.autocast(ws.device.type, torch.bfloat16):
-            return self._images(ws, noise_mode, noise).float()
+            return self._images(ws, noise_mode, noise, details or {}).float()
 
-    def _images(self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None) -> Tensor:
+    def _images(
+        self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None, details: Mapping[int, Tensor]
+    ) -> Tensor:
         styles, noises = self._by_block(ws, noise_mode, noise)
         small = sum(size < banded.SMALLEST for size in self.resolutions) if banded.pays(ws) else len(self.blocks)
-        x, sums = self._draw(styles[:small], noises[:small])
+        x, sums = self._draw(styles[:small], noises[:small], details)
         if small < len(self.blocks):
             return banded.draw_blocks(self.blocks[small:], x, sums[-1], styles[small:], noises[small:])
         return sums[-1]
@@ -364,13 +382,16 @@ class SynthesisNetwork(nn.Module):
         return styles, [maps[start : 2 * i + 1] for i, start in enumerate(starts)]
 
     def _draw(
-        self, styles: Sequence[Sequence[Tensor]], noises: Sequence[Sequence[Tensor | None]]
+        self,
+        styles: Sequence[Sequence[Tensor]],
+        noises: Sequence[Sequence[Tensor | None]],
+        details: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> tuple[Tensor, list[Tensor]]:
         """Draws the first blocks; gives the features of the last of them, and the colour after each."""
         x: Tensor | None = None
         sums: list[Tensor] = []
-        for block, w, noise in zip(self.blocks, styles, noises, strict=False):
-            x, rgb = block(x, sums[-1] if sums else None, w, noise)
+        for size, block, w, noise in zip(self.resolutions, self.blocks, styles, noises, strict=False):
+            x, rgb = block(x, sums[-1] if sums else None, w, noise, details.get(size))
             sums.append(rgb)
         assert x is not None
         return x, sums

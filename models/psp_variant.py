@@ -2,11 +2,7 @@
 
 The network of `models.psp_encoder` sees the LR face blown up bilinearly to 256 px, as in pSp's super-resolution, and is
 not told its size. Its styles are offsets from the mean latent; for a generator whose styles are not 512 wide, a last
-linear layer narrows them. Further candidates mix the fine styles with those of random faces:
-
-    w_l = (1 − s_l) best_l + s_l w'_l  for the styles l ≥ 7,
-
-where s_l, the `spread`, is pSp's `mix_alpha`; 1, a plain exchange, until it is calibrated (`training.spread`).
+linear layer narrows them. Samples mix the fine styles, l ≥ 7, with those of random faces (pSp, section 4.4).
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoder_base import EncoderBase
+from models.encoder_base import EncoderBase, Encoding, Features
 from models.layers import EqualLinear
 from models.pretrained import find_weights
 from models.psp_encoder import FIRST_FINE, SIZE, WIDTHS, PspEncoder, load_psp_encoder
@@ -39,7 +35,6 @@ class PspVariant(EncoderBase):
         resolution: Size R of the generator's faces in pixels.
         num_ws: Number of styles L.
         w_dim: Width D of a style.
-        feedback: See `EncoderBase`.
         rank: See `EncoderBase`.
         widths: Channels of the stem and of the backbone's four stages, see `models.psp_encoder.PspEncoder`.
     """
@@ -49,55 +44,42 @@ class PspVariant(EncoderBase):
         resolution: int,
         num_ws: int,
         w_dim: int,
-        feedback: int = 0,
         rank: int = 0,
         widths: Sequence[int] = WIDTHS,
     ) -> None:
-        super().__init__(resolution, num_ws, w_dim, SIZE, feedback, rank)
-        options = {"feedback": feedback, "rank": rank, "widths": list(widths) if tuple(widths) != WIDTHS else None}
-        self.config |= {"variant": "psp", **{name: value for name, value in options.items() if value}}
+        super().__init__(resolution, num_ws, w_dim, SIZE, w_dim, rank)
+        self.config |= {"variant": "psp"} | ({"widths": list(widths)} if tuple(widths) != WIDTHS else {})
         self.network = PspEncoder(num_ws, "psp", widths)
         self.network.latent_avg = None  # type: ignore[assignment]  # the generator's own, in `latents`, takes its place
         self.narrow = EqualLinear(self.network.w_dim, w_dim) if self.network.w_dim != w_dim else nn.Identity()
-        self.spread[:, FIRST_FINE:] = 1.0
 
     def on_canvas(self, lr: Tensor) -> Tensor:
         """Brings LR faces (B, 3, s, s) of any one size to 256 px, bilinearly as torchvision's Resize does."""
         return F.interpolate(lr, size=(SIZE, SIZE), mode="bilinear", antialias=True)
 
-    def read(self, canvas: Tensor, size: Tensor) -> list[Tensor]:
-        """Looks at faces of 256 px (B, 3, 256, 256); gives the coarse, medium and fine level of the pyramid.
+    def read(self, canvas: Tensor, size: Tensor, sigma: Tensor) -> Features:
+        """Looks at faces of 256 px (B, 3, 256, 256).
 
         Args:
             canvas: LR faces as `on_canvas` gives them.
             size: Not looked at.
+            sigma: Not looked at.
 
         Returns:
-            Levels (B, C, 16, 16), (B, C, 32, 32) and (B, C, 64, 64).
+            Levels of the pyramid (B, C, 16, 16), (B, C, 32, 32) and (B, C, 64, 64) as features for the styles.
         """
         levels = self.network.pyramid(canvas.contiguous(memory_format=torch.channels_last))
-        return [levels[stride] for stride in sorted(levels, reverse=True)]
+        return Features([levels[stride] for stride in sorted(levels, reverse=True)], [], size[:, None])
 
-    def codes(self, features: list[Tensor]) -> Tensor:
-        """Maps the levels of `read` to the best guess (B, L, D)."""
-        coarse, medium, fine = features
+    def point(self, features: Features) -> Tensor:
+        """Maps the levels of `read` to codes (B, L, D)."""
+        coarse, medium, fine = features.styles
         offsets = self.network.offsets({16: coarse, 8: medium, 4: fine})
         return self.latents.w_avg + self.narrow(offsets).float()
 
-    def moves(self, features: list[Tensor], best: Tensor, size: Tensor, noise: Tensor) -> Tensor:
-        """How candidates differ from the best guess where the spread is 1: their fine styles are a random face's.
-
-        Args:
-            features: Not looked at.
-            best: Best guess (B, L, D).
-            size: Not looked at.
-            noise: Standard normal (B, n, D).
-
-        Returns:
-            Moves (B, n, L, D), 0 for the coarse and medium styles.
-        """
-        fine = torch.arange(self.num_ws, device=best.device) >= FIRST_FINE  # (L,)
-        return fine[:, None] * (self.latents.sample(noise)[:, :, None] - best[:, None])
+    def sample(self, features: Features, noise: Tensor) -> Encoding:
+        """Mixes the fine styles with those of random faces; noise (B, k, D)."""
+        return self.mixed_styles(self.point(features), noise, FIRST_FINE)
 
     # ---------------------------------------------------------------- weights of others
 

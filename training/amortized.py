@@ -1,0 +1,417 @@
+"""Trains the stochastic encoder by the energy score, through the frozen generator and the back-projection.
+
+    L = S(x; s, s′) + λ_p d(x, s₀) + λ_r ‖y − D G‖ + λ_w ‖(w − w̄)/σ_w‖² + λ_a L_adv + λ_o (|G| − 1)₊
+
+s and s′ are two samples of one face and s₀ is the point estimate, all after the projection onto the input y; S and d
+are in `losses.energy`. The score alone lets codes leave the generator's manifold, since the projection mends what they
+miss: λ_r weighs what it has to mend, and λ_w the distance to the mean latent. A discriminator on the features that
+LPIPS has computed keeps the samples as sharp as photos.
+
+Inputs have all sizes from `min_lr_size` to `max_lr_size`, several in every batch; some are degraded, and the encoder is
+told how strongly.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.utils import make_grid
+
+from data.degradation import random_degradation
+from data.operator import Downscale, back_project, upscale_bicubic
+from losses.energy import Embedded, energy_score, feature_distance
+from losses.perceptual import LPIPS
+from models import load_generator
+from models.bundle import load_bundle, save_bundle
+from models.encoder import Encoder
+from models.encoder_base import Encoding
+from models.feature_discriminator import FeatureDiscriminator
+from models.generator import Generator
+from models.identity import Identity
+from models.weights import sha256_of
+from training.batches import faces_from_bytes, random_sizes
+from training.export_folder import export_folder
+from training.owner import OwnedTraining, Owner
+from training.randomness import step_rng
+from training.schedule import warmup_cosine
+
+JUDGED = (0, 1, 2, 4, 6)  # of LPIPS' seven levels, those that the discriminator sees
+GREY = 127.5  # grey levels in a unit of [-1, 1]
+
+
+class Inputs(NamedTuple):
+    """LR faces of one size.
+
+    Attributes:
+        lr: LR faces (b, 3, s, s) in [-1, 1], on the 8-bit grid.
+        sigma: Root mean square of what a degradation did to them, in grey levels (b,); 0 for clean ones.
+    """
+
+    lr: Tensor
+    sigma: Tensor
+
+
+class Synthesized(NamedTuple):
+    """Faces before and after the projection.
+
+    Attributes:
+        encoding: Where they come from.
+        raw: The generator's faces (B, k, 3, R, R).
+        images: The projected faces (B, k, 3, R, R), in [-1, 1].
+        lacking: Mean square of y − D(raw) (B, k).
+    """
+
+    encoding: Encoding
+    raw: Tensor
+    images: Tensor
+    lacking: Tensor
+
+
+class AmortizedTraining(OwnedTraining):
+    """Training of the stochastic encoder for a given generator.
+
+    Args:
+        generator: Weights of the generator, see `models.load_generator`.
+        architecture: Further arguments of `models.encoder.Encoder`.
+        init_encoder: Bundle whose encoder and latent statistics to start from; None to start from scratch.
+        learning_rate: Adam's, at its peak.
+        learning_rate_discriminator: Adam's.
+        warmup_steps: Steps over which the learning rate rises, before half a cosine down to zero.
+        weight_lpips: c_lpips of `losses.energy`.
+        weight_l2: c_l2.
+        weight_identity: c_identity; 0 switches the embedding network off.
+        weight_point: λ_p.
+        weight_residual: λ_r.
+        weight_latent: λ_w.
+        weight_adversarial: λ_a.
+        weight_range: λ_o.
+        identity_faces: Faces of each batch that the identity looks at; it is the most expensive term.
+        discriminator_warmup: Steps in which the discriminator only learns.
+        min_lr_size: Smallest LR size in pixels.
+        max_lr_size: Largest LR size in pixels; R − 1 if None.
+        oversample_sizes: LR sizes that are trained more than others.
+        oversample_prob: How often one of them is taken.
+        sizes_per_batch: Number of LR sizes in one batch.
+        degraded_prob: How often the faces of one size are degraded by more than downscaling.
+        ema_steps: Half-life of the moving average, in steps.
+        gradient_clip: Largest norm of the encoder's gradient.
+        val_lr: LR sizes that validation measures.
+        export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
+        bundle_info: Name, licence and training data, for the bundle.
+        seed: Determines every random choice together with the step.
+    """
+
+    def __init__(
+        self,
+        generator: str = "bundles/celeba64/generator.safetensors",
+        architecture: dict[str, Any] | None = None,
+        init_encoder: str | None = None,
+        learning_rate: float = 2e-4,
+        learning_rate_discriminator: float = 1e-3,
+        warmup_steps: int = 50,
+        weight_lpips: float = 1.0,
+        weight_l2: float = 0.5,
+        weight_identity: float = 0.05,
+        weight_point: float = 0.5,
+        weight_residual: float = 1.0,
+        weight_latent: float = 0.03,
+        weight_adversarial: float = 0.05,
+        weight_range: float = 1.0,
+        identity_faces: int = 2,
+        discriminator_warmup: int = 100,
+        min_lr_size: int = 4,
+        max_lr_size: int | None = None,
+        oversample_sizes: tuple[int, ...] = (),
+        oversample_prob: float = 0.6,
+        sizes_per_batch: int = 4,
+        degraded_prob: float = 0.25,
+        ema_steps: float = 500,
+        gradient_clip: float = 1.0,
+        val_lr: tuple[int, ...] = (16, 8),
+        export_to: str | None = None,
+        bundle_info: dict[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        missing = {"name", "licence", "training_data"} - set(bundle_info or {})
+        if export_to is not None and missing:
+            raise ValueError(
+                f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
+            )
+        loaded = load_generator(generator)
+        self.owner = Owner("generator_sha256", sha256_of(generator), str(generator))
+        shape = loaded.resolution, loaded.num_ws, loaded.w_dim, loaded.config["channels"]
+        self.encoder = Encoder(*shape, **(architecture or {}))  # type: ignore[arg-type]
+        self._start(loaded, init_encoder)
+        self.encoder_ema = copy.deepcopy(self.encoder).eval().requires_grad_(False)
+        # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
+        self._generator: tuple[Generator] = (loaded.requires_grad_(False),)
+        self._lpips = (LPIPS(),)
+        self._identity = (Identity(),) if weight_identity and identity_faces else ()
+        self.discriminator = self._new_discriminator()
+
+    def _start(self, generator: Generator, path: str | None) -> None:
+        """Fits the latent statistics, or takes them and all weights from a bundle."""
+        encoder = self.encoder
+        if path is None:
+            encoder.latents.fit(generator)
+            noise = torch.randn(4000, encoder.w_dim, generator=torch.Generator().manual_seed(0))
+            encoder.w_std.copy_(encoder.latents.sample(noise).std(dim=0))
+            return
+        theirs = load_bundle(path).encoder
+        if theirs.config != encoder.config:
+            raise ValueError(
+                f"Expected an encoder with {encoder.config} in {path}, got one with {theirs.config}; start from one "
+                "for a generator of the same shape, or from scratch without init_encoder."
+            )
+        encoder.load_state_dict(theirs.state_dict())
+
+    def _new_discriminator(self) -> FeatureDiscriminator:
+        """Makes the discriminator; the scales of the levels are those of noise until the first batch sets them."""
+        with torch.no_grad():
+            levels = self._lpips[0].activations(torch.zeros(1, 3, 64, 64))
+        channels = [levels[i].shape[1] for i in JUDGED]
+        return FeatureDiscriminator([1.0] * len(JUDGED), channels)
+
+    # ---------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        """Moves the frozen networks to the device.
+
+        Raises:
+            ValueError: If data and generator have different resolutions, or there are several devices.
+        """
+        faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
+        if faces != self.encoder.resolution:
+            raise ValueError(f"Expected model and data of one resolution, got {self.encoder.resolution} and {faces}.")
+        device = self.trainer.strategy.root_device
+        for network in (self._generator[0], self._lpips[0], *self._identity):
+            network.to(device)
+        for network in (self._generator[0], self.encoder, self.encoder_ema):
+            network.to(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW for the encoder, Adam for the discriminator."""
+        adam = torch.optim.AdamW(
+            self.encoder.parameters(), self.hparams["learning_rate"], betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        rate = self.hparams["learning_rate_discriminator"]
+        return [adam, torch.optim.Adam(self.discriminator.parameters(), rate, betas=(0.0, 0.99))]
+
+    # ---------------------------------------------------------------- one step
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
+        rng = step_rng(self.hparams["seed"], self.global_step, self.global_rank, self.device)
+        self._keep_batch_statistics()
+        faces = faces_from_bytes(batch, rng)
+        inputs = self.make_inputs(faces, rng)
+        noise = torch.randn(len(faces), 3, self.encoder.noise_dim, device=self.device, generator=rng)
+        noise[:, 2] = 0  # the point estimate
+        made = self.synthesize(self.encoder, inputs, noise)
+        with self._full_precision():
+            fake = self._lpips[0].activations(made.images.flatten(0, 1))
+            with torch.no_grad():
+                real = self._lpips[0].activations(faces)
+            self._set_scales(real)
+            losses = self._losses(faces, made, real, fake, inputs, rng)
+        adam, adam_d = self.optimizers()
+        self._encoder_step(adam, losses)
+        self._discriminator_step(adam_d.optimizer, real, [level.detach() for level in fake])
+        self._average()
+
+    def make_inputs(self, faces: Tensor, rng: torch.Generator) -> list[Inputs]:
+        """Downscales equal parts of a batch (B, 3, R, R) to different sizes, and degrades some of them."""
+        h = self.hparams
+        largest = h["max_lr_size"] or self.encoder.resolution - 1
+        share = h["oversample_sizes"], h["oversample_prob"]
+        sizes = random_sizes(h["sizes_per_batch"], h["min_lr_size"], largest, *share, rng)
+        seeds = torch.randint(0, 2**31, (len(sizes),), device=self.device, generator=rng).tolist()
+        inputs = []
+        with self._full_precision():
+            for part, size, seed in zip(faces.chunk(len(sizes)), sizes, seeds, strict=False):
+                chance, operator = np.random.default_rng(seed), Downscale(size)
+                degradation = random_degradation(chance, clean=1 - h["degraded_prob"])
+                lr = degradation(part, operator, chance)
+                sigma = (lr - operator(part)).square().mean(dim=(1, 2, 3)).sqrt() * GREY
+                inputs.append(Inputs(lr, torch.where(sigma < 1, 0, sigma)))  # rounding to 8 bits is no noise
+        return inputs
+
+    def synthesize(self, encoder: Encoder, inputs: list[Inputs], noise: Tensor) -> Synthesized:
+        """Encodes, synthesizes and projects; noise (B, k, E)."""
+        k = noise.shape[1]
+        with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
+            canvas = torch.cat([encoder.on_canvas(part.lr) for part in inputs])
+        size = torch.cat([torch.full_like(part.sigma, part.lr.shape[3]) for part in inputs])
+        sigma = torch.cat([part.sigma for part in inputs])
+        encoding = encoder.sample(encoder.read(canvas, size, sigma), noise)
+        details = {r: d.flatten(0, 1) for r, d in encoding.details.items()}
+        raw = self._generator[0].synthesis(encoding.ws.flatten(0, 1), details=details).float()
+        images, lacking = [], []
+        with self._full_precision():
+            for part, x in zip(inputs, raw.split([k * len(part.lr) for part in inputs]), strict=True):
+                lr, ratio = part.lr.repeat_interleave(k, dim=0), self._noise_ratio(encoder, part.sigma, k)
+                lacking.append((lr - Downscale(lr.shape[3])(x)).square().mean(dim=(1, 2, 3)))
+                images.append(back_project(x, lr, noise_ratio=ratio))
+        shape = noise.shape[:2]
+        return Synthesized(
+            encoding, raw.unflatten(0, shape), torch.cat(images).unflatten(0, shape), torch.cat(lacking).unflatten(0, shape)
+        )
+
+    @staticmethod
+    def _noise_ratio(encoder: Encoder, sigma: Tensor, k: int) -> Tensor | None:
+        if not sigma.any():
+            return None
+        return ((sigma / GREY).square() / encoder.lacking).repeat_interleave(k)
+
+    def _losses(
+        self, faces: Tensor, made: Synthesized, real: list[Tensor], fake: list[Tensor], inputs: list[Inputs],
+        rng: torch.Generator,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        h, encoder = self.hparams, self.encoder
+        weights = h["weight_lpips"], h["weight_l2"], h["weight_identity"]
+        truth, (a, b, point) = self._embedded(faces, made.images, real, fake, rng)
+        energy = energy_score(truth, a, b, weights)
+        sigma = torch.cat([part.sigma for part in inputs])
+        guessed = torch.cat([encoder.noise_estimator(p.lr, encoder.octave(torch.full_like(p.sigma, p.lr.shape[3]))) for p in inputs])
+        self._update_lacking(made.lacking.detach()[sigma == 0])
+        losses = {
+            "score": energy.score.mean(),
+            "point": feature_distance(truth, point, weights).mean(),
+            "residual": (made.lacking + 1e-6).sqrt().mean(),
+            "latent": ((made.encoding.ws - encoder.latents.w_avg) / encoder.w_std).square().mean(),
+            "range": F.relu(made.raw.abs() - 1).mean(),
+            "noise": (guessed - (1 + sigma).log()).square().mean(),
+        }
+        if h["weight_adversarial"] and self.global_step >= h["discriminator_warmup"]:
+            self.discriminator.requires_grad_(False)
+            logits = self.discriminator([fake[i] for i in JUDGED])
+            losses["adversarial"] = -torch.stack([level.mean() for level in logits]).mean()
+            self.discriminator.requires_grad_(True)
+        self.log_dict({"energy/to_truth": energy.to_truth.mean().detach(), "energy/between": energy.between.mean().detach()})
+        return losses
+
+    def _embedded(
+        self, faces: Tensor, images: Tensor, real: list[Tensor], fake: list[Tensor], rng: torch.Generator
+    ) -> tuple[Embedded, list[Embedded]]:
+        """What the distance compares; the faces whose identity is looked at come first."""
+        lpips, count = self._lpips[0], self.hparams["identity_faces"] if self._identity else 0
+        order = torch.randperm(len(faces), device=self.device, generator=rng)
+        truth_features = [f[order] for f in lpips.normalized(real)]
+        features = [f.unflatten(0, images.shape[:2])[order] for f in lpips.normalized(fake)]
+        faces, images = faces[order], images[order]
+        if not count:
+            return Embedded(faces, truth_features), [
+                Embedded(images[:, j], [f[:, j] for f in features]) for j in range(images.shape[1])
+            ]
+        with torch.no_grad():
+            person = self._identity[0](faces[:count])
+        persons = self._identity[0](images[:count].flatten(0, 1)).unflatten(0, (count, -1))
+        return Embedded(faces, truth_features, person), [
+            Embedded(images[:, j], [f[:, j] for f in features], persons[:, j]) for j in range(images.shape[1])
+        ]
+
+    def _encoder_step(self, adam: Any, losses: dict[str, Tensor]) -> None:
+        h, step = self.hparams, self.global_step
+        total = torch.stack([h.get(f"weight_{name}", 1.0) * value for name, value in losses.items()]).sum()
+        for group in adam.param_groups:
+            group["lr"] = h["learning_rate"] * warmup_cosine(step, self.trainer.max_steps, h["warmup_steps"])
+        adam.zero_grad()
+        self.manual_backward(total)
+        norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), h["gradient_clip"])
+        adam.step()
+        self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
+        self.log("loss", total.detach(), prog_bar=True)
+
+    def _discriminator_step(self, adam: torch.optim.Optimizer, real: list[Tensor], fake: list[Tensor]) -> None:
+        if not self.hparams["weight_adversarial"]:
+            return
+        pairs = list(zip(self.discriminator([real[i] for i in JUDGED]), self.discriminator([fake[i] for i in JUDGED]), strict=True))
+        loss = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
+        adam.zero_grad()
+        self.manual_backward(loss)
+        adam.step()
+        gap = torch.stack([r.mean() - f.mean() for r, f in pairs]).mean()
+        self.log_dict({"loss/discriminator": loss.detach(), "logits/gap": gap.detach()})
+
+    # ---------------------------------------------------------------- pieces
+
+    def _full_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _keep_batch_statistics(self) -> None:
+        """Holds the statistics of an encoder that was trained before: one batch of 16 faces knows them less well."""
+        if self.hparams["init_encoder"] is not None:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    @torch.no_grad()
+    def _set_scales(self, real: list[Tensor]) -> None:
+        """Measures the scales of the discriminator's levels, once."""
+        if self.global_step == 0:
+            self.discriminator.scales.copy_(torch.stack([real[i].square().mean().sqrt() for i in JUDGED]))
+
+    @torch.no_grad()
+    def _update_lacking(self, lacking: Tensor) -> None:
+        """Lets τ² follow the mean over clean faces."""
+        if lacking.numel():
+            self.encoder.lacking.lerp_(lacking.mean(), 0.1 if self.global_step < 100 else 0.005)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Updates the averaged encoder; early in a run the average is short."""
+        halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
+        update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
+        averaged, current = (
+            [t for t in network.state_dict().values() if t.is_floating_point()]
+            for network in (self.encoder_ema, self.encoder)
+        )
+        update(averaged, current, None)
+
+    # ---------------------------------------------------------------- validation
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Measures the averaged encoder on faces uint8 (B, 3, R, R), without flips."""
+        faces, lpips = faces_from_bytes(batch), self._lpips[0]
+        rng = step_rng(self.hparams["seed"], -1 - batch_idx, 0, self.device)
+        noise = torch.randn(len(faces), 3, self.encoder.noise_dim, device=self.device, generator=rng)
+        noise[:, 2] = 0
+        for size in self.hparams["val_lr"]:
+            with self._full_precision():
+                lr = ((Downscale(size)(faces) + 1) * GREY).round().clamp(0, 255) / GREY - 1
+            made = self.synthesize(self.encoder_ema, [Inputs(lr, torch.zeros(len(lr), device=self.device))], noise)
+            with self._full_precision():
+                truth, (a, b, point) = lpips.features(faces), (lpips.features(x) for x in made.images.unbind(1))
+                draws = (lpips.distance(truth, a) + lpips.distance(truth, b)).mean() / 2
+                between = lpips.distance(a, b).mean()
+            scores = {
+                f"val/lpips_point_{size}": lpips.distance(truth, point).mean(),
+                f"val/lpips_draw_{size}": draws,
+                f"val/lpips_between_{size}": between,
+                f"val/dispersion_{size}": between / draws,
+            }
+            self.log_dict(scores, batch_size=len(faces), sync_dist=True)
+            if batch_idx == 0 and isinstance(self.logger, TensorBoardLogger):
+                rows = [upscale_bicubic(lr, faces.shape[3])[:8], *made.images[:8].unbind(1), faces[:8]]
+                grid = make_grid(torch.cat(rows).clamp(-1, 1) / 2 + 0.5, nrow=min(8, len(faces)))
+                self.logger.experiment.add_image(f"samples_{size}", grid, self.global_step)
+
+    def on_fit_end(self) -> None:
+        """Saves the bundle."""
+        folder = export_folder(self.trainer, self.hparams["export_to"])
+        if folder is None:
+            return
+        self.owner.check_unchanged(sha256_of(self.hparams["generator"]))
+        sizes = [self.hparams["min_lr_size"], self.encoder.resolution]
+        info = {"lr_sizes": sizes, **self.hparams["bundle_info"]}
+        save_bundle(folder, load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu(), info)
