@@ -58,6 +58,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from search.consistency import make_consistent
 from torch import Tensor
 
 from data.command import (
@@ -103,7 +104,6 @@ from models.determinism import use_deterministic_kernels
 from models.device import choose_device
 from search.candidates import find_candidates, start_codes
 from search.command import FILM, add_search_options, read_plan, search_bar, tell_of_search, write_latents
-from search.consistency import make_consistent
 from search.film import Film
 from search.loop import draw
 

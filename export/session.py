@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-
 from data.sampling import check_sampling
+
 from data.taps import resize
 from export.metadata import ENCODER, FEEDBACK, GENERATOR, Metadata, from_props
 from export.passes import ROWS, feedback_inputs, take_passes

@@ -106,7 +106,9 @@ class LPIPS(Frozen):
         """Gives `activations` of unit norm over the channels, times √v: what `distance` compares."""
         # The constant keeps the gradient finite where a pixel has no active channel.
         norms = [(x.square().sum(dim=1, keepdim=True) + 1e-20).rsqrt() for x in activations]
-        return tuple(x * n * self.get_buffer(f"root{i}") for i, (x, n) in enumerate(zip(activations, norms, strict=True)))
+        return tuple(
+            x * n * self.get_buffer(f"root{i}") for i, (x, n) in enumerate(zip(activations, norms, strict=True))
+        )
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Computes what `distance` compares, `normalized(activations(images))`."""

@@ -40,7 +40,6 @@ from models.generator import Generator, SynthesisNetwork
 from models.pretrained import ROOT
 from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
-
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
 FLOW_PREFIX = "flow."  # of the flow's tensors in latents.safetensors
 PRECISIONS = ("float32", "bf16")

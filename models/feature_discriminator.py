@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+LIPSCHITZ = 4.0  # of a head; with 1, which spectral normalization alone gives, logits never reach the hinge's margin
+
 
 class FeatureHead(nn.Module):
     """Judges every place of one level.
@@ -33,7 +35,7 @@ class FeatureHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (B, C, H, W) to logits (B, H · W), higher means more real."""
         x = F.leaky_relu(self.enter(features), 0.2)
-        return self.judge(F.leaky_relu(self.look(x), 0.2)).flatten(1)
+        return LIPSCHITZ * self.judge(F.leaky_relu(self.look(x), 0.2)).flatten(1)
 
 
 class FeatureDiscriminator(nn.Module):
@@ -47,7 +49,7 @@ class FeatureDiscriminator(nn.Module):
 
     scales: Tensor
 
-    def __init__(self, scales: Sequence[float], channels: Sequence[int], width: int = 64) -> None:
+    def __init__(self, scales: Sequence[float], channels: Sequence[int], width: int = 32) -> None:
         super().__init__()
         self.register_buffer("scales", torch.tensor(scales))  # levels differ in scale; each enters at about 1
         self.heads = nn.ModuleList(FeatureHead(c, width) for c in channels)

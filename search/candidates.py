@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from data.sampling import check_sampling
 from torch import Tensor
 
 from data.operator import EPSILON, Downscale
-from data.sampling import check_sampling
 from models.curvature import Curvature, measure_curvature
 from search import rls
 from search.loop import Found, Step

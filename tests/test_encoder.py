@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from training.spread import calibrate_spread
 
 from data.operator import Downscale, downscaling_error
 from models.encoder import Encoder, create_encoder
 from models.generator import Generator
 from models.latents import LatentStatistics, gaussianize, ungaussianize
 from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
-from training.spread import calibrate_spread
 
 D = 16
 

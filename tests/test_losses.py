@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from losses.face_parts import FaceParts
+from losses.feature_means import FeatureMeans
 from torch import Tensor
 
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from losses.face_parts import FaceParts
-from losses.feature_means import FeatureMeans
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.path_length import path_lengths

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from search.consistency import make_consistent
 from small_runs import write_bundle
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from models.encoder import Encoder
 from models.generator import Generator
 from models.latents import gaussianize
 from search.candidates import Plan, curvature_of, find_candidates, refine_codes, rows_at_once, start_codes
-from search.consistency import make_consistent
 from search.loop import draw
 from search.refine import OPTIMISERS, PASSES_PER_STEP, SPACES, RefineSettings, plan, refine, refine_problem, spread_of_w
 

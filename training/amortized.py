@@ -43,6 +43,7 @@ from training.randomness import step_rng
 from training.schedule import warmup_cosine
 
 JUDGED = (0, 1, 2, 4, 6)  # of LPIPS' seven levels, those that the discriminator sees
+ROUNDS = 2  # of the projection; the other six hardly move a face, and each costs as much
 GREY = 127.5  # grey levels in a unit of [-1, 1]
 
 
@@ -261,10 +262,13 @@ class AmortizedTraining(OwnedTraining):
             for part, x in zip(inputs, raw.split([k * len(part.lr) for part in inputs]), strict=True):
                 lr, ratio = part.lr.repeat_interleave(k, dim=0), self._noise_ratio(encoder, part.sigma, k)
                 lacking.append((lr - Downscale(lr.shape[3])(x)).square().mean(dim=(1, 2, 3)))
-                images.append(back_project(x, lr, noise_ratio=ratio))
+                images.append(back_project(x, lr, noise_ratio=ratio, rounds=ROUNDS))
         shape = noise.shape[:2]
         return Synthesized(
-            encoding, raw.unflatten(0, shape), torch.cat(images).unflatten(0, shape), torch.cat(lacking).unflatten(0, shape)
+            encoding,
+            raw.unflatten(0, shape),
+            torch.cat(images).unflatten(0, shape),
+            torch.cat(lacking).unflatten(0, shape),
         )
 
     @staticmethod
@@ -282,7 +286,9 @@ class AmortizedTraining(OwnedTraining):
         truth, (a, b, point) = self._embedded(faces, made.images, real, fake, rng)
         energy = energy_score(truth, a, b, weights)
         sigma = torch.cat([part.sigma for part in inputs])
-        guessed = torch.cat([encoder.noise_estimator(p.lr, encoder.octave(torch.full_like(p.sigma, p.lr.shape[3]))) for p in inputs])
+        guessed = torch.cat(
+            [encoder.noise_estimator(p.lr, encoder.octave(torch.full_like(p.sigma, p.lr.shape[3]))) for p in inputs]
+        )
         self._update_lacking(made.lacking.detach()[sigma == 0])
         losses = {
             "score": energy.score.mean(),
@@ -294,10 +300,12 @@ class AmortizedTraining(OwnedTraining):
         }
         if h["weight_adversarial"] and self.global_step >= h["discriminator_warmup"]:
             self.discriminator.requires_grad_(False)
-            logits = self.discriminator([fake[i] for i in JUDGED])
+            logits = self._judge(fake)
             losses["adversarial"] = -torch.stack([level.mean() for level in logits]).mean()
             self.discriminator.requires_grad_(True)
-        self.log_dict({"energy/to_truth": energy.to_truth.mean().detach(), "energy/between": energy.between.mean().detach()})
+        self.log_dict(
+            {"energy/to_truth": energy.to_truth.mean().detach(), "energy/between": energy.between.mean().detach()}
+        )
         return losses
 
     def _embedded(
@@ -327,7 +335,11 @@ class AmortizedTraining(OwnedTraining):
             group["lr"] = h["learning_rate"] * warmup_cosine(step, self.trainer.max_steps, h["warmup_steps"])
         adam.zero_grad()
         self.manual_backward(total)
-        norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), h["gradient_clip"])
+        apart = {id(p) for p in self.encoder.noise_estimator.parameters()}  # its loss says nothing of the others' scale
+        norm = nn.utils.clip_grad_norm_(
+            [p for p in self.encoder.parameters() if id(p) not in apart], h["gradient_clip"]
+        )
+        nn.utils.clip_grad_norm_(self.encoder.noise_estimator.parameters(), h["gradient_clip"])
         adam.step()
         self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
         self.log("loss", total.detach(), prog_bar=True)
@@ -335,13 +347,17 @@ class AmortizedTraining(OwnedTraining):
     def _discriminator_step(self, adam: torch.optim.Optimizer, real: list[Tensor], fake: list[Tensor]) -> None:
         if not self.hparams["weight_adversarial"]:
             return
-        pairs = list(zip(self.discriminator([real[i] for i in JUDGED]), self.discriminator([fake[i] for i in JUDGED]), strict=True))
+        pairs = list(zip(self._judge(real), self._judge(fake), strict=True))
         loss = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
         adam.zero_grad()
         self.manual_backward(loss)
         adam.step()
         gap = torch.stack([r.mean() - f.mean() for r, f in pairs]).mean()
         self.log_dict({"loss/discriminator": loss.detach(), "logits/gap": gap.detach()})
+
+    def _judge(self, levels: list[Tensor]) -> list[Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bf16-mixed"):
+            return [logits.float() for logits in self.discriminator([levels[i] for i in JUDGED])]
 
     # ---------------------------------------------------------------- pieces
 

@@ -22,7 +22,7 @@ def measure_coordinates(generator: Generator, rank: int, seed: int, encoder: Enc
         generator: The generator.
         rank: Directions r at most.
         seed: Of faces and probes.
-        encoder: Trained encoder whose best guesses are the typical codes, on the generator's device; None for the codes
+        encoder: Trained encoder whose point estimates are the typical codes, on the generator's device; None for the codes
             that drew the faces.
 
     Returns:
@@ -34,5 +34,5 @@ def measure_coordinates(generator: Generator, rank: int, seed: int, encoder: Enc
         ws = generator.mapping(torch.from_numpy(z).to(generator.w_avg.device), 0.8)
         if encoder is not None:
             parts = generator.synthesis(ws).clamp(-1, 1).chunk(len(operators))
-            ws = torch.cat([encoder(op(part))[:, 0] for op, part in zip(operators, parts, strict=True)])
+            ws = torch.cat([encoder(op(part)).ws[:, 0] for op, part in zip(operators, parts, strict=True)])
     return measure_curvature(generator.synthesis, ws, operators, rank=rank, seed=seed)

@@ -28,13 +28,14 @@ from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.perceptual import LPIPS
 from models import load_generator
-from models.encoder import Encoder, create_encoder
+from models.encoder import make_encoder
+from models.encoder_base import Features
 from models.generator import Generator
 from models.identity import Identity
+from models.propulse import ProPulseEncoder
 from models.weights import sha256_of
 from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
-from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
@@ -42,7 +43,6 @@ from training.ranger import Ranger
 from training.schedule import scheduled
 from training.side_outputs import SideOutputs
 from training.starting import start_backbone, start_from
-from training.synthetic import synthetic_loss
 
 
 class EncoderTraining(OwnedTraining):
@@ -50,13 +50,12 @@ class EncoderTraining(OwnedTraining):
 
     Args:
         generator: Weights of the generator, see `models.load_generator`.
-        variant: Which encoder, see `models.create_encoder`.
-        architecture: Further arguments of that encoder, such as `backbone`, `canvas`, `base`, `rank`.
+        variant: "psp" or "propulse", see `models.encoder.make_encoder`.
+        architecture: Further arguments of that encoder, such as `backbone` or `canvas`.
         init_encoder: Bundle whose encoder to start from (or, for the variant "psp", a checkpoint of pSp), None to start
             from scratch: when a generator has been trained on, its old encoder needs a fraction of the steps.
         init_backbone: For the variant "psp": weights of a face recognition network for its backbone, such as
             model_ir_se50.pth, see `PspVariant.load_backbone`.
-        synthetic_steps: First steps, which learn the codes of faces that the generator draws, see `training.synthetic`.
         optimiser: "adamw", or pSp's "ranger", see `training.ranger`.
         learning_rate: At its peak.
         warmup_steps: Steps over which the learning rate rises.
@@ -66,8 +65,8 @@ class EncoderTraining(OwnedTraining):
         weight_identity: λ_id; 0 switches the embedding network off.
         weight_latent: λ_w.
         weight_downscaling: λ_d.
-        weight_partial: Of codes whose finer layers are the base code; wants `architecture: {base: true}`. Draws every
-            batch once more.
+        weight_partial: Of codes whose finer layers are the base code; for the variant "propulse". Synthesizes
+            every batch once more.
         weight_side: Of the side outputs.
         loss_size: Size in pixels at which faces are compared by λ₂, λ_p and λ_id, as pSp does at 256; R if None.
         identity_share: Share of each batch that the identity loss looks at; it is the most expensive loss.
@@ -87,11 +86,10 @@ class EncoderTraining(OwnedTraining):
     def __init__(
         self,
         generator: str = "bundles/celeba64/generator.safetensors",
-        variant: str = "base",
+        variant: str = "psp",
         architecture: dict[str, Any] | None = None,
         init_encoder: str | None = None,
         init_backbone: str | None = None,
-        synthetic_steps: int = 0,
         optimiser: Literal["adamw", "ranger"] = "adamw",
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
@@ -126,9 +124,10 @@ class EncoderTraining(OwnedTraining):
             )
         loaded = load_generator(generator)
         self.owner = Owner("generator_sha256", sha256_of(generator), str(generator))
-        self.encoder = create_encoder(loaded.resolution, variant, loaded.w_dim, **(architecture or {}))
-        if weight_partial and getattr(self.encoder, "base", None) is None:
-            raise ValueError("Expected an encoder with a base head for weight_partial; add architecture {base: true}.")
+        shape = {"resolution": loaded.resolution, "num_ws": loaded.num_ws, "w_dim": loaded.w_dim}
+        self.encoder = make_encoder({"variant": variant, **shape, **(architecture or {})})
+        if weight_partial and not isinstance(self.encoder, ProPulseEncoder):
+            raise ValueError('Expected the variant "propulse" for weight_partial, which has a base code; name it.')
         self.encoder.latents.fit(loaded)
         if init_backbone is not None:
             start_backbone(self.encoder, init_backbone)
@@ -156,14 +155,6 @@ class EncoderTraining(OwnedTraining):
         device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
         for network in (*self._generator, *self._lpips, *self._identity):
             network.to(device)
-        if (
-            stage == "fit"
-            and getattr(self.encoder, "scaled_heads", False)
-            and not self.encoder.latents.directions.any()
-        ):
-            curvature = measure_coordinates(self._generator[0], self.encoder.latents.rank, self.hparams["seed"])
-            for encoder in (self.encoder, self.encoder_ema):
-                encoder.latents.set_curvature(curvature)
         if stage == "fit" and self.hparams["weight_side"]:
             self._sides = (SideOutputs(self._generator[0], seed=self.hparams["seed"]).to(device),)
         if stage == "fit" and self.hparams["compile"]:
@@ -191,15 +182,12 @@ class EncoderTraining(OwnedTraining):
         faces = faces_from_bytes(batch, rng)
         largest = h["largest_lr"] or encoder.resolution
         sizes = random_sizes(h["sizes_per_batch"], h["smallest_lr"], largest, h["often"], h["often_share"], rng)
-        if self.global_step < h["synthetic_steps"]:
-            loss = synthetic_loss(encoder, self._generator[0], len(faces), sizes, rng)
-            self.log("loss/codes", loss.detach(), prog_bar=True)
-            return loss
         with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
             groups = downscale_groups(faces, sizes)
             canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])
-        features = encoder.read(canvas, lr_sizes_of(groups))
-        ws = encoder.codes(features)
+        lr_sizes = lr_sizes_of(groups)
+        features = encoder.read(canvas, lr_sizes, torch.zeros_like(lr_sizes))
+        ws = encoder.point(features)
         *sides, drawn = self._sides[0](ws) if self._sides else [self._generator[0].synthesis(ws)]
 
         losses = self._pixel_losses(drawn, faces)
@@ -236,9 +224,9 @@ class EncoderTraining(OwnedTraining):
         some = slice(start, start + count)
         return self._identity_loss(self._compared(drawn[some]), self._compared(faces[some]))
 
-    def _partial_loss(self, features: list[Tensor], faces: Tensor, rng: torch.Generator) -> Tensor:
+    def _partial_loss(self, features: Features, faces: Tensor, rng: torch.Generator) -> Tensor:
         """The first two losses of a code whose finer layers are the base code, from a random level on."""
-        assert isinstance(self.encoder, Encoder)
+        assert isinstance(self.encoder, ProPulseEncoder)
         level = int(torch.randint(0, self.encoder.levels, (), generator=rng, device=rng.device))
         drawn = self._generator[0].synthesis(self.encoder.partial(features, level))
         losses = self._pixel_losses(drawn, faces)
@@ -308,23 +296,20 @@ class EncoderTraining(OwnedTraining):
 
     def draw(self, lr: Tensor) -> Tensor:
         """The averaged encoder's best guess for LR faces (B, 3, s, s), drawn: (B, 3, R, R)."""
-        return self._generator[0].synthesis(self.encoder_ema(lr)[:, 0]).float()
+        return self._generator[0].synthesis(self.encoder_ema(lr).ws[:, 0]).float()
 
     def _nearest(self, lr: Tensor) -> Tensor:
         return torch.nn.functional.interpolate(lr, self.encoder.resolution, mode="nearest")
 
     def on_fit_end(self) -> None:
-        """Calibrates the spread of the candidates and saves the bundle."""
+        """Saves the bundle."""
         folder = export_folder(self.trainer, self.hparams["export_to"])
         if folder is None:
             return
         from models.bundle import save_bundle
-        from training.spread import CALIBRATION_FACES, calibrate_spread
 
-        photos = self.trainer.datamodule.train_faces  # type: ignore[attr-defined]
         generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
         self.owner.check_unchanged(sha256_of(self.hparams["generator"]))
-        calibrate_spread(encoder, generator, photos.images(CALIBRATION_FACES))
         sizes = [self.hparams["smallest_lr"], self.hparams["largest_lr"] or encoder.resolution]
         save_bundle(folder, generator, encoder, {"lr_sizes": sizes, **self.hparams["bundle_info"]})
 
