@@ -1,113 +1,87 @@
-"""Turns low-resolution faces into high-resolution ones: several candidates for each, which all downscale to it.
+"""Turns low-resolution faces into high-resolution ones: several samples for each, all of which downscale to it.
 
 Faces as they are, from files and folders; each gets a folder of its own in out/:
 
     python infer.py face.png
-    python infer.py samples --out demo
+    python infer.py samples -o demo
 
-Six candidates, other random numbers, and the results of an earlier call replaced:
+Six samples, other random numbers, and the results of an earlier call replaced:
 
-    python infer.py face.png --k 6 --seed 1 --overwrite
+    python infer.py face.png -k 6 --seed 1 --overwrite
 
 A sharp photo, downscaled to 16 px first, to see what can be told from so little:
 
     python infer.py photo.jpg --downscale 16
 
-Candidates that explain the input better, by a short search, and the remainder added back in the end:
+A noisy input, whose grains the samples are not to follow; by default the noise is estimated, 0 says there is none:
 
-    python infer.py face.png --refine 10 --consistency exact
+    python infer.py noisy.png --noise-sigma 25
 
-A noisy input, whose grains the learned feedback would follow; and candidates that differ less:
+Four of sixteen samples that are far apart:
 
-    python infer.py noisy.png --passes 0
-    python infer.py face.png --temperature 0.5
-
-PULSE as published, from random codes:
-
-    python infer.py face.png --method pulse --start random --refine 100
-
-The same candidates with a broader smile and no bangs, and a smile that keeps the downscaled picture as it is; the names
-are those of the bundle's boundaries, the strengths standard deviations:
-
-    python infer.py face.png --edit smile=+2 --edit bangs=-1
-    python infer.py face.png --edit smile=+2 --edit-consistent --edit-strip smile
+    python infer.py face.png --select 4-of-16
 
 For face.png it writes
-    out/face/grid.png      look at this one: the input, the candidates, and where they disagree
-    out/face/1.png …       the candidates; the first is the best guess
+    out/face/grid.png      look at this one: the input, the samples, and where they disagree
+    out/face/1.png …       the samples; the first is the point estimate
     out/face/input.png     the low-resolution face as it was used
-    out/face/report.json   how far each candidate, downscaled, is from the input, and what made it
-    out/face/latents.npz   the codes `ws` that draw the candidates, and the noise maps of a search that has its own
-    out/face/strip.png     with --edit-strip: every candidate at five strengths of an edit
-    out/face/steps.webp    with --save-steps: the input and the candidates, step after step of the search
-    out/face/timing.json   seconds; the only file that differs between two calls
+    out/face/report.json   how well each sample downscales to the input (LR-PSNR), and what made it
+    out/face/latents.npz   the style codes `ws` of the samples
     out/overview.png       the first 16 faces of the call in one picture
 
 The exit status is 0 if everything was written, 1 if something was not (each face is named with the reason), 2 if the
 command itself was wrong, and 130 after Ctrl-C, which leaves the faces that were finished. --overwrite replaces what an
-earlier call wrote, and nothing else. A search that does not come within --epsilon writes its best, and says so.
+earlier call wrote, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from search.consistency import make_consistent
-from torch import Tensor
+import numpy as np
 
+from cli.sampling_options import SAVED, add_sampling_options, read_sampling, tell_of_samples
 from data.command import (
     OVERVIEW_ROWS,
     Face,
-    add_encoder_options,
-    check_encoder_options,
-    check_size,
+    LowResolution,
     complain,
     line_of,
+    low_resolution,
     reason_of,
     say,
-    tell_of_encoder,
     until_interrupted,
     warn_of_crop,
     write_overview,
 )
-from data.operator import Downscale, downscaling_error
-from data.reading import find_images, from_uint8, read_image, square, to_uint8
-from data.report import (
-    MAX_K,
-    check_free,
-    complete_or_nothing,
-    folder_names,
-    make_report,
-    write_face,
-    write_json,
-)
-from editing.boundary import FOLDER
-from editing.command import (
-    STRIP_FILE,
-    add_edit_options,
-    check_edit_options,
-    read_editing,
-    tell_of_edits,
-    write_strip,
-)
-from editing.drawing import drawer, edit_codes
-from export.runtime import check_runtime, run_exported
-from models.bundle import DEFAULT_BUNDLE, PRECISIONS, Bundle, load_bundle
-from models.bundle_info import GENERATOR
-from models.determinism import use_deterministic_kernels
-from models.device import choose_device
-from search.candidates import find_candidates, start_codes
-from search.command import FILM, add_search_options, read_plan, search_bar, tell_of_search, write_latents
-from search.film import Film
-from search.loop import draw
+from data.finding import find_images
+from data.report import check_free, complete_or_nothing, folder_names, make_report, write_face
+from pipeline.samples import Samples
+from pipeline.upsampler import RUNTIMES, Upsampler, batch_size
 
 BAR_FROM = 4  # faces; fewer are done before a progress bar helps
+WRITERS = 2  # threads
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input on its way.
+
+    Attributes:
+        path: The picture.
+        folder: What it becomes.
+        lr: The low-resolution face.
+    """
+
+    path: Path
+    folder: Path
+    lr: LowResolution
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,10 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
-    device = _check(args, parser)
-    if args.runtime == "onnx":
-        return run_exported(args)
-    use_deterministic_kernels()  # the same command is to write the same bytes
+    _check(args, parser)
     found = find_images(args.inputs)
     for path, remark in found.skipped:
         complain(f"note: {path}: {remark}")
@@ -138,17 +109,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         complain("nothing to do: no picture was found")
         return 1
     try:
-        bundle = load_bundle(args.bundle, device, args.precision)
-        args.editing = read_editing(args, args.bundle / FOLDER, bundle.info["parts"][GENERATOR])
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        complain(f"the bundle {args.bundle} cannot be used: {reason_of(error)}")
+        upsampler = Upsampler.from_pretrained(args.bundle, args.device, args.runtime, args.precision)
+    except FAILURES as error:
+        complain(f"the bundle {args.bundle or ''} cannot be used: {reason_of(error)}")
         return 1
-    smallest, largest = bundle.lr_sizes
-    if args.downscale is not None and not smallest <= args.downscale <= largest:
-        parser.error(f"--downscale: expected {smallest} to {largest} px for this bundle, got {args.downscale}")
-    faces, failed = _upsample_all(found.images, bundle, args)
-    finished = write_overview(faces, args.out, args.overwrite)
-    return int(bool(found.problems) or failed > 0 or not finished)
+    run = Run(upsampler, args)
+    run.upsample(found.images)
+    finished = write_overview(run.shown, args.out, args.overwrite) if "grid" in args.save else True
+    return int(bool(found.problems) or run.failed > 0 or not finished)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,166 +126,150 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="pictures of one upright face each, or folders of them")
-    add("--out", metavar="DIR", default="out", help="where the results go (default: out)")
-    add("--k", metavar="K", type=int, default=4, help=f"candidates per face, 1 to {MAX_K} (default: 4)")
-    add("--seed", metavar="N", type=int, default=0, help="of all random choices, from 0 (default: 0)")
-    add(
-        "--bundle",
-        metavar="DIR",
-        default=str(DEFAULT_BUNDLE),
-        help="trained weights, a folder with bundle.json (default: bundles/celeba64)",
-    )
-    add(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (default: auto)",
-    )
+    add("-o", "--out", metavar="DIR", default="out", help="where the results go (default: out)")
+    add("--bundle", metavar="DIR", help="trained weights, a folder with bundle.json (default: the one that is shipped)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there")
+    add("--runtime", choices=RUNTIMES, default="torch", help="onnx: run with onnxruntime; needs no torch")
     add(
         "--precision",
-        choices=PRECISIONS,
+        choices=["float32", "bf16"],
         default="float32",
-        help="bf16: encoder and search compute in bfloat16, faster where the processor can (default: float32)",
+        help="bf16: the encoder computes in bfloat16, faster where the processor can (default: float32)",
     )
+    add("--batch-size", metavar="N", type=int, help="faces at once; by default as many as suit the device")
     add(
         "--downscale",
         metavar="PX",
         type=int,
         help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
     )
+    add_sampling_options(parser.add_argument_group("samples"))
     add(
-        "--runtime",
-        choices=["torch", "onnx"],
-        default="torch",
-        help="onnx: draw with onnxruntime, as export.run does; the bundle is exported at the first call "
-        "(default: torch)",
+        "--save",
+        default=",".join(SAVED),
+        metavar="WHAT",
+        help=f"what to write, of {', '.join(SAVED)}, with commas (default: all)",
     )
-    add_encoder_options(parser.add_argument_group("encoder"))
-    add_search_options(parser.add_argument_group("search"))
-    add_edit_options(parser.add_argument_group("editing"))
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
 
 
-def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> torch.device:
-    """Ends the program with status 2 if an option cannot be followed, and finds the device."""
-    if not 1 <= args.k <= MAX_K:
-        parser.error(f"--k: expected 1 to {MAX_K} candidates, got {args.k}")
-    if args.seed < 0:
-        parser.error(f"--seed: expected 0 or a larger number, got {args.seed}")
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Ends the program with status 2 if an option cannot be followed."""
     try:
-        check_encoder_options(args)
-        args.plan = read_plan(args)
-        check_edit_options(args)
-        check_runtime(args)
+        args.sampling = read_sampling(args)
     except ValueError as error:
         parser.error(str(error))
+    args.save = args.save.split(",")
+    unknown = [name for name in args.save if name not in SAVED]
+    if unknown:
+        parser.error(f"--save: expected some of {', '.join(SAVED)}, got {', '.join(unknown)}")
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f"--batch-size: expected 1 face or more, got {args.batch_size}")
     for name in ("out", "bundle"):
-        if not getattr(args, name):  # as from an unset variable; Path("") would be the current folder
+        if getattr(args, name) == "":  # as from an unset variable; Path("") would be the current folder
             parser.error(f"--{name}: expected a folder, got an empty name")
-        setattr(args, name, Path(getattr(args, name)))
+    args.out = Path(args.out)
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
-    try:
-        return choose_device(args.device)
-    except ValueError as error:
-        parser.error(f"--device: {error}")
 
 
-def _upsample_all(paths: list[Path], bundle: Bundle, args: argparse.Namespace) -> tuple[list[Face], int]:
-    """Goes through the inputs, whatever happens to single ones.
+class Run:
+    """Goes through the inputs, whatever happens to single ones: faces of one LR size together, written by threads.
 
-    Returns:
-        The first faces that were written, as many as the overview shows, and the number of inputs that failed.
+    Attributes:
+        shown: The first faces that were written, as many as the overview shows.
+        failed: Inputs that came to nothing.
     """
-    faces: list[Face] = []
-    failed = 0
-    for path, name in _progress(list(zip(paths, folder_names(paths), strict=True))):
+
+    def __init__(self, upsampler: Upsampler, args: argparse.Namespace) -> None:
+        self.upsampler, self.args = upsampler, args
+        self.shown: list[Face] = []
+        self.failed = 0
+        about = upsampler.about
+        self.batch = args.batch_size or batch_size(about.resolution, args.sampling.k, about.device)
+
+    def upsample(self, paths: Sequence[Path]) -> None:
+        """Upsamples all inputs; what fails is named and counted."""
+        with ThreadPoolExecutor(WRITERS) as pool:
+            waiting: list[tuple[Job, Future[Face]]] = []
+            for jobs in self._batches(paths):
+                waiting += self._sample(jobs, pool)
+                while len(waiting) > 2 * self.batch:  # memory stays flat when the disk is slow
+                    self._finish(*waiting.pop(0))
+            for job, future in waiting:
+                self._finish(job, future)
+
+    def _batches(self, paths: Sequence[Path]) -> Iterator[list[Job]]:
+        """Reads the inputs, and gives those of one LR size together."""
+        waiting: dict[int, list[Job]] = {}
+        for path, name in self._progress(list(zip(paths, folder_names(paths), strict=True))):
+            job = self._read(path, self.args.out / name)
+            if job is None:
+                continue
+            group = waiting.setdefault(job.lr.image.shape[-1], [])
+            group.append(job)
+            if len(group) == self.batch:
+                yield waiting.pop(job.lr.image.shape[-1])
+        yield from waiting.values()
+
+    def _read(self, path: Path, folder: Path) -> Job | None:
         try:
-            face = _upsample_one(path, args.out / name, bundle, args)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            failed += 1
-            reason = reason_of(error)
-            complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
-            continue
-        say(line_of(path, face))
-        if len(faces) < OVERVIEW_ROWS:
-            faces.append(face)
-    return faces, failed
+            check_free(folder, self.args.overwrite, self.args.sampling.k)  # before the work, and again after it
+            lr = low_resolution(path, self.upsampler.about.lr_sizes, self.args.downscale)
+        except FAILURES as error:
+            self._fail(path, error)
+            return None
+        warn_of_crop(path, *lr.origin)
+        return Job(path, folder, lr)
 
+    def _sample(self, jobs: list[Job], pool: ThreadPoolExecutor) -> list[tuple[Job, Future[Face]]]:
+        try:
+            lr = np.stack([job.lr.image for job in jobs])
+            samples = self.args.sampling.sample(self.upsampler, lr)
+        except FAILURES as error:
+            if len(jobs) > 1:  # one bad face never stops the others
+                return [pair for job in jobs for pair in self._sample([job], pool)]
+            self._fail(jobs[0].path, error)
+            return []
+        return [(job, pool.submit(self._write, job, samples[i])) for i, job in enumerate(jobs)]
 
-def _upsample_one(path: Path, folder: Path, bundle: Bundle, args: argparse.Namespace) -> Face:
-    """Reads one picture, draws its candidates and writes its folder."""
-    check_free(folder, args.overwrite, args.k)  # before the work, and again after it
-    start = time.perf_counter()
-    lr, origin = _low_resolution(path, bundle.lr_sizes, args.downscale)
-    read = time.perf_counter()
-    # Every face has the same random numbers, so that it comes out the same alone and in company.
-    if args.refine:
-        film = Film(args.k) if args.save_steps else None
-        with search_bar(path.name, args.k, film) as callback:
-            found = find_candidates(bundle, lr[None], args.k, args.plan, callback)
-        ws = found.ws  # (k, L, D)
-    else:
-        film, found, ws = None, None, start_codes(bundle, lr[None], args.k, args.plan)
-    noise = None if found is None else found.noise
-    before, edited = ws, edit_codes(bundle.generator.synthesis, ws, noise, lr.shape[-1], args.editing)
-    ws, found = edited.ws, found and replace(found, ws=edited.ws)
-    coded = time.perf_counter()
-    images = bundle.generate(ws) if found is None else draw(bundle.generator.synthesis, found)
-    if args.consistency:
-        images = make_consistent(images, lr[None].to(images.device))
-    images = from_uint8(to_uint8(images.cpu()))  # (k, 3, R, R), as they are written
-    generated = time.perf_counter()
-    errors = downscaling_error(images, lr[None], Downscale(lr.shape[-1])).tolist()
-    notes = {
-        "input": path.name,
-        "input_size": origin,
-        "lr_size": lr.shape[-1],
-        "resolution": bundle.resolution,
-        "seed": args.seed,
-        "bundle": {"name": bundle.name, "hash": bundle.hash},
-    }
-    report = make_report(errors, notes)
-    tell_of_encoder(report, args)
-    tell_of_search(report, args, found)
-    tell_of_edits(report, args.editing, edited.visible, edited.kept)
-    with complete_or_nothing(folder, args.overwrite, args.k) as partial:
-        write_face(partial, lr, images, ws, report)
-        if found is not None and found.noise is not None:
-            write_latents(found, partial / "latents.npz")
-        if film is not None:
-            film.save(lr, partial / FILM)
-        if args.editing.strip is not None:
-            draw_strip = drawer(bundle.generator.synthesis, noise)
-            write_strip(args.editing.strip, before.cpu().numpy(), draw_strip, partial / STRIP_FILE)
-        seconds = {"read": read - start, "search" if args.refine else "encode": coded - read}
-        seconds |= {"generate": generated - coded, "write": time.perf_counter() - generated}
-        write_json({name: round(value, 4) for name, value in seconds.items()}, partial / "timing.json")
-    return Face(folder.name, lr, images, errors, folder, report.get("found"))
+    def _write(self, job: Job, sample: Samples) -> Face:
+        args, about = self.args, self.upsampler.about
+        notes = {
+            "input": job.path.name,
+            "input_size": list(job.lr.origin),
+            "lr_size": job.lr.image.shape[-1],
+            "resolution": about.resolution,
+            "bundle": {"name": about.name, "hash": about.hash},
+        }
+        report = make_report(notes | tell_of_samples(sample, args.sampling))
+        with complete_or_nothing(job.folder, args.overwrite, len(sample.images)) as partial:
+            write_face(partial, job.lr.image, sample.images, sample.ws, report, args.save)
+        return Face(job.folder.name, job.lr.image, sample.images, sample.lr_psnr.tolist(), job.folder)
 
+    def _finish(self, job: Job, future: Future[Face]) -> None:
+        try:
+            face = future.result()
+        except FAILURES as error:
+            self._fail(job.path, error)
+            return
+        say(line_of(job.path, face))
+        if len(self.shown) < OVERVIEW_ROWS:
+            self.shown.append(face)
 
-def _low_resolution(path: Path, lr_sizes: tuple[int, int], downscale: int | None) -> tuple[Tensor, list[int]]:
-    """Reads a picture and makes it the low-resolution face that is upsampled, in steps of 8 bit as input.png holds it.
+    def _fail(self, path: Path, error: BaseException) -> None:
+        self.failed += 1
+        reason = reason_of(error)
+        complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
 
-    Returns:
-        The face (3, s, s), and the width and height of the picture.
-    """
-    image = read_image(path)
-    height, width = image.shape[-2:]
-    image, _ = square(image)
-    check_size(width, height, lr_sizes, downscale)
-    warn_of_crop(path, width, height)
-    if downscale is not None:
-        image = Downscale(downscale)(image[None])[0]
-    return from_uint8(to_uint8(image)), [width, height]
+    @staticmethod
+    def _progress(items: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
+        if len(items) < BAR_FROM or not sys.stderr.isatty():
+            return iter(items)
+        from tqdm import tqdm
 
-
-def _progress(items: list[tuple[Path, str]]) -> Iterable[tuple[Path, str]]:
-    if len(items) < BAR_FROM or not sys.stderr.isatty():
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, unit="face")
+        return iter(tqdm(items, unit="face"))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from data.picture_files import centre_square, from_bytes, read_pixels, to_bytes
 from data.pictures import is_overview, overview, save_overview
 from data.report import complete_file
-from data.sampling import check_sampling
 from data.taps import resize
 
 if TYPE_CHECKING:
@@ -45,58 +43,18 @@ class Face:
     Attributes:
         title: Its title in the overview.
         lr: The low-resolution face (3, s, s) in [-1, 1].
-        images: Its candidates (k, 3, R, R) in [-1, 1].
-        errors: Their downscaling errors.
+        images: Its samples (k, 3, R, R) in [-1, 1].
+        lr_psnr: How well each downscales to the input, in dB.
         folder: Where they were written.
-        found: How many candidates a search brought within its tolerance, None if nothing was searched.
+        converged: How many samples a search brought within its tolerance, None if nothing was searched.
     """
 
     title: str
     lr: np.ndarray | Tensor
     images: np.ndarray | Tensor
-    errors: list[float]
+    lr_psnr: list[float]
     folder: Path
-    found: int | None = None
-
-
-def add_encoder_options(group: argparse._ArgumentGroup) -> None:
-    """Adds --passes and --temperature to a group of options."""
-    group.add_argument(
-        "--passes",
-        metavar="N",
-        type=int,
-        help="of learned feedback, each of which brings the candidates closer to the input; 0 for noisy inputs, whose "
-        "grains it would follow (default: what the encoder was trained for, 4 in the bundle that is shipped)",
-    )
-    group.add_argument(
-        "--temperature",
-        metavar="T",
-        type=float,
-        default=1.0,
-        help="how far the candidates lie from the best guess; 1 is as far as the encoder is unsure (default: 1)",
-    )
-
-
-def check_encoder_options(args: argparse.Namespace) -> None:
-    """Checks the options of `add_encoder_options`.
-
-    Raises:
-        ValueError: If they cannot be followed, in words for the command line.
-    """
-    try:
-        check_sampling(args.passes, args.temperature)
-    except ValueError as error:
-        raise ValueError(f"--passes, --temperature: {error}") from error
-    if getattr(args, "start", "encoder") != "encoder" and (args.passes is not None or args.temperature != 1):
-        raise ValueError(f"--passes, --temperature: they are the encoder's; leave them out with --start {args.start}")
-
-
-def tell_of_encoder(report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Adds to a report how the encoder was used, if otherwise than by default; `report` is changed in place."""
-    if args.passes is not None:
-        report["passes"] = args.passes
-    if args.temperature != 1:
-        report["temperature"] = args.temperature
+    converged: int | None = None
 
 
 def check_size(width: int, height: int, lr_sizes: tuple[int, int], downscale: int | None) -> None:
@@ -191,10 +149,13 @@ def write_overview(faces: Sequence[Face], out: Path, overwrite: bool) -> bool:
 
 def line_of(path: Path, face: Face) -> str:
     """Says in one line what became of an input."""
-    errors = [f"{error:.1e}" for error in face.errors]
-    shown = " ".join(errors) if len(errors) <= 4 else f"{min(face.errors):.1e} to {max(face.errors):.1e}"
-    search = "" if face.found is None else f", {face.found} of {len(errors)} found"
-    return f"{path.name}: {face.lr.shape[-1]} px, downscaling error {shown}{search} -> {face.folder}"
+    shown = (
+        " ".join(f"{db:.0f}" for db in face.lr_psnr)
+        if len(face.lr_psnr) <= 4
+        else (f"{min(face.lr_psnr):.0f} to {max(face.lr_psnr):.0f}")
+    )
+    search = "" if face.converged is None else f", {face.converged} of {len(face.lr_psnr)} converged"
+    return f"{path.name}: {face.lr.shape[-1]} px, LR-PSNR {shown} dB{search} -> {face.folder}"
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of results: one face with its candidates and where they disagree, and an overview of many faces.
+"""Pictures of results: one face with its samples and where they disagree, and an overview of many faces.
 
 Images are arrays, or tensors on the CPU without gradient; torch itself is not needed.
 """
@@ -27,13 +27,13 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def disagreement(images: ArrayLike) -> np.ndarray:
-    """Measures where candidates differ: the standard deviation over k of each pixel, mean over colours.
+    """Measures where samples differ: the standard deviation over k of each pixel, mean over colours.
 
     Args:
-        images: Candidates (k, 3, R, R) in [-1, 1], clamped here.
+        images: Samples (k, 3, R, R) in [-1, 1], clamped here.
 
     Returns:
-        Map (R, R), in units of [0, 1] pictures, 0 for a single candidate.
+        Map (R, R), in units of [0, 1] pictures, 0 for a single sample.
     """
     return (np.asarray(images).clip(-1, 1) / 2).std(axis=0).mean(axis=0)
 
@@ -53,13 +53,13 @@ def heat(values: ArrayLike, maximum: float) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def face_sheet(lr: ArrayLike, images: ArrayLike, errors: Sequence[float]) -> Image.Image:
-    """Draws one face: the input, its candidates with their downscaling errors, and where they disagree.
+def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str]) -> Image.Image:
+    """Draws one face: the input, its samples with their captions, and where they disagree.
 
     Args:
         lr: The low-resolution face (3, s, s) in [-1, 1], enlarged without smoothing.
-        images: Candidates (k, 3, R, R) in [-1, 1].
-        errors: One downscaling error per candidate.
+        images: Samples (k, 3, R, R) in [-1, 1].
+        captions: One per sample.
 
     Returns:
         An RGB picture; more than eight tiles go on in further rows.
@@ -69,19 +69,19 @@ def face_sheet(lr: ArrayLike, images: ArrayLike, errors: Sequence[float]) -> Ima
     spread = disagreement(images)
     largest = float(spread.max())
     tiles = [(f"input, {lr.shape[-1]} px", _tile(lr, side, Image.Resampling.NEAREST))]
-    for i, (image, error) in enumerate(zip(images, errors, strict=True), start=1):
-        tiles.append((f"{i}: error {error:.1e}", _tile(image, side, Image.Resampling.BICUBIC)))
-    title = f"differ by 0 to {largest:.2f}" if len(images) > 1 else "a single candidate"
+    for image, caption in zip(images, captions, strict=True):
+        tiles.append((caption, _tile(image, side, Image.Resampling.BICUBIC)))
+    title = f"differ by 0 to {largest:.2f}" if len(images) > 1 else "a single sample"
     tiles.append((title, _enlarge(heat(spread, max(largest, 1 / 255)), side, Image.Resampling.BICUBIC)))
     rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
     return _arrange(rows, side)
 
 
 def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
-    """Draws one row per face: the input, then its candidates, seven at most.
+    """Draws one row per face: the input, then its samples, seven at most.
 
     Args:
-        faces: For each a title, the low-resolution face (3, s, s) and its candidates (k, 3, R, R), in [-1, 1]; at
+        faces: For each a title, the low-resolution face (3, s, s) and its samples (k, 3, R, R), in [-1, 1]; at
             least one, with the same R.
 
     Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from numpy.typing import ArrayLike
 
 from data.picture_files import write_pixels
 from data.pictures import face_sheet
-from data.taps import EPSILON
 
-FORMAT = "amortized-pulse/report/1"
+FORMAT = "amortized-pulse/report/2"
 REPORT = "report.json"
-MAX_K = 64  # candidates per face
+MAX_K = 64  # samples per face
 
 _RESERVED = {"overview.png"}
 
@@ -54,40 +53,41 @@ def folder_names(paths: Sequence[Path], reserved: set[str] = _RESERVED) -> list[
     return [name for name in names if name is not None]
 
 
-def make_report(errors: Sequence[float], notes: Mapping[str, Any]) -> dict[str, Any]:
+def make_report(notes: Mapping[str, Any]) -> dict[str, Any]:
     """Builds the content of report.json.
 
     Args:
-        errors: The downscaling error of each candidate, mean squared in units of [0, 1] pictures.
-        notes: What else is to be told, such as input, seed and bundle.
+        notes: What is to be told: k, samples, input, seed, bundle and so on.
 
     Returns:
-        The notes with "format", "k", "epsilon" and "candidates".
+        The notes with "format".
     """
-    candidates = [
-        {"file": f"{i}.png", "downscaling_error": round(error, 9), "within_epsilon": error <= EPSILON}
-        for i, error in enumerate(errors, start=1)
-    ]
-    return {**notes, "format": FORMAT, "k": len(candidates), "epsilon": EPSILON, "candidates": candidates}
+    return {**notes, "format": FORMAT}
 
 
-def write_face(folder: Path, lr: ArrayLike, images: ArrayLike, ws: ArrayLike, report: Mapping[str, Any]) -> None:
-    """Writes everything about one face but timing.json; from arrays, or from tensors wherever they are.
+def write_face(
+    folder: Path, lr: ArrayLike, images: ArrayLike, ws: ArrayLike, report: Mapping[str, Any], save: Collection[str]
+) -> None:
+    """Writes everything about one face; from arrays, or from tensors wherever they are.
 
     Args:
         folder: An existing folder.
         lr: The low-resolution face (3, s, s) in [-1, 1].
-        images: Candidates (k, 3, R, R) in [-1, 1].
+        images: Samples (k, 3, R, R) in [-1, 1].
         ws: Their codes (k, L, D).
-        report: From `make_report`.
+        report: From `make_report`; always written, since it says whose the folder is.
+        save: What to write besides: "images", "grid", "latents".
     """
     lr, images, ws = _as_array(lr), _as_array(images), _as_array(ws)
     write_pixels(lr, folder / "input.png")
-    for i, image in enumerate(images, start=1):
-        write_pixels(image, folder / f"{i}.png")
-    errors = [candidate["downscaling_error"] for candidate in report["candidates"]]
-    face_sheet(lr, images, errors).save(folder / "grid.png")
-    np.savez(folder / "latents.npz", ws=ws.astype(np.float32))
+    if "images" in save:
+        for i, image in enumerate(images, start=1):
+            write_pixels(image, folder / f"{i}.png")
+    if "grid" in save:
+        captions = [f"{i}: {row['lr_psnr']:.0f} dB" for i, row in enumerate(report["samples"], start=1)]
+        face_sheet(lr, images, captions).save(folder / "grid.png")
+    if "latents" in save:
+        np.savez(folder / "latents.npz", ws=ws.astype(np.float32))
     write_json(report, folder / REPORT)
 
 
@@ -107,7 +107,7 @@ def check_free(folder: Path, overwrite: bool, k: int) -> None:
     Args:
         folder: The folder to be.
         overwrite: An earlier result of infer.py in it may be replaced.
-        k: Candidates to be written.
+        k: Samples to be written.
 
     Raises:
         ValueError: If the folder exists and is not to be overwritten, if it is a file, or if a file that would be
@@ -127,8 +127,8 @@ def check_free(folder: Path, overwrite: bool, k: int) -> None:
 
 
 def file_names(k: int) -> list[str]:
-    """Names the files that may be in the folder of a face with k candidates, the report last."""
-    fixed = ["grid.png", "input.png", "strip.png", "steps.webp", "latents.npz", "timing.json", REPORT]
+    """Names the files that may be in the folder of a face with k samples, the report last."""
+    fixed = ["grid.png", "input.png", "sweep.png", "trajectory.webp", "latents.npz", REPORT]
     return [*(f"{i}.png" for i in range(1, k + 1)), *fixed]
 
 
@@ -153,7 +153,7 @@ def complete_or_nothing(folder: Path, overwrite: bool, k: int) -> Iterator[Path]
     Args:
         folder: The folder to be.
         overwrite: It may exist.
-        k: Candidates to be written.
+        k: Samples to be written.
 
     Yields:
         The temporary folder, empty.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from models.bundle import load_bundle
     from models.encoder import make_encoder
 
-__all__ = ["Generator", "load_bundle", "load_generator"]
+__all__ = ["Generator", "load_bundle", "load_generator", "make_encoder"]
 
 # Imported at first use: a program that needs the generator alone does not wait for the encoder's libraries.
 _LAZY = {"make_encoder": "models.encoder", "load_bundle": "models.bundle"}

@@ -22,8 +22,8 @@ def measure_coordinates(generator: Generator, rank: int, seed: int, encoder: Enc
         generator: The generator.
         rank: Directions r at most.
         seed: Of faces and probes.
-        encoder: Trained encoder whose point estimates are the typical codes, on the generator's device; None for the codes
-            that drew the faces.
+        encoder: Trained encoder whose point estimates are the typical codes, on the generator's device; None for
+            the codes that the faces come from.
 
     Returns:
         P.

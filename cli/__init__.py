@@ -1,0 +1,1 @@
+"""All that talks to a person: groups of options, the console, result folders, figures."""

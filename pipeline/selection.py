@@ -1,0 +1,59 @@
+"""Keeps samples that are far apart, for those who want to see how different the answers can be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from pipeline.samples import Samples
+
+
+def select_apart(samples: Samples, k: int) -> Samples:
+    """Keeps k of the samples of each face: the point estimate, then always the one farthest from those that are kept.
+
+    Distances are LPIPS on SqueezeNet. What is kept is no random sample of the posterior any more.
+
+    Args:
+        samples: n samples of each face, as arrays.
+        k: How many to keep, at most n.
+
+    Returns:
+        k samples of each face.
+    """
+    import torch
+
+    from losses.perceptual import LPIPS
+
+    lpips = LPIPS()
+    kept = []
+    for images in torch.from_numpy(samples.images):
+        with torch.inference_mode():
+            features = lpips.features(images)
+            flat = torch.cat([f.flatten(1) / f[0, 0].numel() ** 0.5 for f in features], dim=1)  # (n, F), d = ‖a − b‖²
+            distances = torch.cdist(flat, flat).numpy()
+        kept.append(farthest_points(distances, k))
+    rows = np.array(kept)  # (B, k)
+    chosen = {
+        name: np.take_along_axis(value, rows.reshape(*rows.shape, *[1] * (value.ndim - 2)), axis=1)
+        for name, value in ((f, getattr(samples, f)) for f in ("images", "ws", "lr_psnr", "residual"))
+    }
+    return dataclasses.replace(samples, **chosen)
+
+
+def farthest_points(distances: np.ndarray, k: int) -> list[int]:
+    """Chooses k of n points: the first, then always the one whose nearest chosen point is farthest.
+
+    Args:
+        distances: Distances (n, n).
+        k: How many, from 1 to n.
+
+    Returns:
+        Their numbers, in the order of choice.
+    """
+    chosen = [0]
+    nearest = distances[0].copy()
+    while len(chosen) < k:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, distances[chosen[-1]])
+    return chosen

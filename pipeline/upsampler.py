@@ -1,0 +1,127 @@
+"""The upsampler: low-resolution faces in, k samples for each out, in torch or onnxruntime."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.about import About
+from pipeline.samples import Samples
+
+RUNTIMES = ("torch", "onnx")
+PIXELS = {"cpu": 2**18, "cuda": 2**24, "mps": 2**22}  # of all samples of a batch
+
+
+class Backend(Protocol):
+    """What runs the networks."""
+
+    about: About
+
+    def sample(self, lr: np.ndarray, k: int, seed: int, fidelity: float, sigma: np.ndarray | None) -> Samples:
+        """Samples k faces for each of (B, 3, s, s)."""
+        ...
+
+
+class Upsampler:
+    """Turns low-resolution faces into k high-resolution ones each.
+
+    Args:
+        backend: What runs the networks.
+
+    Example:
+        >>> up = Upsampler.from_pretrained("bundles/celeba64")
+        >>> samples = up(torch.rand(1, 3, 16, 16) * 2 - 1, k=4)
+        >>> samples.images.shape, samples.lr_psnr.shape
+        (torch.Size([1, 4, 3, 64, 64]), torch.Size([1, 4]))
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @property
+    def about(self) -> About:
+        """What is known of the bundle."""
+        return self.backend.about
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path | None = None, device: str = "auto", runtime: str = "torch", precision: str = "float32"
+    ) -> Upsampler:
+        """Loads a bundle.
+
+        Args:
+            path: The bundle's folder; the default one if None.
+            device: "auto", "cpu", "cuda", "cuda:1" …, or "mps".
+            runtime: "torch" or "onnx".
+            precision: "float32", or "bf16" for an encoder that computes in bfloat16; torch alone.
+
+        Returns:
+            The upsampler.
+
+        Raises:
+            FileNotFoundError: If a part of the bundle is missing.
+            ValueError: If the bundle is damaged, or an option is unknown.
+        """
+        if runtime not in RUNTIMES:
+            raise ValueError(f"Expected the runtime to be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+        from pipeline.torch_backend import TorchBackend  # here, so that --runtime onnx needs no torch
+
+        if path is None:
+            from models.bundle import DEFAULT_BUNDLE as path  # noqa: N811
+        return cls(TorchBackend(path, device, precision))
+
+    def __call__(
+        self, lr: Any, k: int = 4, seed: int = 0, fidelity: float = 1.0, noise_sigma: float | None = None
+    ) -> Samples:
+        """Samples k faces for each input.
+
+        Args:
+            lr: Low-resolution faces (B, 3, s, s) in [-1, 1], an array or a tensor.
+            k: Samples per face, at least 1; the first is the point estimate.
+            seed: Of the samples; together with the face it determines them, whatever k and the batch are.
+            fidelity: How far each sample is brought to where it downscales to its input, from 0 (the generator's own
+                face) to 1 (exactly).
+            noise_sigma: Standard deviation of the noise in the inputs in grey levels, which samples need not follow; 0
+                for clean inputs, None to estimate it for each.
+
+        Returns:
+            The samples; tensors on the CPU if `lr` is a tensor, else arrays.
+
+        Raises:
+            ValueError: If a number is out of range, or the faces are not of such a form or size.
+        """
+        if k < 1 or seed < 0:
+            raise ValueError(f"Expected k from 1 and a seed from 0, got {k} and {seed}.")
+        if not 0 <= fidelity <= 1:
+            raise ValueError(f"Expected a fidelity from 0 to 1, got {fidelity}.")
+        if noise_sigma is not None and not 0 <= noise_sigma <= 255:
+            raise ValueError(f"Expected a noise_sigma from 0 to 255 grey levels, got {noise_sigma}.")
+        tensor = hasattr(lr, "detach")
+        faces = np.ascontiguousarray(lr.detach().cpu().numpy() if tensor else lr, dtype=np.float32)
+        sigma = None if noise_sigma is None else np.full(len(faces), noise_sigma, np.float32)
+        samples = self.backend.sample(faces, k, seed, fidelity, sigma)
+        return _as_tensors(samples) if tensor else samples
+
+
+def batch_size(resolution: int, k: int, device: str = "cpu") -> int:
+    """Says how many faces go together; it follows from these alone, so that results do not depend on the machine.
+
+    Args:
+        resolution: Size R of the samples in pixels.
+        k: Samples per face.
+        device: Kind of device, "cpu", "cuda" or "mps".
+
+    Returns:
+        Faces per batch, at least 1.
+    """
+    return max(1, PIXELS.get(device.partition(":")[0], PIXELS["cpu"]) // (k * resolution**2))
+
+
+def _as_tensors(samples: Samples) -> Samples:
+    import torch
+
+    values = {f.name: torch.from_numpy(getattr(samples, f.name)) for f in dataclasses.fields(samples)}
+    return Samples(**values)
