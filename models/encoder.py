@@ -175,7 +175,8 @@ class NoiseEstimator(nn.Module):
     def forward(self, lr: Tensor, octave: Tensor) -> Tensor:
         """Maps LR faces (B, 3, s, s) and `EncoderBase.octave` of their size (B,) to log(1 + σ), σ in grey levels."""
         x = self.convs(lr)
-        pooled = torch.cat([x.mean(dim=(2, 3)), x.square().mean(dim=(2, 3)), octave[:, None].to(x.dtype)], dim=1)
+        energy = (x.square().mean(dim=(2, 3)) + 1e-6).log()  # noise is told by its share, at every strength
+        pooled = torch.cat([x.mean(dim=(2, 3)), energy, octave[:, None].to(x.dtype)], dim=1)
         return self.head(pooled)[:, 0].float()
 
 
