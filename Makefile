@@ -77,22 +77,17 @@ train-generator: .venv/.installed ## Train the 64 px generator; ARGS go to the c
 	$(BIN)/python train.py fit --config configs/stylegan2_64.yaml $(ARGS)
 
 train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the command line
-	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)
+	$(BIN)/python train.py fit --config configs/amortized_64.yaml $(ARGS)
 
 BUNDLE ?= bundles/celeba64
 
 # Each step goes on where it was interrupted, and ends at once where it is done already.
-bundle: .venv/.installed ## Refit all that hangs on the generator: encoder, feedback, distribution, flow, boundaries; into runs/bundle
-	$(BIN)/python train.py fit --config configs/encoder_64.yaml $(ARGS)
-	$(BIN)/python train.py fit --config configs/feedback_64.yaml --model.bundle runs/encoder_64/bundle
-	$(BIN)/python train.py fit --config configs/posterior_64.yaml --model.bundle runs/feedback_64/bundle \
-		--data.bundle runs/feedback_64/bundle
-	$(BIN)/python train.py fit --config configs/flow_64.yaml --model.generator runs/posterior_64/bundle/generator.safetensors
-	$(BIN)/python -m models.compression --bundle runs/posterior_64/bundle --out runs/small --faces celeba128_train.zip
-	$(BIN)/python train.py fit --config configs/feedback_small_64.yaml --model.bundle runs/small \
-		--model.export_to $(CURDIR)/runs/bundle
-	$(BIN)/python -m models.flow --bundle runs/bundle --flow runs/flow_64/flow.safetensors
-	$(MAKE) --no-print-directory edits BUNDLE=runs/bundle
+bundle: .venv/.installed ## Train all that hangs on the generator: encoder, flow, boundaries; into runs/amortized_64/bundle
+	$(BIN)/python train.py fit --config configs/amortized_64.yaml $(ARGS)
+	$(BIN)/python train.py fit --config configs/flow_64.yaml \
+		--model.generator runs/amortized_64/bundle/generator.safetensors
+	$(BIN)/python -m models.flow --bundle runs/amortized_64/bundle --flow runs/flow_64/flow.safetensors
+	$(MAKE) --no-print-directory edits BUNDLE=runs/amortized_64/bundle
 
 edits: .venv/.installed ## Train both attribute classifiers, fit the boundaries of BUNDLE, measure them; goes on where it was interrupted
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml

@@ -4,7 +4,7 @@ Example:
     >>> import torch
     >>> repository = "path/to/the/checkout"  # or "owner/name" on GitHub, without source="local"
     >>> upsampler = torch.hub.load(repository, "upsampler", source="local")
-    >>> images, ws = upsampler.upsample(torch.rand(1, 3, 16, 16) * 2 - 1, k=4)  # (1, 4, 3, 64, 64), (1, 4, 10, 256)
+    >>> samples = upsampler(torch.rand(1, 3, 16, 16) * 2 - 1, k=4)  # samples.images (1, 4, 3, 64, 64)
     >>> generator = torch.hub.load(repository, "generator", "network-snapshot-025000.pkl", source="local")
     >>> images = generator(torch.randn(2, generator.z_dim))  # (2, 3, R, R)
 """
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle
     from models.generator import Generator
+    from pipeline import Upsampler
 
-dependencies = ["torch", "numpy", "safetensors", "tqdm", "yaml"]  # and timm and zuko for `upsampler`
+dependencies = ["torch", "numpy", "safetensors", "tqdm", "yaml"]  # and timm for `upsampler`
 
 # torch.hub takes every public callable of this file for an entry point, so classes and functions stay in their modules.
 _ROOT = pathlib.Path(__file__).resolve().parent
@@ -30,7 +30,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 
 def _check_packages() -> None:
     """Refuses to mix with another project's packages of the same names, of which Python holds one at a time."""
-    for name in ("data", "models", "search"):
+    for name in ("data", "models", "search", "pipeline"):
         places = list(getattr(sys.modules.get(name), "__path__", [str(_ROOT / name)]))
         if [pathlib.Path(place).resolve() for place in places] != [_ROOT / name]:
             raise ImportError(
@@ -44,7 +44,10 @@ _check_packages()
 # All that is used later is imported now: torch.hub takes the repository off sys.path once it has loaded something.
 import models.bundle  # noqa: E402
 import models.encoder  # noqa: E402
+import models.propulse  # noqa: E402
+import models.psp_variant  # noqa: E402
 import models.weights.cards  # noqa: E402
+import pipeline.torch_backend  # noqa: E402
 import search.candidates  # noqa: E402, F401
 
 
@@ -71,33 +74,34 @@ def generator(path_or_name: str = "celeba64", device: torch.device | str = "cpu"
     return models.load_generator(_find_generator(str(path_or_name)), device)
 
 
-def upsampler(bundle: str = "celeba64", device: torch.device | str = "cpu") -> Bundle:
+def upsampler(bundle: str = "celeba64", device: str = "auto") -> Upsampler:
     """Loads a bundle: a generator with the encoder that finds faces for low-resolution pictures.
 
     Args:
         bundle: The name of a bundle in bundles/, or the path of one.
-        device: Where to put it.
+        device: "auto", "cpu", "cuda", "cuda:1" …, or "mps".
 
     Returns:
-        The bundle; `bundle.upsample(lr, k)` takes faces (B, 3, s, s) in [-1, 1].
+        The upsampler; `upsampler(lr, k)` takes faces (B, 3, s, s) in [-1, 1], see `pipeline.Upsampler`.
 
     Raises:
         FileNotFoundError: If there is no such bundle.
-        ValueError: If the bundle is damaged.
+        ValueError: If the bundle is damaged, or there is no such device.
 
     Example:
         >>> upsampler = torch.hub.load("path/to/the/checkout", "upsampler", source="local")
-        >>> images, ws = upsampler.upsample(torch.rand(1, 3, 16, 16) * 2 - 1, k=4)  # (1, 4, 3, 64, 64), (1, 4, 10, 256)
+        >>> samples = upsampler(torch.rand(1, 3, 16, 16) * 2 - 1, k=4)
+        >>> samples.images.shape, samples.ws.shape
+        (torch.Size([1, 4, 3, 64, 64]), torch.Size([1, 4, 10, 256]))
     """
-    for name in ("timm", "zuko"):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"Expected the library {name}, which the encoder is made of: pip install {name}")
+    if importlib.util.find_spec("timm") is None:
+        raise ImportError("Expected the library timm, which the encoder is made of: pip install timm")
     own = _bundles().get(str(bundle))
     if own is None and not (pathlib.Path(bundle) / "bundle.json").is_file():
         raise FileNotFoundError(
             f"Expected a folder with bundle.json or one of the bundles {', '.join(_bundles())}, got {str(bundle)!r}."
         )
-    return models.bundle.load_bundle(own or bundle, device)
+    return pipeline.Upsampler.from_pretrained(own or bundle, device)
 
 
 def _bundles() -> dict[str, pathlib.Path]:

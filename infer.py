@@ -113,6 +113,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     except FAILURES as error:
         complain(f"the bundle {args.bundle or ''} cannot be used: {reason_of(error)}")
         return 1
+    smallest, largest = upsampler.about.lr_sizes
+    if args.downscale is not None and not smallest <= args.downscale <= largest:
+        parser.error(f"--downscale: expected {smallest} to {largest} px, which this bundle takes, got {args.downscale}")
     run = Run(upsampler, args)
     run.upsample(found.images)
     finished = write_overview(run.shown, args.out, args.overwrite) if "grid" in args.save else True
@@ -164,8 +167,9 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     unknown = [name for name in args.save if name not in SAVED]
     if unknown:
         parser.error(f"--save: expected some of {', '.join(SAVED)}, got {', '.join(unknown)}")
-    if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f"--batch-size: expected 1 face or more, got {args.batch_size}")
+    for name in ("batch_size", "downscale"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(args, name)}")
     for name in ("out", "bundle"):
         if getattr(args, name) == "":  # as from an unset variable; Path("") would be the current folder
             parser.error(f"--{name}: expected a folder, got an empty name")

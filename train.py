@@ -1,8 +1,8 @@
 """Trains every network of the project, each by its own recipe.
 
 Examples:
-    python train.py fit --config configs/stylegan2_128.yaml       # the generator, the prior over faces
-    python train.py fit --config configs/encoder_64.yaml          # the encoder, on top of a generator
+    python train.py fit --config configs/stylegan2_128.yaml       # the generator
+    python train.py fit --config configs/amortized_64.yaml        # the encoder, on top of a generator
     python train.py fit --config configs/stylegan2_64.yaml --data.train my.zip --trainer.logger.init_args.name mine
     python train.py validate --config configs/stylegan2_128.yaml  # measure the last checkpoint
     tensorboard --logdir runs                                     # losses, grids of faces, distances

@@ -223,7 +223,6 @@ class Encoder(EncoderBase):
         self.config |= {"channels": list(channels), "backbone": backbone, "width": width, "canvas": canvas}
         self.config |= {"head_rank": head_rank, "hidden": hidden}
         self.register_buffer("w_std", torch.ones(w_dim))  # spread of the generator's codes
-        self.register_buffer("lacking", torch.full((), 0.01))  # τ²: mean square of y − D(G(w)) for clean faces
         self.pyramid = FeaturePyramid(backbone, 5, width)
         counts = (COARSE_STYLES, MEDIUM_STYLES, num_ws - COARSE_STYLES - MEDIUM_STYLES)
         sizes = (canvas // 8, canvas // 4, canvas // 2)

@@ -85,6 +85,7 @@ class EncoderBase(nn.Module):
         self.config: dict[str, Any] = {"resolution": resolution, "num_ws": num_ws, "w_dim": w_dim}
         self.config |= {"rank": rank} if rank else {}
         self.latents = LatentStatistics(w_dim, num_ws, rank)
+        self.register_buffer("lacking", torch.full((), 0.01))  # τ²: mean square of y − D(G(w)) for clean faces
 
     # ---------------------------------------------------------------- what an encoder does in its own way
 

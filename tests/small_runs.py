@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zipfile
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -27,16 +28,20 @@ NOTES = {"name": "t", "licence": "l", "training_data": "d"}
 class PixelDistance(Frozen):
     """Stands in for LPIPS, whose weights a fresh clone lacks: the mean squared difference of coarse pixels."""
 
-    width = 3
-
     def __init__(self) -> None:
         super().__init__()
         self.freeze()
 
-    def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        return (F.avg_pool2d(images, 4),)
+    def activations(self, images: Tensor) -> list[Tensor]:
+        return [F.avg_pool2d(images, 4)] * 7
 
-    def distance(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+    def normalized(self, activations: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (activations[0],)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.normalized(self.activations(images))
+
+    def distance(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         return (a[0] - b[0]).square().mean(dim=(1, 2, 3))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -62,24 +67,35 @@ class Record(Callback):
             raise RuntimeError("killed")
 
 
-def write_faces(path: Path) -> None:
-    """Writes a zip with twenty smooth pictures of 32 px."""
+def write_faces(path: Path, count: int = 20) -> None:
+    """Writes a zip with smooth pictures of 32 px."""
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
-        for i in range(20):
+        for i in range(count):
             with BytesIO() as buffer:
                 smooth = rng.integers(0, 256, (4, 4, 3), np.uint8)
                 Image.fromarray(smooth).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "png")
                 archive.writestr(f"{i:02}.png", buffer.getvalue())
 
 
-def write_bundle(path: Path, **encoder: object) -> None:
-    """Writes a bundle for 32 px faces with random weights."""
-    torch.manual_seed(2)
-    generator = Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2)
-    made = Encoder(32, generator.num_ws, 8, backbone="test_resnet", width=8, **encoder)
-    made.latents.fit(generator, 1000)
-    save_bundle(path, generator, made, NOTES)
+CHANNELS = (8, 8, 6, 4)
+SMALL = {"backbone": "test_resnet", "width": 8, "head_rank": 8, "hidden": 16}  # of `Encoder`
+
+
+def tiny_networks(seed: int = 0, **architecture: object) -> tuple[Generator, Encoder]:
+    """Makes a generator of 32 px and its encoder with random weights, whose details are not zero as at the start."""
+    torch.manual_seed(seed)
+    generator = Generator(32, CHANNELS, z_dim=8, w_dim=8, mapping_layers=2).eval().requires_grad_(False)
+    encoder = Encoder(32, generator.num_ws, 8, CHANNELS, **{**SMALL, **architecture}).eval().requires_grad_(False)
+    encoder.latents.fit(generator, 1000)
+    for head in encoder.details:
+        torch.nn.init.normal_(head.out.weight, std=0.1)
+    return generator, encoder
+
+
+def write_bundle(path: Path, seed: int = 0, **architecture: object) -> None:
+    """Writes a bundle of `tiny_networks`."""
+    save_bundle(path, *tiny_networks(seed, **architecture), NOTES)
 
 
 def train(

@@ -18,40 +18,29 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate
 import infer
-from data.operator import Downscale, downscaling_error
+from data.operator import Downscale
+from data.picture_files import read_pixels
 from data.pictures import disagreement, face_sheet, heat, overview
 from data.reading import from_uint8, read_image, to_uint8
 from data.report import FORMAT, folder_names
-from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle, save_bundle
-from models.encoder import Encoder
-from models.generator import Generator
+from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.weights import sha256_of
-from search.refine import PASSES_PER_STEP
+from pipeline import Upsampler
+from pipeline.torch_backend import TorchBackend
 
 RNG = np.random.default_rng(0)
 ROOT = Path(infer.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    generator = Generator(32, channels=(16, 16, 8, 8), z_dim=32, w_dim=32, mapping_layers=2).eval()
-    encoder = Encoder(32, generator.num_ws, 32, backbone="test_resnet", width=8).eval()
-    encoder.latents.fit(generator, samples=500)
-    encoder.spread.fill_(1.0)
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    save_bundle(path, generator, encoder, {"name": "tiny", "licence": "none", "training_data": "none"})
-    return path
+LOADS = "pipeline.torch_backend.load_bundle"
+READS = "data.command.read_pixels"
 
 
 @pytest.fixture
-def run(bundle: Path, tmp_path: Path) -> Callable[..., int]:
+def run(bundle_folder: Path, tmp_path: Path) -> Callable[..., int]:
     """Runs infer.py on files in tmp_path, results in tmp_path/out."""
 
     def call(*arguments: str | Path, out: str = "out") -> int:
-        options = ["--bundle", bundle, "--out", tmp_path / out, "--device", "cpu"]
+        options = ["--bundle", bundle_folder, "--out", tmp_path / out, "--device", "cpu"]
         return infer.main([str(argument) for argument in (*options, *arguments)])
 
     return call
@@ -64,8 +53,7 @@ def picture(path: Path, width: int = 8, height: int = 8, seed: int = 0) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: data for name, data in files.items() if not name.endswith("timing.json")}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def report_of(folder: Path) -> dict:
@@ -98,7 +86,7 @@ def test_good_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys:
     path = save_kind(kind, tmp_path)
     assert run(path, "--k", "2") == 0
     folder = tmp_path / "out" / "face"
-    names = {"1.png", "2.png", "grid.png", "input.png", "latents.npz", "report.json", "timing.json"}
+    names = {"1.png", "2.png", "grid.png", "input.png", "latents.npz", "report.json"}
     assert {p.name for p in folder.iterdir()} == names
     report = report_of(folder)
     width, height = Image.open(path).size
@@ -108,32 +96,61 @@ def test_good_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys:
     original = read_image(path)
     top, left = ((side - size) // 2 for side in original.shape[-2:])
     assert torch.equal(to_uint8(lr), to_uint8(original[:, top : top + size, left : left + size]))
-    for candidate in report["candidates"]:
-        face = read_image(folder / candidate["file"])
+    for sample in report["samples"]:
+        face = read_image(folder / sample["file"])
         assert face.shape == (3, 32, 32)
         error = float(((Downscale(size)(face[None])[0] - lr) / 2).square().mean())
-        assert candidate["downscaling_error"] == pytest.approx(error, rel=1e-4)
-        assert candidate["within_epsilon"] == (error <= 1e-3)
+        assert sample["lr_psnr"] == pytest.approx(min(100, -10 * np.log10(max(error, 1e-20))), abs=0.02)
     assert ("not square" in capsys.readouterr().err) == (width != height)
 
 
-def test_report_and_latents(run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
+def test_report_and_latents(run: Callable[..., int], bundle_folder: Path, tmp_path: Path) -> None:
     path = picture(tmp_path / "face.png")
-    assert run(path, "--k", "3", "--seed", "7") == 0
+    assert run(path, "-k", "3", "--seed", "7", "--noise-sigma", "0") == 0
     folder = tmp_path / "out" / "face"
     text = (folder / "report.json").read_text()
     report = json.loads(text)
     assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
     assert str(tmp_path) not in text and report["format"] == FORMAT
-    assert (report["seed"], report["k"], report["epsilon"], report["resolution"]) == (7, 3, 1e-3, 32)
-    assert report["bundle"] == {"name": "tiny", "hash": sha256_of(bundle / "bundle.json")}
-    ws = np.load(folder / "latents.npz")["ws"]
-    assert ws.shape == (3, 8, 32) and ws.dtype == np.float32
-    drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
+    assert (report["seed"], report["k"], report["fidelity"], report["resolution"]) == (7, 3, 1, 32)
+    assert report["bundle"] == {"name": "t", "hash": sha256_of(bundle_folder / "bundle.json")}
+    samples = Upsampler.from_pretrained(bundle_folder, "cpu")(read_image(path)[None], 3, seed=7, noise_sigma=0.0)[0]
+    latents = np.load(folder / "latents.npz")
+    assert latents["ws"].dtype == np.float32 and np.array_equal(latents["ws"], samples.ws)
     written = torch.stack([to_uint8(read_image(folder / f"{i}.png")) for i in (1, 2, 3)])
-    assert torch.equal(drawn, written)
+    assert torch.equal(to_uint8(samples.images), written)
     assert not torch.equal(written[0], written[1]) and not torch.equal(written[1], written[2])
-    assert set(json.loads((folder / "timing.json").read_text())) == {"read", "encode", "generate", "write"}
+
+
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (["--fidelity", "0.5"], {"fidelity": 0.5}),
+        (["--noise-sigma", "25"], {"noise_sigma": 25.0}),
+        (["--seed", "1"], {"seed": 1}),
+        (["--precision", "bf16"], {}),
+    ],
+)
+def test_options_change_the_samples_and_the_report(
+    options: list[str], notes: dict[str, float], run: Callable[..., int], tmp_path: Path
+) -> None:
+    path = picture(tmp_path / "face.png")
+    assert run(path, "-k", "2", "--noise-sigma", "0", out="a") == 0
+    assert run(path, "-k", "2", "--noise-sigma", "0", *options, out="b") == 0
+    first, second = (report_of(tmp_path / name / "face") for name in "ab")
+    assert {name: second[name] for name in notes} == notes
+    others = {name for name in first if name != "samples" and first[name] != second[name]}
+    assert others == notes.keys()
+    assert (tmp_path / "a" / "face" / "2.png").read_bytes() != (tmp_path / "b" / "face" / "2.png").read_bytes()
+
+
+def test_only_what_is_asked_for_is_written(run: Callable[..., int], tmp_path: Path) -> None:
+    path = picture(tmp_path / "face.png")
+    for save, names in (("images", {"1.png"}), ("grid", {"grid.png"}), ("latents,report", {"latents.npz"})):
+        assert run(path, "-k", "1", "--save", save, out=save) == 0
+        found = {p.name for p in (tmp_path / save / "face").iterdir()}
+        assert found == names | {"input.png", "report.json"}
+        assert (tmp_path / save / "overview.png").exists() == (save == "grid")
 
 
 def cut(path: Path, target: Path) -> None:
@@ -186,28 +203,23 @@ def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
         ["--k", "0"],
         ["--k", "65"],
         ["--seed", "-1"],
+        ["--downscale", "0"],
         ["--downscale", "3"],
         ["--downscale", "33"],
-        ["--device", "toaster"],
-        ["--device", "meta"],
-        ["--device", "cuda:99"],
         ["--out", ""],
         ["--bundle", ""],
-        ["--passes", "-1"],
-        ["--temperature", "-1"],
-        ["--temperature", "nan"],
-        ["--passes", "0", "--start", "random"],
-        ["--temperature", "0.5", "--start", "mean", "--refine", "1"],
-        ["--refine", "-1"],
-        ["--epsilon", "0"],
-        ["--epsilon", "nan"],
-        ["--method", "pulse"],
-        ["--method", "magic", "--refine", "9"],
-        ["--method", "rls"],
-        ["--save-steps"],
-        ["--method", "pulse", "--refine", "9", "--start", "mean"],
-        ["--start", "nowhere"],
-        ["--consistency", "rough"],
+        ["--fidelity", "1.1"],
+        ["--fidelity", "nan"],
+        ["--noise-sigma", "-1"],
+        ["--noise-sigma", "nan"],
+        ["--select", "4"],
+        ["--select", "4-of-3"],
+        ["--select", "0-of-3"],
+        ["--select", "2-of-65"],
+        ["--runtime", "magic"],
+        ["--precision", "fp16"],
+        ["--batch-size", "0"],
+        ["--save", "images,film"],
     ],
 )
 def test_wrong_options(options: list[str], run: Callable[..., int], tmp_path: Path) -> None:
@@ -226,6 +238,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
     assert "python infer.py face.png" in text and "grid.png" in text
     for option in re.findall(r"--[a-z-]+", infer.__doc__ or ""):
         assert f"{option} " in text.split("options:")[1]
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta", "cuda:99"])
+def test_device_that_is_not_there(device: str, run: Callable[..., int], tmp_path: Path, capsys) -> None:
+    assert run(picture(tmp_path / "face.png"), "--device", device) == 1
+    assert device.partition(":")[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_missing_bundle(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -258,16 +276,23 @@ def test_same_command_same_bytes(run: Callable[..., int], tmp_path: Path) -> Non
     assert run(folder, "--seed", "4", out="c") == 0
     first, second, other = (contents(tmp_path / name) for name in "abc")
     assert first == second and "overview.png" in first
-    assert first["0/1.png"] == other["0/1.png"]  # the best guess has no randomness in it
+    assert first["0/1.png"] == other["0/1.png"]  # the point estimate has no randomness in it
     assert first["0/2.png"] != other["0/2.png"]
 
 
 def test_company_and_order_do_not_matter(run: Callable[..., int], tmp_path: Path) -> None:
-    one, two = picture(tmp_path / "one.png", seed=1), picture(tmp_path / "two.png", 16, 16, seed=2)
-    assert run(one, two, out="a") == run(two, one, out="b") == run(two, out="c") == 0
-    for name in ("one", "two"):
-        assert contents(tmp_path / "a" / name) == contents(tmp_path / "b" / name)
-    assert contents(tmp_path / "a" / "two") == contents(tmp_path / "c" / "two")
+    """Faces of one size go through the networks together, as many as --batch-size says."""
+    one, two, three = (
+        picture(tmp_path / f"{name}.png", n, n, seed=ord(name)) for name, n in zip("abc", (8, 16, 8), strict=True)
+    )
+    assert run(one, two, three, out="a") == run(three, two, one, out="b") == run(three, out="c") == 0
+    for name in "abc":
+        first, second = (tmp_path / out / name for out in "ab")
+        a, b = (np.stack([np.asarray(Image.open(f / f"{i}.png"), int) for i in (1, 2)]) for f in (first, second))
+        assert abs(a - b).max() <= 1  # the last bit may depend on what is computed together
+    assert run(one, two, three, "--batch-size", "1", out="d") == run(three, two, one, "--batch-size", "1", out="e") == 0
+    assert all(contents(tmp_path / "d" / name) == contents(tmp_path / "e" / name) for name in "abc")
+    assert contents(tmp_path / "d" / "c") == contents(tmp_path / "c" / "c")
 
 
 def test_same_stem(run: Callable[..., int], tmp_path: Path) -> None:
@@ -385,7 +410,7 @@ def test_failure_while_writing_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("infer.write_json", full)
+    monkeypatch.setattr("data.report.write_json", full)
     assert run(picture(tmp_path / "face.png")) == 1
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -407,16 +432,33 @@ def test_overview_that_cannot_be_written(
 def test_one_bad_face_never_stops_the_others(
     error: Exception, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def reads(path: Path) -> torch.Tensor:
+    def reads(path: Path) -> np.ndarray:
         if path.name == "bad.png":
             raise error
-        return read_image(path)
+        return read_pixels(path)
 
-    monkeypatch.setattr("infer.read_image", reads)
+    monkeypatch.setattr(READS, reads)
     assert run(picture(tmp_path / "bad.png"), picture(tmp_path / "good.png"), "--k", "1") == 1
     assert (tmp_path / "out" / "good" / "report.json").exists() and not (tmp_path / "out" / "bad").exists()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'bad.png'}: ") and ("odd" in line or "memory" in line)
+
+
+def test_one_face_that_fails_in_a_batch_never_stops_the_others(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    bad = read_pixels(picture(tmp_path / "bad.png", seed=5))
+    sample = TorchBackend.sample
+
+    def stumbles(self: TorchBackend, lr: np.ndarray, *arguments: object) -> object:
+        if any(np.allclose(face, bad, atol=1e-3) for face in lr):
+            raise RuntimeError("out of memory")
+        return sample(self, lr, *arguments)
+
+    monkeypatch.setattr(TorchBackend, "sample", stumbles)
+    assert run(*(picture(tmp_path / f"{i}.png", seed=i) for i in range(3)), tmp_path / "bad.png", "--k", "1") == 1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0", "1", "2", "overview.png"}
+    assert capsys.readouterr().err == f"{tmp_path / 'bad.png'}: out of memory\n"
 
 
 def test_circular_link_beside_a_good_face(run: Callable[..., int], tmp_path: Path) -> None:
@@ -434,24 +476,26 @@ def test_circular_link_beside_a_good_face(run: Callable[..., int], tmp_path: Pat
 def test_interrupted(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def reads(path: Path) -> torch.Tensor:
+    def reads(path: Path) -> np.ndarray:
         if path.name == "b.png":
             raise KeyboardInterrupt
-        return read_image(path)
+        return read_pixels(path)
 
-    monkeypatch.setattr("infer.read_image", reads)
-    assert run(picture(tmp_path / "a.png"), picture(tmp_path / "b.png"), "--k", "1") == 130
+    monkeypatch.setattr(READS, reads)
+    faces = [picture(tmp_path / name) for name in ("a.png", "b.png")]
+    assert run(*faces, "--k", "1", "--batch-size", "1") == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_nobody_reads_on(bundle: Path, tmp_path: Path) -> None:
+def test_nobody_reads_on(bundle_folder: Path, tmp_path: Path) -> None:
     """A pipe whose reader has gone, as that of `| head -1`, neither stops the work nor makes noise."""
     reader, writer = os.pipe()
     os.close(reader)
     faces = [str(picture(tmp_path / name)) for name in ("a.png", "b.png")]
-    command = [sys.executable, "infer.py", *faces, "--k", "1", "--bundle", str(bundle), "--out", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--device", "cpu"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    options = ["--bundle", str(bundle_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    command = [sys.executable, "infer.py", *faces, "--k", "1", *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "b", "overview.png"}
@@ -478,7 +522,7 @@ def test_broken_weights(
             tensor.fill_(torch.nan)
         return bundle
 
-    monkeypatch.setattr("infer.load_bundle", breaks)
+    monkeypatch.setattr(LOADS, breaks)
     assert run(picture(tmp_path / "face.png")) == 1
     assert f"the bundle's weights are broken: its {parts}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -491,7 +535,7 @@ def test_bundle_that_cannot_be_read(
     def breaks(path: Path, *options: object) -> Bundle:
         raise error
 
-    monkeypatch.setattr("infer.load_bundle", breaks)
+    monkeypatch.setattr(LOADS, breaks)
     assert run(picture(tmp_path / "face.png")) == 1
     assert "cannot be used" in (message := capsys.readouterr().err) and "Input/output error" in message
 
@@ -502,7 +546,7 @@ def test_smaller_than_the_bundle_takes(
     def starts_at_8(path: Path, *options: object) -> Bundle:
         return dataclasses.replace(load_bundle(path, *options), lr_sizes=(8, 32))
 
-    monkeypatch.setattr("infer.load_bundle", starts_at_8)
+    monkeypatch.setattr(LOADS, starts_at_8)
     assert run(picture(tmp_path / "small.png", 7, 7), picture(tmp_path / "good.png"), "--k", "1") == 1
     assert "small.png: 7 x 7 px is less than the 8 px" in capsys.readouterr().err
     assert (tmp_path / "out" / "good").is_dir()
@@ -519,110 +563,14 @@ def test_other_files_in_a_folder(run: Callable[..., int], tmp_path: Path, capsys
     assert "empty name" in capsys.readouterr().err
 
 
-def test_both_programs_ask_for_deterministic_kernels(run: Callable[..., int], tmp_path: Path) -> None:
-    import torch.backends.cudnn as cudnn
-
-    before = cudnn.deterministic, cudnn.benchmark
-    try:
-        for call in (lambda: run(picture(tmp_path / "face.png")), lambda: evaluate.main(["--out", str(tmp_path)])):
-            cudnn.deterministic, cudnn.benchmark = False, True
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("infer.load_bundle", stopped)
-                patch.setattr("evaluate.load_bundle", stopped)
-                assert call() == 1
-            assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
-
-
-def stopped(*arguments: object) -> None:
-    raise ValueError("enough")
-
-
-def test_refined(run: Callable[..., int], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = picture(tmp_path / "face.png")
-    assert run(path, "--k", "2", out="plain") == 0
-    assert run(path, "--k", "2", "--refine", "3", out="a") == run(path, "--k", "2", "--refine", "3", out="b") == 0
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    plain, refined = (report_of(tmp_path / name / "face") for name in ("plain", "a"))
-    assert refined["search"] == {"method": "ours", "steps": 3} and "search" not in plain
-    assert refined["found"] == 0 and "0 of 2 found" in capsys.readouterr().out  # noise cannot be a face, but is written
-    for before, after in zip(plain["candidates"], refined["candidates"], strict=True):
-        assert after["downscaling_error"] < before["downscaling_error"]
-        assert after["steps"] >= 1 and after["generator_passes"] <= PASSES_PER_STEP * 3 and not after["within_epsilon"]
-    ws = np.load(tmp_path / "a" / "face" / "latents.npz")["ws"]
-    drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
-    assert torch.equal(drawn[1], to_uint8(read_image(tmp_path / "a" / "face" / "2.png")))
-    assert "search" in json.loads((tmp_path / "a" / "face" / "timing.json").read_text())
-
-
-def test_temperature(run: Callable[..., int], tmp_path: Path) -> None:
-    """Half as far from the best guess, or not at all; the report says so."""
-    path, codes = picture(tmp_path / "face.png"), {}
-    for temperature in ("1", "0.5", "0"):
-        assert run(path, "--k", "3", "--temperature", temperature, out=temperature) == 0
-        folder = tmp_path / temperature / "face"
-        assert report_of(folder).get("temperature") == (None if temperature == "1" else float(temperature))
-        codes[temperature] = np.load(folder / "latents.npz")["ws"]
-    best = codes["1"][:1]
-    assert np.abs(codes["1"][1:] - best).mean() > 0.1
-    np.testing.assert_allclose(codes["0.5"] - best, (codes["1"] - best) / 2, atol=1e-5)
-    assert (codes["0"] == best).all()
-
-
-def test_epsilon(run: Callable[..., int], tmp_path: Path) -> None:
-    """Candidates that are good enough from the start are left as they are."""
-    path = picture(tmp_path / "face.png")
-    assert run(path, "--k", "2", "--epsilon", "1", out="a") == 0
-    assert run(path, "--k", "2", "--epsilon", "1", "--refine", "2", out="b") == 0
-    first, second = (report_of(tmp_path / name / "face") for name in "ab")
-    assert first["epsilon"] == 1 and [c["within_epsilon"] for c in first["candidates"]] == [True, True]
-    assert second["found"] == 2 and [c["steps"] for c in second["candidates"]] == [0, 0]
-    for name in ("1.png", "2.png", "latents.npz"):
-        assert (tmp_path / "a" / "face" / name).read_bytes() == (tmp_path / "b" / "face" / name).read_bytes()
-
-
-def test_pulse(run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
-    options = ["--k", "2", "--method", "pulse", "--start", "random", "--refine", "2"]
-    path = picture(tmp_path / "face.png")
-    assert run(path, *options, out="a") == run(path, *options, out="b") == run(path, *options, "--seed", "1") == 0
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert contents(tmp_path / "a")["face/1.png"] != contents(tmp_path / "out")["face/1.png"]
-    folder = tmp_path / "a" / "face"
-    assert (report_of(folder)["search"], report_of(folder)["start"]) == ({"method": "pulse", "steps": 2}, "random")
-    latents = np.load(folder / "latents.npz")
-    assert sorted(latents) == [f"noise_{i}" for i in range(7)] + ["ws"]
-    noise = [torch.from_numpy(latents[f"noise_{i}"]) for i in range(7)]
-    drawn = load_bundle(bundle).generator.synthesis(torch.from_numpy(latents["ws"]), noise=noise)
-    assert torch.equal(to_uint8(drawn.detach())[0], to_uint8(read_image(folder / "1.png")))
-
-
-@pytest.mark.parametrize("start", ["random", "mean"])
-def test_other_starts(start: str, run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
-    assert run(picture(tmp_path / "face.png"), "--k", "2", "--start", start) == 0
-    folder = tmp_path / "out" / "face"
-    assert report_of(folder)["start"] == start
-    ws = torch.from_numpy(np.load(folder / "latents.npz")["ws"])
-    assert torch.equal(ws[:, 0], ws[:, -1]) and not torch.equal(ws[0], ws[1])
-    w_avg = load_bundle(bundle).encoder.latents.w_avg
-    assert torch.allclose(ws[0, 0], w_avg) == (start == "mean")
-
-
-def test_exact_consistency(run: Callable[..., int], tmp_path: Path) -> None:
-    grey = np.random.default_rng(0).integers(100, 150, (8, 8, 3), dtype=np.uint8)  # so that nothing is clamped
-    Image.fromarray(grey).save(tmp_path / "face.png")
-    assert run(tmp_path / "face.png", "--k", "2", "--consistency", "exact") == 0
-    report = report_of(tmp_path / "out" / "face")
-    assert report["consistency"].startswith("exact: ")
-    assert all(candidate["downscaling_error"] < 1e-3 for candidate in report["candidates"])
-
-
-def test_progress_bar_on_a_terminal(
-    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_deterministic_kernels_are_asked_for(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert run(picture(tmp_path / "face.png"), "--k", "2", "--refine", "2") == 0
-    assert re.search(r"face\.png: 100%.* (\d+)/\1 ", capsys.readouterr().err)
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", False)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    assert run(picture(tmp_path / "face.png"), "--k", "1") == 0
+    assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
 
 
 def test_names_with_any_letters(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -652,27 +600,19 @@ def test_disagreement() -> None:
 @pytest.mark.parametrize(("k", "columns", "rows"), [(1, 3, 1), (6, 8, 1), (7, 8, 2), (64, 8, 9)])
 def test_sheet_layout(k: int, columns: int, rows: int) -> None:
     lr, images = -torch.ones(3, 4, 4), torch.ones(k, 3, 32, 32)
-    sheet = face_sheet(lr, images, [0.5] * k)
+    sheet = face_sheet(lr, images, ["12 dB"] * k)
     assert sheet.size == (columns * 168 + 8, rows * 188 + 8)
     assert sheet.getpixel((8 + 80, 28 + 80)) == (0, 0, 0)
     assert overview([("a", lr, images)] * 2).size == (min(k + 1, 8) * 168 + 8, 2 * 188 + 8)
 
 
 def test_shipped_bundle(tmp_path: Path) -> None:
-    """The default bundle is small, and its faces downscale to their own input rather than to another's."""
-    assert sum(part.stat().st_size for part in DEFAULT_BUNDLE.iterdir()) <= 40 * 2**20
+    """The default bundle is small, and every sample that it gives downscales to its input."""
+    assert sum(part.stat().st_size for part in DEFAULT_BUNDLE.rglob("*") if part.is_file()) <= 42 * 10**6
     samples = sorted((ROOT / "samples").glob("*.png"))
     assert len(samples) >= 4
-    command = [sys.executable, "infer.py", "samples", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "infer.py", "samples", "-o", str(tmp_path / "out"), "-k", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    inputs = {sample.stem: read_image(sample) for sample in samples}
-    for name, own in inputs.items():
-        drawn = read_image(tmp_path / "out" / name / "1.png")[None]
-        operator = Downscale(own.shape[2])
-        errors = {
-            other: float(downscaling_error(drawn, lr[None], operator))
-            for other, lr in inputs.items()
-            if lr.shape == own.shape
-        }
-        assert errors[name] < 0.02 and errors[name] == min(errors.values()), errors
+    for path in samples:
+        assert all(sample["lr_psnr"] > 38 for sample in report_of(tmp_path / "out" / path.stem)["samples"])

@@ -37,6 +37,7 @@ from models.generator import Generator
 from models.identity import Identity
 from models.weights import sha256_of
 from training.batches import faces_from_bytes, random_sizes
+from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
@@ -93,6 +94,7 @@ class AmortizedTraining(OwnedTraining):
         weight_latent: λ_w.
         weight_adversarial: λ_a.
         weight_range: λ_o.
+        loss_size: Size in pixels at which faces are compared and judged, as pSp does at 256; R if None.
         identity_faces: Faces of each batch that the identity looks at; it is the most expensive term.
         discriminator_warmup: Steps in which the discriminator only learns.
         min_lr_size: Smallest LR size in pixels.
@@ -125,6 +127,7 @@ class AmortizedTraining(OwnedTraining):
         weight_latent: float = 0.03,
         weight_adversarial: float = 0.05,
         weight_range: float = 1.0,
+        loss_size: int | None = None,
         identity_faces: int = 2,
         discriminator_warmup: int = 100,
         min_lr_size: int = 4,
@@ -186,11 +189,13 @@ class AmortizedTraining(OwnedTraining):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Moves the frozen networks to the device.
+        """Moves the frozen networks to the device, and measures the search's preconditioner if it is asked for.
 
         Raises:
-            ValueError: If data and generator have different resolutions, or there are several devices.
+            ValueError: If data and generator have different resolutions, or the precision is float16's.
         """
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("Expected precision bf16-mixed or 32-true: float16 would need its gradients scaled.")
         faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
         if faces != self.encoder.resolution:
             raise ValueError(f"Expected model and data of one resolution, got {self.encoder.resolution} and {faces}.")
@@ -199,6 +204,11 @@ class AmortizedTraining(OwnedTraining):
             network.to(device)
         for network in (self._generator[0], self.encoder, self.encoder_ema):
             network.to(memory_format=torch.channels_last)
+        rank = self.encoder.latents.rank
+        if stage == "fit" and rank and not self.encoder.latents.directions.any():
+            curvature = measure_coordinates(self._generator[0], rank, self.hparams["seed"])
+            for encoder in (self.encoder, self.encoder_ema):
+                encoder.latents.set_curvature(curvature)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the encoder, Adam for the discriminator."""
@@ -220,6 +230,7 @@ class AmortizedTraining(OwnedTraining):
         noise[:, 2] = 0  # the point estimate
         made = self.synthesize(self.encoder, inputs, noise)
         with self._full_precision():
+            faces, made = self._compared(faces), made._replace(images=self._compared(made.images))
             fake = self._lpips[0].activations(made.images.flatten(0, 1))
             with torch.no_grad():
                 real = self._lpips[0].activations(faces)
@@ -334,7 +345,7 @@ class AmortizedTraining(OwnedTraining):
         for group in adam.param_groups:
             group["lr"] = h["learning_rate"] * warmup_cosine(step, self.trainer.max_steps, h["warmup_steps"])
         adam.zero_grad()
-        self.manual_backward(total)
+        self._backward(total, self.encoder)
         apart = {id(p) for p in self.encoder.noise_estimator.parameters()}  # its loss says nothing of the others' scale
         norm = nn.utils.clip_grad_norm_(
             [p for p in self.encoder.parameters() if id(p) not in apart], h["gradient_clip"]
@@ -350,7 +361,7 @@ class AmortizedTraining(OwnedTraining):
         pairs = list(zip(self._judge(real), self._judge(fake), strict=True))
         loss = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
         adam.zero_grad()
-        self.manual_backward(loss)
+        self._backward(loss, self.discriminator)
         adam.step()
         gap = torch.stack([r.mean() - f.mean() for r, f in pairs]).mean()
         self.log_dict({"loss/discriminator": loss.detach(), "logits/gap": gap.detach()})
@@ -364,24 +375,44 @@ class AmortizedTraining(OwnedTraining):
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)
 
+    def _compared(self, images: Tensor) -> Tensor:
+        """Brings images (…, 3, R, R) to the size at which they are compared."""
+        size = self.hparams["loss_size"]
+        if size is None or size == images.shape[-1]:
+            return images
+        return Downscale(size)(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+
+    def _backward(self, loss: Tensor, network: nn.Module) -> None:
+        """Computes a network's gradients; their means over all processes, since DDP knows one loss a step, not two."""
+        loss.backward()
+        if self.trainer.world_size > 1:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            means = self.trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
     def _keep_batch_statistics(self) -> None:
         """Holds the statistics of an encoder that was trained before: one batch of 16 faces knows them less well."""
         if self.hparams["init_encoder"] is not None:
             for module in self.encoder.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
     @torch.no_grad()
     def _set_scales(self, real: list[Tensor]) -> None:
         """Measures the scales of the discriminator's levels, once."""
         if self.global_step == 0:
-            self.discriminator.scales.copy_(torch.stack([real[i].square().mean().sqrt() for i in JUDGED]))
+            squares = torch.stack([real[i].square().mean() for i in JUDGED])
+            self.discriminator.scales.copy_(self.trainer.strategy.reduce(squares, reduce_op="mean").sqrt())
 
     @torch.no_grad()
     def _update_lacking(self, lacking: Tensor) -> None:
-        """Lets τ² follow the mean over clean faces."""
-        if lacking.numel():
-            self.encoder.lacking.lerp_(lacking.mean(), 0.1 if self.global_step < 100 else 0.005)
+        """Lets τ² follow the mean over the clean faces of all processes."""
+        total, count = self.trainer.strategy.reduce(
+            torch.stack([lacking.sum(), lacking.new_tensor(lacking.numel())]), reduce_op="sum"
+        )
+        if count:
+            self.encoder.lacking.lerp_(total / count, 0.1 if self.global_step < 100 else 0.005)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -407,7 +438,8 @@ class AmortizedTraining(OwnedTraining):
                 lr = ((Downscale(size)(faces) + 1) * GREY).round().clamp(0, 255) / GREY - 1
             made = self.synthesize(self.encoder_ema, [Inputs(lr, torch.zeros(len(lr), device=self.device))], noise)
             with self._full_precision():
-                truth, (a, b, point) = lpips.features(faces), (lpips.features(x) for x in made.images.unbind(1))
+                truth = lpips.features(self._compared(faces))
+                a, b, point = (lpips.features(x) for x in self._compared(made.images).unbind(1))
                 draws = (lpips.distance(truth, a) + lpips.distance(truth, b)).mean() / 2
                 between = lpips.distance(a, b).mean()
             scores = {
