@@ -78,14 +78,14 @@ def test_only_the_entry_points_are_public() -> None:
     assert all(getattr(hubconf, name).__doc__.count(">>>") for name in public)
 
 
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, folder: Path, *arguments: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script, str(ROOT)]
+    command = [sys.executable, "-c", script, str(ROOT), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
-def test_through_torch_hub_from_another_folder(tmp_path: Path) -> None:
+def test_through_torch_hub_from_another_folder(tmp_path: Path, tiny_bundle: Path) -> None:
     script = """
 import sys
 import torch
@@ -93,17 +93,17 @@ generator = torch.hub.load(sys.argv[1], "generator", source="local")
 assert sys.argv[1] not in sys.path  # what follows has no repository to import from
 assert generator(torch.randn(2, generator.z_dim)).shape == (2, 3, 64, 64)
 import models
-assert models.load_bundle and models.create_encoder(64)
-upsampler = torch.hub.load(sys.argv[1], "upsampler", source="local")
-images, ws = upsampler.upsample(torch.zeros(1, 3, 16, 16), k=2)
-print(tuple(images.shape), tuple(ws.shape))
+assert models.load_bundle and models.make_encoder
+upsampler = torch.hub.load(sys.argv[1], "upsampler", sys.argv[2], source="local")
+samples = upsampler(torch.zeros(1, 3, 16, 16), k=2)
+print(tuple(samples.images.shape), tuple(samples.ws.shape))
 """
-    done = run(script, tmp_path)
+    done = run(script, tmp_path, tiny_bundle)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(1, 2, 3, 64, 64) (1, 2, 10, 256)"
+    assert done.stdout.strip() == "(1, 2, 3, 32, 32) (1, 2, 8, 16)"
 
 
-@pytest.mark.parametrize("name", ["models", "data", "search"])
+@pytest.mark.parametrize("name", ["models", "data", "search", "pipeline"])
 def test_another_package_of_the_same_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     hubconf._check_packages()
     other = types.ModuleType(name)

@@ -36,11 +36,11 @@ READS = "data.command.read_pixels"
 
 
 @pytest.fixture
-def run(bundle_folder: Path, tmp_path: Path) -> Callable[..., int]:
+def run(tiny_bundle: Path, tmp_path: Path) -> Callable[..., int]:
     """Runs infer.py on files in tmp_path, results in tmp_path/out."""
 
     def call(*arguments: str | Path, out: str = "out") -> int:
-        options = ["--bundle", bundle_folder, "--out", tmp_path / out, "--device", "cpu"]
+        options = ["--bundle", tiny_bundle, "--out", tmp_path / out, "--device", "cpu"]
         return infer.main([str(argument) for argument in (*options, *arguments)])
 
     return call
@@ -104,7 +104,7 @@ def test_good_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys:
     assert ("not square" in capsys.readouterr().err) == (width != height)
 
 
-def test_report_and_latents(run: Callable[..., int], bundle_folder: Path, tmp_path: Path) -> None:
+def test_report_and_latents(run: Callable[..., int], tiny_bundle: Path, tmp_path: Path) -> None:
     path = picture(tmp_path / "face.png")
     assert run(path, "-k", "3", "--seed", "7", "--noise-sigma", "0") == 0
     folder = tmp_path / "out" / "face"
@@ -113,8 +113,8 @@ def test_report_and_latents(run: Callable[..., int], bundle_folder: Path, tmp_pa
     assert text == json.dumps(report, indent=2, sort_keys=True) + "\n"
     assert str(tmp_path) not in text and report["format"] == FORMAT
     assert (report["seed"], report["k"], report["fidelity"], report["resolution"]) == (7, 3, 1, 32)
-    assert report["bundle"] == {"name": "t", "hash": sha256_of(bundle_folder / "bundle.json")}
-    samples = Upsampler.from_pretrained(bundle_folder, "cpu")(read_image(path)[None], 3, seed=7, noise_sigma=0.0)[0]
+    assert report["bundle"] == {"name": "tiny", "hash": sha256_of(tiny_bundle / "bundle.json")}
+    samples = Upsampler.from_pretrained(tiny_bundle, "cpu")(read_image(path)[None], 3, seed=7, noise_sigma=0.0)[0]
     latents = np.load(folder / "latents.npz")
     assert latents["ws"].dtype == np.float32 and np.array_equal(latents["ws"], samples.ws)
     written = torch.stack([to_uint8(read_image(folder / f"{i}.png")) for i in (1, 2, 3)])
@@ -488,12 +488,12 @@ def test_interrupted(
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_nobody_reads_on(bundle_folder: Path, tmp_path: Path) -> None:
+def test_nobody_reads_on(tiny_bundle: Path, tmp_path: Path) -> None:
     """A pipe whose reader has gone, as that of `| head -1`, neither stops the work nor makes noise."""
     reader, writer = os.pipe()
     os.close(reader)
     faces = [str(picture(tmp_path / name)) for name in ("a.png", "b.png")]
-    options = ["--bundle", str(bundle_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    options = ["--bundle", str(tiny_bundle), "--out", str(tmp_path / "out"), "--device", "cpu"]
     command = [sys.executable, "infer.py", *faces, "--k", "1", *options]
     done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
