@@ -19,18 +19,18 @@ def networks() -> tuple[Generator, Encoder]:
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's folder, which nobody changes; `bundle_copy` is for that."""
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle of 32 px; nobody writes into it, `bundle_copy` is for that."""
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     write_bundle(path)
     return path
 
 
 @pytest.fixture
-def bundle_copy(bundle_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")
-def bundle(bundle_folder: Path) -> Bundle:
-    return load_bundle(bundle_folder)
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)

@@ -22,7 +22,7 @@ from models.frozen import Frozen
 from models.generator import Generator
 from train import main
 
-NOTES = {"name": "t", "licence": "l", "training_data": "d"}
+NOTES = {"name": "tiny", "licence": "none", "training_data": "none"}
 
 
 class PixelDistance(Frozen):
@@ -78,18 +78,21 @@ def write_faces(path: Path, count: int = 20) -> None:
                 archive.writestr(f"{i:02}.png", buffer.getvalue())
 
 
-CHANNELS = (8, 8, 6, 4)
-SMALL = {"backbone": "test_resnet", "width": 8, "head_rank": 8, "hidden": 16}  # of `Encoder`
+CHANNELS, D = (16, 16, 8, 8), 16
+SMALL = {"backbone": "test_resnet", "width": 8, "hidden": 16, "head_rank": 8, "rank": 5}  # of `Encoder`
 
 
 def tiny_networks(seed: int = 0, **architecture: object) -> tuple[Generator, Encoder]:
-    """Makes a generator of 32 px and its encoder with random weights, whose details are not zero as at the start."""
+    """Makes a generator of 32 px and its encoder; their weights are random, but of the scale of trained ones."""
     torch.manual_seed(seed)
-    generator = Generator(32, CHANNELS, z_dim=8, w_dim=8, mapping_layers=2).eval().requires_grad_(False)
-    encoder = Encoder(32, generator.num_ws, 8, CHANNELS, **{**SMALL, **architecture}).eval().requires_grad_(False)
-    encoder.latents.fit(generator, 1000)
-    for head in encoder.details:
-        torch.nn.init.normal_(head.out.weight, std=0.1)
+    generator = Generator(32, CHANNELS, z_dim=D, w_dim=D, mapping_layers=2).eval().requires_grad_(False)
+    for block in generator.synthesis.blocks:
+        block.torgb.weight.mul_(0.2)  # faces within [-1, 1]
+    encoder = Encoder(32, generator.num_ws, D, CHANNELS, **{**SMALL, **architecture}).eval().requires_grad_(False)
+    encoder.latents.fit(generator, 500)
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(("details", "sampler")) and name.endswith("out.weight"):  # near zero before training
+            torch.nn.init.normal_(parameter, std=0.1)
     return generator, encoder
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from small_runs import NOTES, SMALL, PixelDistance, Record, train, write_bundle, write_faces
+from small_runs import NOTES, SMALL, D, PixelDistance, Record, train, write_bundle, write_faces
 from torch import Tensor
 
 from data.operator import Downscale
@@ -40,7 +40,6 @@ def folder(tmp_path, monkeypatch):
 def test_exact_resume_and_bundle(folder, monkeypatch) -> None:
     def run(record: Record, name: str, **more) -> None:
         settings = {**SETTINGS, "degraded_prob": 0.5, "loss_size": 16, **more}
-        settings["architecture"] = {**SMALL, "rank": 5}
         model = {"class_path": "training.amortized.AmortizedTraining", "init_args": settings}
         train(folder, monkeypatch, record, name, 6, model, save_every=2)
 
@@ -60,10 +59,8 @@ def test_exact_resume_and_bundle(folder, monkeypatch) -> None:
 
     bundle = load_bundle(folder / "bundle")
     encoding = bundle.encode(torch.zeros(2, 3, 8, 8), k=3)
-    assert encoding.ws.shape == (2, 3, 8, 8) and bundle.generate(encoding).shape == (2, 3, 3, 32, 32)
+    assert encoding.ws.shape == (2, 3, 8, D) and bundle.generate(encoding).shape == (2, 3, 3, 32, 32)
     torch.testing.assert_close(bundle.encoder.lacking, states[0]["encoder_ema.lacking"], rtol=1e-3, atol=0)
-    gains = bundle.encoder.latents.gains
-    assert (gains.diff() >= 0).all() and 0 < gains[0] < 0.1  # the preconditioner of searches is measured as well
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_runs import CHANNELS, NOTES, SMALL, tiny_networks, write_bundle
+from small_runs import CHANNELS, NOTES, SMALL, D, tiny_networks, write_bundle
 
 import models
 from models.bundle import ENCODER, FORMAT, GENERATOR, INFO, LATENTS, Bundle, load_bundle, save_bundle
@@ -22,7 +22,7 @@ from models.encoder import Encoder, make_encoder
 from models.encoder_base import face_noise
 from models.weights import sha256_of
 
-SETTINGS = {"resolution": 32, "num_ws": 8, "w_dim": 8, "channels": list(CHANNELS), **SMALL}
+SETTINGS = {"resolution": 32, "num_ws": 8, "w_dim": D, "channels": list(CHANNELS), **SMALL}
 
 
 def lr_faces(batch: int, size: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def edit(path: Path, **changes: Any) -> None:
     (path / INFO).write_text(json.dumps(info))
 
 
-def test_round_trip(bundle: Bundle, bundle_folder: Path, networks) -> None:
+def test_round_trip(bundle: Bundle, tiny_bundle: Path, networks) -> None:
     generator, encoder = networks
     lr = lr_faces(2, 8)
     with torch.inference_mode():
@@ -46,9 +46,9 @@ def test_round_trip(bundle: Bundle, bundle_folder: Path, networks) -> None:
     assert (found.ws - ws).abs().max() < 0.01 * ws.abs().max()  # float16
     faces = bundle.generate(found)
     assert (faces - images).abs().max() < 0.02 * images.abs().max()
-    assert (faces - bundle.generate(found.ws)).abs().max() > 0.1 * images.abs().max()  # the details count
-    assert (bundle.name, bundle.resolution, bundle.lr_sizes, bundle.info["licence"]) == ("t", 32, (4, 32), "l")
-    assert bundle.hash == sha256_of(bundle_folder / INFO)
+    assert (faces - bundle.generate(found.ws)).abs().max() > 0.04 * images.abs().max()  # the details count
+    assert (bundle.name, bundle.resolution, bundle.lr_sizes, bundle.info["licence"]) == ("tiny", 32, (4, 32), "none")
+    assert bundle.hash == sha256_of(tiny_bundle / INFO)
     assert not any(p.requires_grad for p in (*bundle.generator.parameters(), *bundle.encoder.parameters()))
     assert not bundle.encoder.training and not bundle.generator.training
 
@@ -59,7 +59,7 @@ def test_round_trip(bundle: Bundle, bundle_folder: Path, networks) -> None:
     ids=lambda config: config["variant"],
 )
 def test_other_encoders_come_back(tmp_path: Path, networks, config: dict[str, Any]) -> None:
-    encoder = make_encoder({"resolution": 32, "num_ws": 8, "w_dim": 8, **config}).eval().requires_grad_(False)
+    encoder = make_encoder({"resolution": 32, "num_ws": 8, "w_dim": D, **config}).eval().requires_grad_(False)
     save_bundle(tmp_path / "b", networks[0], encoder, {**NOTES, "lr_sizes": [8, 16]})
     loaded, lr = load_bundle(tmp_path / "b"), lr_faces(1, 8)
     assert loaded.encoder.config == encoder.config and loaded.lr_sizes == (8, 16)
@@ -67,22 +67,23 @@ def test_other_encoders_come_back(tmp_path: Path, networks, config: dict[str, An
     assert loaded.noise_ratio(torch.tensor([25.0])) > 0
 
 
-def test_statistics_stay_float32_and_apart(bundle_folder: Path, networks) -> None:
+def test_statistics_stay_float32_and_apart(tiny_bundle: Path, networks) -> None:
     statistics = networks[1].latents.state_dict()
-    stored = load_file(bundle_folder / LATENTS)
+    stored = load_file(tiny_bundle / LATENTS)
     assert stored.keys() == statistics.keys()
-    assert all(torch.equal(stored[name], tensor) for name, tensor in statistics.items())
-    network = load_file(bundle_folder / ENCODER)
+    assert all(torch.equal(stored[name].float(), tensor) for name, tensor in statistics.items())
+    assert {name for name in stored if stored[name].dtype == torch.float16} == {"directions"}
+    network = load_file(tiny_bundle / ENCODER)
     assert not any(name.startswith("latents.") for name in network)
     assert {t.dtype for t in network.values() if t.is_floating_point()} == {torch.float16}
     for part in (ENCODER, LATENTS):
-        with safe_open(bundle_folder / part, framework="pt") as file:
-            assert file.metadata()["generator_sha256"] == sha256_of(bundle_folder / GENERATOR)
+        with safe_open(tiny_bundle / part, framework="pt") as file:
+            assert file.metadata()["generator_sha256"] == sha256_of(tiny_bundle / GENERATOR)
 
 
 def test_shapes(bundle: Bundle) -> None:
     ws, details = encoding = bundle.encode(lr_faces(2, 4), k=3)
-    assert ws.shape == (2, 3, 8, 8) and {size: d.shape[:2] for size, d in details.items()} == {8: (2, 3), 16: (2, 3)}
+    assert ws.shape == (2, 3, 8, D) and {size: d.shape[:2] for size, d in details.items()} == {8: (2, 3), 16: (2, 3)}
     assert bundle.generate(encoding).shape == (2, 3, 3, 32, 32)
     assert bundle.generate(ws[:, 0]).shape == (2, 3, 32, 32)
     torch.testing.assert_close(bundle.generate(ws)[:, 0], bundle.generate(ws[:, 0]), rtol=1e-4, atol=1e-4)
@@ -104,7 +105,7 @@ def test_encode_refuses(bundle: Bundle, shape: tuple[int, ...], k: int) -> None:
         bundle.encode(torch.zeros(shape), k)
 
 
-@pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 7), (8, 8), (1, 1, 1, 8, 8)])
+@pytest.mark.parametrize("shape", [(1, 7, D), (1, 8, D - 1), (8, D), (1, 1, 1, 8, D)])
 def test_generate_refuses(bundle: Bundle, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="Expected codes"):
         bundle.generate(torch.zeros(shape))
@@ -163,7 +164,7 @@ def test_other_tensors_are_refused(bundle_copy: Path) -> None:
         ({"parts": None}, "parts"),
         ({"parts": {}}, "sha256"),
         ({"resolution": 64}, "resolution"),
-        ({"encoder": {**SETTINGS, "w_dim": 16}}, "w_dim"),
+        ({"encoder": {**SETTINGS, "w_dim": 8}}, "w_dim"),
         ({"encoder": {**SETTINGS, "surplus": 1}}, "surplus"),
         ({"encoder": {**SETTINGS, "backbone": "hf-hub:timm/resnet18.a1_in1k"}}, "backbone that the installed timm"),
         ({"encoder": {**SETTINGS, "backbone": "local-dir:/tmp"}}, "backbone that the installed timm"),
@@ -254,7 +255,7 @@ def test_what_goes_in_must_be_finite(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="Expected faces .* NaN"):
         bundle.encode(torch.full((1, 3, 8, 8), torch.nan))
     with pytest.raises(ValueError, match="Expected finite codes"):
-        bundle.generate(torch.full((1, 8, 8), torch.inf))
+        bundle.generate(torch.full((1, 8, D), torch.inf))
 
 
 def test_saving_refuses_strangers(tmp_path: Path, networks) -> None:
@@ -264,7 +265,7 @@ def test_saving_refuses_strangers(tmp_path: Path, networks) -> None:
         save_bundle(tmp_path, generator, encoder, NOTES)
     with pytest.raises(ValueError, match="licence"):
         save_bundle(tmp_path / "a", generator, encoder, {"name": "tiny", "training_data": "none"})
-    other = Encoder(64, 10, 8, (*CHANNELS, 4), **SMALL)
+    other = Encoder(64, 10, D, (*CHANNELS, 4), **SMALL)
     with pytest.raises(ValueError, match="64"):
         save_bundle(tmp_path / "b", generator, other, NOTES)
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
@@ -281,11 +282,11 @@ def test_importing_models_leaves_heavy_libraries_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(models.__file__).parent.parent).returncode == 0
 
 
-def test_bfloat16_gives_nearly_the_same_codes(bundle: Bundle, bundle_folder: Path) -> None:
-    fast, lr = load_bundle(bundle_folder, precision="bf16"), lr_faces(2, 8)
+def test_bfloat16_gives_nearly_the_same_codes(bundle: Bundle, tiny_bundle: Path) -> None:
+    fast, lr = load_bundle(tiny_bundle, precision="bf16"), lr_faces(2, 8)
     wanted, found = (b.encode(lr, 2) for b in (bundle, fast))
     for a, b in zip((wanted.ws, *wanted.details.values()), (found.ws, *found.details.values()), strict=True):
         assert b.dtype == torch.float32 and not torch.equal(a, b) and (a - b).abs().max() < 0.05 * a.abs().max()
     assert torch.equal(fast.generate(wanted), bundle.generate(wanted))  # the generator is the same
     with pytest.raises(ValueError, match="float32, bf16"):
-        load_bundle(bundle_folder, precision="fp16")
+        load_bundle(tiny_bundle, precision="fp16")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from small_runs import CHANNELS, SMALL, PixelDistance, tiny_networks, write_faces
+from small_runs import CHANNELS, SMALL, D, PixelDistance, tiny_networks, write_faces
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -21,10 +21,10 @@ from train import main
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 FACES = 6
 
-NETWORK = {"model.resolution": 32, "model.channels": list(CHANNELS), "model.z_dim": 8, "model.w_dim": 8}
+NETWORK = {"model.resolution": 32, "model.channels": list(CHANNELS), "model.z_dim": D, "model.w_dim": D}
 GAN = {**NETWORK, "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False}
 ENCODER = {"model.generator": "{folder}/generator.safetensors", "model.sizes_per_batch": 2, "model.export_to": None}
-AMORTIZED = {**ENCODER, "model.architecture": {**SMALL, "rank": 5}, "model.max_lr_size": 31, "model.val_lr": [8]}
+AMORTIZED = {**ENCODER, "model.architecture": SMALL, "model.max_lr_size": 31, "model.val_lr": [8]}
 SUPERVISED = {**ENCODER, "model.compile": False}
 PSP = {**SUPERVISED, "model.architecture": {"widths": [16, 16, 24, 32, 16]}}
 SPLIT = {"data.split": None, "data.num_workers": 0}

@@ -1,26 +1,27 @@
-"""Training the encoder: it learns, it resumes exactly, and what only measures stays as it is."""
+"""Training pSp and Pro-PULSE: both learn, resume exactly, start from others, and end in a bundle."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from small_runs import NOTES, PixelDistance, Record, write_faces
+from small_runs import NOTES, D, PixelDistance, Record, tiny_networks, write_faces
 from small_runs import train as run_small
 
 from models.bundle import load_bundle, save_bundle
-from models.encoder import create_encoder
-from models.generator import Generator
 from models.latents import LatentStatistics
+from models.propulse import ProPulseEncoder
 from models.weights import load_generator, save_generator
 from training.encoder import EncoderTraining
+
+PSP = {"variant": "psp", "architecture": {"widths": [16, 16, 24, 32, 16]}}
+PROPULSE = {"variant": "propulse", "architecture": {"backbone": "test_resnet", "width": 8}}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     write_faces(tmp_path / "faces.zip")
-    torch.manual_seed(1)
-    save_generator(Generator(32, (8, 8, 6, 4), z_dim=8, w_dim=8, mapping_layers=2), tmp_path / "generator.safetensors")
+    save_generator(tiny_networks()[0], tmp_path / "generator.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("training.encoder.LPIPS", PixelDistance)
     monkeypatch.setattr("sys.argv", ["train.py"])
@@ -30,60 +31,74 @@ def folder(tmp_path, monkeypatch):
 def train(folder, monkeypatch, record: Record, run: str, steps: int, save_every: int = 2, **model) -> None:
     settings = {
         "generator": str(folder / "generator.safetensors"), "sizes_per_batch": 2, "compile": False,
-        "weight_identity": 0.0, "weight_downscaling": 1.0, "warmup_steps": 1, "val_lr": [8], **model,
+        "weight_identity": 0.0, "warmup_steps": 1, "val_lr": [8], **model,
     }  # fmt: skip
     network = {"class_path": "training.encoder.EncoderTraining", "init_args": settings}
     often = {"val_check_interval": 2 * save_every, "check_val_every_n_epoch": None, "gradient_clip_val": 1.0}
     run_small(folder, monkeypatch, record, run, steps, network, trainer=often, save_every=save_every)
 
 
-def test_exact_resume_and_bundle(folder, monkeypatch):
-    whole, before, after = Record(), Record(stop_after=7), Record()
-    export = {"export_to": str(folder / "bundle"), "bundle_info": NOTES}
-    train(folder, monkeypatch, whole, "whole", 10, **export)
+@pytest.mark.parametrize(
+    "model",
+    [{**PSP, "optimiser": "ranger", "decay": "none", "warmup_steps": 0, "loss_size": 16, "weight_downscaling": 1.0},
+     {**PROPULSE, "weight_partial": 0.5, "weight_side": 1.0}],
+    ids=["psp", "propulse"],
+)  # fmt: skip
+def test_exact_resume_and_bundle(folder, monkeypatch, model) -> None:
+    model |= {"smallest_lr": 8, "largest_lr": 16}
+    whole, before, after = Record(), Record(stop_after=3), Record()
+    train(folder, monkeypatch, whole, "whole", 4, **model, export_to=str(folder / "bundle"), bundle_info=NOTES)
     with pytest.raises(RuntimeError, match="killed"):
-        train(folder, monkeypatch, before, "killed", 10)
-    train(folder, monkeypatch, after, "killed", 10)  # goes on from step 6
-    assert before.losses == whole.losses[:7]
-    assert after.losses == whole.losses[6:]
+        train(folder, monkeypatch, before, "killed", 4, **model)
+    train(folder, monkeypatch, after, "killed", 4, **model)  # goes on from step 2
+    assert before.losses == whole.losses[:3] and after.losses == whole.losses[2:]
+    states = [torch.load(folder / run / "last.ckpt", weights_only=False)["state_dict"] for run in ("whole", "killed")]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert {name.split(".")[0] for name in states[0]} == {"encoder", "encoder_ema"}
     bundle = load_bundle(folder / "bundle")
-    images, ws = bundle.upsample(torch.zeros(2, 3, 8, 8), k=3, rng=np.random.default_rng(0))
-    assert images.shape == (2, 3, 3, 32, 32) and ws.shape == (2, 3, 8, 8)
-    state = torch.load(folder / "whole" / "last.ckpt", weights_only=False)["state_dict"]
-    assert {name.split(".")[0] for name in state} == {"encoder", "encoder_ema"}
+    assert bundle.encoder.config["variant"] == model["variant"] and bundle.lr_sizes == (8, 16)
+    assert bundle.encode(torch.zeros(2, 3, 8, 8), k=3).ws.shape == (2, 3, 8, D)
 
 
-def test_it_learns(folder, monkeypatch):
-    record = Record()
-    train(folder, monkeypatch, record, "run", 30, save_every=100, learning_rate=2e-3, often=[8], often_share=1.0)
-    # Against the start, not the first ten: the loss rises before it falls. Without learning it ends at 0.99.
-    assert np.mean(record.losses[-10:]) < 0.8 * record.losses[0]
+@pytest.mark.parametrize("weight", ["l2", "partial", "side"])
+def test_each_loss_improves_what_it_measures(folder, monkeypatch, weight) -> None:
+    record = Record(metric=f"loss/{weight}")
+    record.on_train_batch_end = lambda trainer, *args: record.losses.append(
+        float(trainer.logged_metrics[record.metric])
+    )
+    weights = dict.fromkeys(("weight_latent", "weight_lpips", "weight_l2"), 0.0) | {f"weight_{weight}": 1.0}
+    if weight == "partial":  # it is the first two losses of other codes
+        weights["weight_l2"] = 1.0
+    model = {**PROPULSE, **weights, "sizes_per_batch": 1, "learning_rate": 2e-3}
+    train(folder, monkeypatch, record, "run", 25, save_every=1000, **model)
+    assert np.mean(record.losses[-5:]) < 0.8 * np.mean(record.losses[:2])
 
 
-def small_bundle(path, resolution: int = 32) -> None:
-    """Writes a bundle of another generator, its encoder's weights at random."""
-    torch.manual_seed(2)
-    channels = (8, 8, 6, 4, 4)[: resolution.bit_length() - 2]
-    generator = Generator(resolution, channels, z_dim=8, w_dim=8, mapping_layers=2)
-    encoder = create_encoder(resolution, "base", 8)
-    encoder.latents.fit(generator, 1000)
-    save_bundle(path, generator, encoder, NOTES)
+# --- where it starts ---
 
 
 def test_an_encoder_to_start_from_keeps_its_weights_and_takes_the_new_statistics(folder) -> None:
-    small_bundle(folder / "old")
-    module = EncoderTraining(str(folder / "generator.safetensors"), init_encoder=str(folder / "old"), weight_identity=0)
-    old, fresh = load_bundle(folder / "old").encoder.state_dict(), LatentStatistics(8)
+    encoder = ProPulseEncoder(32, 8, D, **PROPULSE["architecture"])
+    save_bundle(folder / "old", tiny_networks(seed=1)[0], encoder, NOTES)
+    start = {"init_encoder": str(folder / "old"), "weight_identity": 0.0}
+    module = EncoderTraining(str(folder / "generator.safetensors"), **PROPULSE, **start)
+    old, fresh = load_bundle(folder / "old").encoder.state_dict(), LatentStatistics(D)
     fresh.fit(load_generator(folder / "generator.safetensors"))
-    for encoder in (module.encoder, module.encoder_ema):
-        state = encoder.state_dict()
+    for network in (module.encoder, module.encoder_ema):
+        state = network.state_dict()
         assert all(torch.equal(state[name], old[name]) for name in old if not name.startswith("latents."))
         for name, tensor in fresh.state_dict().items():
             assert torch.equal(state[f"latents.{name}"], tensor)
             assert not torch.equal(tensor, old[f"latents.{name}"])
+    with pytest.raises(ValueError, match="init_encoder"):  # that of another shape
+        EncoderTraining(str(folder / "generator.safetensors"), **PSP, **start)
 
 
-def test_an_encoder_of_another_shape_is_refused(folder) -> None:
-    small_bundle(folder / "old", 64)
-    with pytest.raises(ValueError, match="init_encoder"):
-        EncoderTraining(str(folder / "generator.safetensors"), init_encoder=str(folder / "old"), weight_identity=0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({**PSP, "weight_partial": 1.0}, "propulse"), ({**PROPULSE, "init_backbone": "x.pth"}, "'psp'"),
+     ({**PSP, "export_to": "bundle"}, "bundle_info")],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(folder, options, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        EncoderTraining(str(folder / "generator.safetensors"), weight_identity=0.0, **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import SMALL
 
 import models.flow
 from models.bundle import load_bundle, save_bundle
@@ -130,7 +131,7 @@ def test_files_whose_header_does_not_fit(generator, tmp_path) -> None:
 
 @pytest.fixture
 def bundle(generator, tmp_path) -> Path:
-    encoder = Encoder(32, generator.num_ws, D, backbone="test_resnet", width=8).eval()
+    encoder = Encoder(32, generator.num_ws, D, (8, 8, 6, 4), **SMALL).eval()
     encoder.latents.fit(generator, samples=500)
     info = {"name": "tiny", "licence": "none", "training_data": "none"}
     save_bundle(tmp_path / "tiny", generator, encoder, info)

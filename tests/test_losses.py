@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from losses.face_parts import FaceParts
-from losses.feature_means import FeatureMeans
 from torch import Tensor
 
 from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
@@ -185,89 +182,3 @@ def test_lpips_without_weights_names_the_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
     with pytest.raises(FileNotFoundError, match=f"Put the file at {tmp_path / 'checkpoints' / TRUNK}"):
         LPIPS()
-
-
-def pictures(count: int, wanted: Sequence[float]) -> tuple[list[Tensor], list[Tensor]]:
-    """Features of pictures and of their truths, two maps, which differ by `wanted` in the mean, and much by chance."""
-    truth = [torch.randn(count, 2, 2, 2), torch.randn(count, 1, 1, 1)]
-    apart = torch.tensor(wanted)[:, None, None] + torch.randn(count, 3, 1, 1)
-    return [truth[0] + apart[:, :2], truth[1] + apart[:, 2:]], truth
-
-
-def test_feature_means_are_those_of_each_group() -> None:
-    """Groups whose features differ from the truth's by a known mean: the loss averages to its square."""
-    torch.manual_seed(0)
-    wanted = {0: (0.3, -0.1, 0.2), 2: (-0.5, 0.0, 0.4)}
-    losses, estimates = FeatureMeans(3, 3, halflife=400), []
-    for i in range(4000):
-        (drawn, truth), (others, theirs) = (pictures(4, mean) for mean in wanted.values())
-        both = [[torch.cat(pair) for pair in zip(*parts, strict=True)] for parts in ((drawn, others), (truth, theirs))]
-        estimates.append(losses(*both, torch.tensor([0] * 4 + [2] * 4)))
-        assert i or estimates[0] == 0  # nothing is known before the first batch
-    squares = [sum(x * x for x in mean) for mean in wanted.values()]
-    assert float(torch.stack(estimates[500:]).mean()) == pytest.approx(sum(squares) / 2, abs=0.02)
-    torch.testing.assert_close(losses.means[[0, 2]], torch.tensor(list(wanted.values())), atol=0.12, rtol=0)
-    assert losses.seen.tolist() == [16000, 0, 16000] and not losses.means[1].any()
-
-
-def test_feature_means_of_mere_chance_are_zero() -> None:
-    """Few pictures, many features, a short memory: the running means are mostly chance, the loss is not."""
-    torch.manual_seed(0)
-    losses, group = FeatureMeans(1, 50, halflife=20), torch.zeros(4, dtype=torch.long)
-    apart = [torch.randn(4, 50, 1, 1) for _ in range(2000)]
-    estimates = torch.stack([losses([a], [torch.zeros_like(a)], group) for a in apart])
-    assert losses.means.square().sum() > 0.4
-    assert float(estimates.mean()) == pytest.approx(0.0, abs=0.1)
-
-
-@pytest.mark.parametrize("enabled", [False, True])
-def test_feature_means_forget_half_in_a_halflife(enabled: bool) -> None:
-    losses, group = FeatureMeans(1, 1, halflife=40), torch.zeros(4, dtype=torch.long)
-    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):  # which would round 1.001 to 1
-        for value, batches in ((1.001, 200), (3.001, 10)):
-            for _ in range(batches):
-                losses([torch.full((4, 1, 1, 1), value)], [torch.zeros(4, 1, 1, 1)], group)
-    assert float(losses.means) == pytest.approx(2.001, abs=1e-4)
-
-
-def test_feature_means_pull_a_batch_towards_the_truth() -> None:
-    torch.manual_seed(0)
-    losses, group = FeatureMeans(1, 3), torch.zeros(8, dtype=torch.long)
-    drawn, truth = pictures(8, (0.5, 0.0, 0.0))
-    losses(drawn, truth, group)
-    mean = losses.means[0].clone()
-    torch.testing.assert_close(
-        mean, torch.cat([(a - b).mean(dim=(0, 2, 3)) for a, b in zip(drawn, truth, strict=True)])
-    )
-    drawn, truth = pictures(8, (0.5, 0.0, 0.0))
-    leaf = drawn[0].requires_grad_()
-    losses([leaf, drawn[1]], truth, group).backward()
-    torch.testing.assert_close(leaf.grad, (2 * mean[:2] / 8 / 4)[None, :, None, None].expand_as(leaf))
-
-
-# --- face parts ---
-
-
-@pytest.fixture(scope="module")
-def faces_for_parts() -> Tensor:
-    return torch.rand(16, 3, 64, 64, generator=rng()) * 2 - 1
-
-
-def test_face_parts_spread_over_photos_as_they_are_told(faces_for_parts: Tensor) -> None:
-    parts = FaceParts()
-    parts.calibrate(faces_for_parts)
-    features = parts(faces_for_parts)
-    assert features.shape == (len(faces_for_parts), parts.width, 1, 1)
-    torch.testing.assert_close(features.std(dim=0).flatten().median() * parts.width**0.5, torch.tensor(1.0))
-    assert not parts.state_dict() and not any(p.requires_grad for p in parts.parameters())
-
-
-def test_face_parts_are_what_the_detector_sees(faces_for_parts: Tensor) -> None:
-    """The features of the first level, by hand, of faces that need no resizing."""
-    from facenet_pytorch.models.mtcnn import ONet
-
-    network, faces = ONet(), torch.nn.functional.interpolate(faces_for_parts[:4], size=48, mode="bilinear")
-    with torch.no_grad():
-        first = network.prelu1(network.conv1(faces)).mean(dim=(2, 3))
-    parts = FaceParts()
-    torch.testing.assert_close(parts(faces)[:, :32, 0, 0] * parts.width**0.5, first)

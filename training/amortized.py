@@ -37,7 +37,6 @@ from models.generator import Generator
 from models.identity import Identity
 from models.weights import sha256_of
 from training.batches import faces_from_bytes, random_sizes
-from training.coordinates import measure_coordinates
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng
@@ -189,7 +188,7 @@ class AmortizedTraining(OwnedTraining):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Moves the frozen networks to the device, and measures the search's preconditioner if it is asked for.
+        """Moves the frozen networks to the device.
 
         Raises:
             ValueError: If data and generator have different resolutions, or the precision is float16's.
@@ -204,11 +203,6 @@ class AmortizedTraining(OwnedTraining):
             network.to(device)
         for network in (self._generator[0], self.encoder, self.encoder_ema):
             network.to(memory_format=torch.channels_last)
-        rank = self.encoder.latents.rank
-        if stage == "fit" and rank and not self.encoder.latents.directions.any():
-            curvature = measure_coordinates(self._generator[0], rank, self.hparams["seed"])
-            for encoder in (self.encoder, self.encoder_ema):
-                encoder.latents.set_curvature(curvature)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the encoder, Adam for the discriminator."""
