@@ -1,10 +1,9 @@
-"""The methods that are compared: each turns low-resolution pictures into candidates, and sees nothing else."""
+"""The methods that are compared: each turns low-resolution faces into samples, and sees nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,59 +21,57 @@ if TYPE_CHECKING:
     from models.flow import FlowPrior
 
 
-class Drawn(NamedTuple):
+class Output(NamedTuple):
     """What a method makes of a batch.
 
     Attributes:
-        images: Candidates (B, c, 3, R, R), about [-1, 1], 1 ≤ c ≤ k; the first is the best guess.
-        passes: Work per candidate (B, c) in generator passes (forward 1, backward 2, forward-mode derivative 2).
+        images: Samples (B, c, 3, R, R), about [-1, 1], before any back-projection, 1 ≤ c ≤ k; the first is the point
+            estimate.
+        nfe: Generator calls per sample (B, c): forward 1, backward 2, forward-mode derivative 2.
     """
 
     images: Tensor
-    passes: Tensor
+    nfe: Tensor
 
 
-Method = Callable[[Tensor, int, Sequence[int]], Drawn]
-"""Maps LR pictures (B, 3, s, s) in [-1, 1], k, and a seed per face to candidates."""
+Method = Callable[[Tensor, int, Sequence[int]], Output]
+"""Maps LR faces (B, 3, s, s) in [-1, 1], k, and a seed per face to samples."""
 
 
-def _fixed(images: Tensor) -> Drawn:
-    """One candidate (B, 3, R, R) that no generator had to draw."""
-    return Drawn(images[:, None], torch.zeros(len(images), 1))
+def _fixed(images: Tensor) -> Output:
+    """One sample (B, 3, R, R) that no generator had to synthesize."""
+    return Output(images[:, None], torch.zeros(len(images), 1))
 
 
 def make_bicubic(bundle: Bundle) -> Method:
-    """Makes bicubic interpolation, the baseline; it has one candidate whatever k."""
+    """Makes bicubic interpolation, the baseline; it has one sample whatever k."""
     return lambda lr, k, seeds: _fixed(upscale_bicubic(lr, bundle.resolution))
 
 
 def make_nearest(bundle: Bundle) -> Method:
-    """Makes enlargement by repeated pixels, what the input looks like; one candidate."""
+    """Makes enlargement by repeated pixels, what the input looks like; one sample."""
     return lambda lr, k, seeds: _fixed(F.interpolate(lr, size=bundle.resolution, mode="nearest-exact"))
 
 
 def make_mean(bundle: Bundle) -> Method:
-    """Makes the floor of a method that invents: the generator's face at the mean latent, the same for everybody.
-
-    It is drawn once, so that its seconds are those of handing it out.
-    """
+    """Makes the floor of a method that invents: the generator's face at the mean latent, the same for everybody."""
     generator = bundle.generator
     face = bundle.generate(generator.w_avg.expand(1, generator.num_ws, -1))  # (1, 3, R, R)
     return lambda lr, k, seeds: _fixed(face.expand(len(lr), -1, -1, -1))
 
 
-def make_encoder(bundle: Bundle, passes: int | None = None) -> Method:
-    """Makes a bundle's encoder and generator, without any search; passes of feedback, None for the encoder's own."""
-    taken = bundle.encoder.passes(passes)
+def make_amortized(bundle: Bundle, refine_iters: int | None = None) -> Method:
+    """Makes a bundle's encoder and generator, without any search; refine_iters None means the encoder's own choice."""
+    taken = bundle.encoder.passes(refine_iters)
 
-    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
+    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Output:
         # One by one, so that a face comes out the same alone and in company.
         sources = [np.random.default_rng(seed) for seed in seeds]
-        drawn = [
-            bundle.upsample(face[None], k, rng=rng, passes=passes)[0] for face, rng in zip(lr, sources, strict=True)
+        images = [
+            bundle.upsample(face[None], k, rng=rng, passes=refine_iters)[0]
+            for face, rng in zip(lr, sources, strict=True)
         ]
-        # The first codes are drawn, and then each correction.
-        return Drawn(torch.cat(drawn), torch.full((len(lr), k), 1.0 + taken))
+        return Output(torch.cat(images), torch.full((len(lr), k), 1.0 + taken))
 
     return run
 
@@ -85,61 +82,51 @@ def make_search(bundle: Bundle, plan: Plan, most: int | None = None) -> Method:
     Args:
         bundle: What it searches in.
         plan: The search; its seed is replaced by the faces' own.
-        most: Candidates at most, for methods that have one answer.
+        most: Samples at most, for methods that have one answer.
 
     Returns:
         The method.
     """
 
-    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
+    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Output:
         c = k if most is None else min(k, most)
         found = find_candidates(bundle, lr, c, plan, seeds=seeds)
         images = torch.cat([draw(bundle.generator.synthesis, part) for part in found.split(64)])
-        return Drawn(images.unflatten(0, (len(lr), c)), found.passes.float().cpu().unflatten(0, (len(lr), c)))
+        return Output(images.unflatten(0, (len(lr), c)), found.passes.float().cpu().unflatten(0, (len(lr), c)))
 
     return run
 
 
 SEARCHES = {
-    "adam": Plan("plain", "mean", 200),
     "pulse": Plan("pulse", "random", 100),
     "mm-pulse": Plan("mm-pulse", "random", 100),
     "rls": Plan("rls", "mean", 500),
     "brgm": Plan("brgm", "mean", 500),
+    "wplus-adam": Plan("plain", "mean", 200),
 }
-"""As published, by name; PULSE with the paper's ε."""
+"""As published, by name; PULSE with the paper's ε, and 200 steps of Adam in W+ without any prior."""
 
-SEVERAL = ("mm-pulse",)  # searches that are published as giving several candidates; of the others there is one
+SEVERAL = ("mm-pulse",)  # searches that are published as giving several samples; of the others there is one
 
-PICTURES: dict[str, Callable[[Bundle], Method]] = {
+DIRECT: dict[str, Callable[[Bundle], Method]] = {
     "bicubic": make_bicubic,
     "nearest": make_nearest,
     "mean": make_mean,
-    "ours": make_encoder,
-    "encoder": partial(make_encoder, passes=0),
+    "amortized": make_amortized,
+    "amortized-no-refine": lambda bundle: make_amortized(bundle, 0),
 }
 
-METHODS = ("bicubic", "nearest", "mean", "adam", "pulse", "mm-pulse", "rls", "brgm", "encoder", "ours", "refined")
-DEFAULT_METHODS = ("bicubic", "nearest", "mean", "ours", "refined")
-TITLES = {  # in tables, where it differs from the name
-    "mean": "mean face",
-    "adam": "Adam 200, W+",
-    "pulse": "PULSE 100",
-    "mm-pulse": "MM-PULSE 100",
-    "rls": "RLS 500",
-    "brgm": "BRGM 500",
-    "encoder": "ours, no feedback",
-    "refined": "ours, refined",
-}
+METHODS = (*DIRECT, *SEARCHES, "amortized+search")
+DEFAULT_METHODS = ("bicubic", "nearest", "mean", "amortized")
 
 
-def made_of(name: str, bundle: Bundle, refine: int) -> str:
-    """Tells by a hash what a method's pictures depend on, besides what it gets to see.
+def recipe_hash(name: str, bundle: Bundle, search: int) -> str:
+    """Tells by a hash what a method's samples depend on, besides what it gets to see.
 
     Args:
         name: One of METHODS; any other name is that of a whole bundle's encoder.
         bundle: What the method is made of.
-        refine: Steps of the method "refined".
+        search: Steps of the method "amortized+search".
 
     Returns:
         A hash: for bicubic interpolation the same whatever the bundle, and for the searches that know no encoder as
@@ -155,12 +142,12 @@ def made_of(name: str, bundle: Bundle, refine: int) -> str:
         statistics = {
             key: getattr(latents, key) for key in ("w_avg", "mean", "factor", "sigma") if hasattr(latents, key)
         }
-        text = tensors_sha256({**bundle.generator.state_dict(), **statistics})
+        text = tensors_sha256({**bundle.generator.state_dict(), **statistics}) + str(SEARCHES[name])
         if name == "rls":
             text += tensors_sha256(_flow_of(bundle).state_dict())
-    elif name == "refined":
-        text += f" {refine}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    elif name == "amortized+search":
+        text += f" {search}"
+    return hashlib.sha256(f"{name} {text}".encode()).hexdigest()
 
 
 def _flow_of(bundle: Bundle) -> FlowPrior:
@@ -169,13 +156,13 @@ def _flow_of(bundle: Bundle) -> FlowPrior:
     return flow_of(bundle)
 
 
-def make_method(name: str, bundle: Bundle, refine: int) -> Method:
+def make_method(name: str, bundle: Bundle, search: int) -> Method:
     """Makes a method by its name.
 
     Args:
         name: One of METHODS.
         bundle: What it is made of.
-        refine: Steps of the method "refined".
+        search: Steps of the method "amortized+search".
 
     Returns:
         The method.
@@ -183,10 +170,10 @@ def make_method(name: str, bundle: Bundle, refine: int) -> Method:
     Raises:
         ValueError: If the bundle lacks what it needs: RLS needs a flow.
     """
-    if name in PICTURES:
-        return PICTURES[name](bundle)
-    if name == "refined":
-        return make_search(bundle, Plan("ours", "encoder", refine))
+    if name in DIRECT:
+        return DIRECT[name](bundle)
+    if name == "amortized+search":
+        return make_search(bundle, Plan("ours", "encoder", search))
     if name == "rls":
         _flow_of(bundle)
     return make_search(bundle, SEARCHES[name], most=None if name in SEVERAL else 1)

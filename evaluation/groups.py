@@ -15,47 +15,29 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
-Z = 1.959964  # of the normal distribution, for 95 %
+from data.operator import EPSILON
+
 RESAMPLES = 2000
+SUCCESS = -10 * math.log10(EPSILON)  # dB; an LR-PSNR that counts as success, PULSE's tolerance
 FILE_COLUMNS = ("file", "image_id", "filename", "name")
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
-    """Gives the 95 % interval of a share.
-
-    (p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)
-
-    Args:
-        successes: How often.
-        total: Of how many, at least 1.
-
-    Returns:
-        Lower and upper end, within [0, 1].
-
-    References:
-        Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
-    p, shift = successes / total, Z**2 / (2 * total)
-    half = Z * math.sqrt(p * (1 - p) / total + Z**2 / (4 * total**2))
-    return max(0.0, (p + shift - half) / (1 + 2 * shift)), min(1.0, (p + shift + half) / (1 + 2 * shift))
+    """Gives Wilson's 95 % interval of a share, its lower and upper end."""
+    interval = binomtest(successes, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Gives the 95 % interval of a mean, from the percentiles of resampled means.
-
-    Args:
-        values: Numbers (N,), N ≥ 1.
-        seed: Of the resampling.
-
-    Returns:
-        Lower and upper end.
-    """
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    """Gives the percentile bootstrap's 95 % interval of a mean of values (N,); the value itself where N is 1."""
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    options = {"n_resamples": RESAMPLES, "method": "percentile", "rng": np.random.default_rng(seed)}
+    interval = bootstrap((values,), np.mean, **options).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
@@ -107,28 +89,28 @@ def read_grouping(where: str, names: Sequence[str]) -> Grouping:
     return Grouping(column, groups)
 
 
-def by_group(grouping: Grouping, faces: Mapping[str, Tensor], epsilon: float) -> dict[str, dict[str, Any]]:
+def by_group(grouping: Grouping, faces: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Measures a method per group.
 
     Args:
         grouping: Of all faces.
-        faces: `Outcome.faces`: `rows` (N,), `error` (N, c), `lpips` (N,).
-        epsilon: Tolerance of the downscaling error.
+        faces: `Outcome.faces`: `index` (N,), `lr_psnr` (N, c), `lpips` and `identity` (N, c) where measured.
 
     Returns:
-        By group, in sorted order: `faces`; `within` (share of best guesses), `within_all` (of all candidates), `error`
-        and `lpips` (means of the best guess), each with its `…_interval`. That of within_all resamples faces, since
-        candidates of one face are alike.
+        By group, in sorted order: `faces`; of point estimates `success` (share with an LR-PSNR of `SUCCESS` or more)
+        and the means `lr_psnr`, `lpips`, `identity`, each with its `…_interval`.
     """
-    groups = np.array(grouping.groups)[faces["rows"].numpy()]
-    error, lpips = faces["error"].double().numpy(), faces["lpips"].double().numpy()
+    groups = np.array(grouping.groups)[faces["index"].numpy()]
+    measured = {name: faces[name][:, 0].double().numpy() for name in ("lr_psnr", "lpips", "identity") if name in faces}
+    if "identity" in measured:
+        measured["identity"] = 1 - measured["identity"]
     results: dict[str, dict[str, Any]] = {}
     for group in sorted(set(groups) - {""}):
         own = groups == group
-        within = error[own] <= epsilon  # (n, c)
-        row: dict[str, Any] = {"faces": int(own.sum()), "within": float(within[:, 0].mean())}
-        row["within_interval"] = wilson_interval(int(within[:, 0].sum()), int(own.sum()))
-        for name, values in (("within_all", within.mean(axis=1)), ("error", error[own][:, 0]), ("lpips", lpips[own])):
-            row |= {name: float(values.mean()), f"{name}_interval": bootstrap_interval(values)}
+        total, successes = int(own.sum()), int((measured["lr_psnr"][own] >= SUCCESS).sum())
+        row: dict[str, Any] = {"faces": total, "success": successes / total}
+        row["success_interval"] = wilson_interval(successes, total)
+        for name, values in measured.items():
+            row |= {name: float(values[own].mean()), f"{name}_interval": bootstrap_interval(values[own])}
         results[str(group)] = row
     return results

@@ -11,7 +11,7 @@ With mean ν and covariance Σ of these over the blocks of a picture, and those 
 Faces of 256 px have four blocks, the least that means something. Figures depend on the pristine pictures; compare only
 those of one model, which this fits:
 
-    python -m referee.niqe --data celebahq512_val.zip --size 512 --out niqe.npz
+    python -m evaluation.niqe --data celebahq512_val.zip --size 512 --out niqe.npz
     python evaluate.py --bundle BUNDLE --niqe niqe.npz
 """
 
@@ -201,7 +201,7 @@ class Pristine:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"Expected a pristine model at {path}, found none; python -m referee.niqe fits one."
+                f"Expected a pristine model at {path}, found none; python -m evaluation.niqe fits one."
             )
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -209,7 +209,7 @@ class Pristine:
                 source = str(file["source"])
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise ValueError(
-                f"{path}: expected a pristine model of referee.niqe, found another file ({error})."
+                f"{path}: expected a pristine model of evaluation.niqe, found another file ({error})."
             ) from error
         if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
             raise ValueError(f"{path}: expected {FEATURES} features, found {tuple(mean.shape)}; fit it again.")
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
         model.save(args.out)
     except (ValueError, OSError) as error:
-        print(f"referee.niqe: {error}", file=sys.stderr)
+        print(f"evaluation.niqe: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: fitted to {len(faces)} pictures of {model.source}; mean shape α {float(model.mean[0]):.2f}")
     return 0

@@ -1,4 +1,4 @@
-"""The picture that goes with the table: the first faces, as every method sees and draws them."""
+"""The picture that goes with the table: the first faces, as every method sees and upsamples them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ CELL = 128  # px, at least
 
 
 def figure(truth: Tensor, lr: Tensor, shown: Mapping[str, Tensor]) -> Image.Image:
-    """Draws the first faces: LR input, each method's best guess and second candidate, truth.
+    """Plots the first faces: LR input, each method's point estimate and first draw, truth.
 
     Args:
         truth: Faces (n, 3, R, R), uint8.
         lr: Their LR pictures (n, 3, s, s), uint8.
-        shown: By method, best guess and second candidate (n, 1 or 2, 3, R, R), uint8.
+        shown: By method, point estimate and first draw (n, 1 or 2, 3, R, R), uint8.
 
     Returns:
         The picture, one row per face under a row of titles.
     """
     columns = [(f"input {lr.shape[-1]} px", lr)]
-    for method, candidates in shown.items():
-        for number, pictures in enumerate(candidates.unbind(dim=1), start=1):
-            columns.append((method if number == 1 else f"{method}, no. {number}", pictures))
+    for method, samples in shown.items():
+        for number, pictures in enumerate(samples.unbind(dim=1), start=1):
+            columns.append((method if number == 1 else f"{method}, {number}", pictures))
     columns.append(("truth", truth))
     cell, gap, head = max(CELL, truth.shape[-1]), 4, 18
     canvas = Image.new("RGB", (len(columns) * (cell + gap), head + len(truth) * (cell + gap)), "white")
