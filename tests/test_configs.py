@@ -42,6 +42,7 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "stylegan2_128": {
         "model.resolution": 32, "model.channels": [8, 8, 6, 4], "model.z_dim": 8, "model.w_dim": 8,
         "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False, "model.freeze_below": 32,
+        "model.micro_batches": 2,
         "model.init_generator": "{folder}/generator.safetensors",
     },
     "encoder_64": TINY,
@@ -87,7 +88,7 @@ WEIGHTS = {
     **dict.fromkeys(
         ("encoder_64", "encoder_256", "encoder_1024", "psp_64", "psp_1024", "propulse_1024"), LPIPS_AND_IDENTITY
     ),
-    **dict.fromkeys(("feedback_64", "feedback_small_64"), LPIPS_AND_IDENTITY[:1]),
+    **dict.fromkeys(("stylegan2_128", "feedback_64", "feedback_small_64"), LPIPS_AND_IDENTITY[:1]),
 }
 
 

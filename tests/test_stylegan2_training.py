@@ -143,7 +143,7 @@ def test_recipe_runs_through_one_step_and_one_validation(faces, tmp_path, precis
     recorder = run(faces, tmp_path, "--trainer.fast_dev_run=1", f"--trainer.precision={precision}")
     assert list(recorder.steps) == [1]
     assert np.isfinite(list(recorder.steps[1].values())).all()
-    assert {"loss/generator", "loss/discriminator", "loss/r1", "loss/path_length"} <= recorder.steps[1].keys()
+    assert {"loss/generator", "loss/discriminator", "loss/r1", "path_length"} <= recorder.steps[1].keys()
 
 
 def test_every_face_is_seen_once_an_epoch_in_a_new_order(uninterrupted) -> None:
@@ -210,7 +210,7 @@ def test_old_blocks_stay_and_then_learn_at_a_smaller_rate(faces, tmp_path) -> No
     old, new = recorder.old_blocks, recorder.new_blocks
     assert torch.equal(old[1], old[3]) and not torch.equal(new[1], new[3])
     assert not torch.equal(old[4], old[3]) and not torch.equal(old[5], old[4])
-    new_rate, old_rate, _ = recorder.learning_rates[5]
+    new_rate, old_rate, *_ = recorder.learning_rates[5]
     assert old_rate == new_rate / 8
     assert "path_length" not in recorder.steps[1] and "path_length" in recorder.steps[5]
 
@@ -238,7 +238,8 @@ def test_learning_rate_stays_without_decay(faces, tmp_path) -> None:
 
 def test_path_length_is_measured_when_it_is_switched_on(uninterrupted) -> None:
     recorder, _ = uninterrupted
-    assert recorder.steps[1]["path_length"] > 0
+    assert recorder.steps[1]["path_length"] > 0 and "loss/path_length" not in recorder.steps[1]
+    assert recorder.steps[5]["loss/path_length"] > 0
     assert recorder.final["path_mean"] > 0
 
 
