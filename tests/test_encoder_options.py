@@ -214,7 +214,7 @@ def test_all_options_train_together_and_resume_exactly(folder, monkeypatch) -> N
         run(before, "killed")
     run(after, "killed")
     assert before.losses == whole.losses[:3] and after.losses == whole.losses[2:]
-    state = torch.load(folder / "whole" / "last.ckpt", weights_only=False)["state_dict"]
+    state = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     measured = measure_coordinates(load_generator(folder / "generator.safetensors"), 5, seed=0)
     for encoder in ("encoder", "encoder_ema"):
         torch.testing.assert_close(state[f"{encoder}.latents.gains"], measured.gains)

@@ -49,7 +49,7 @@ def test_exact_resume_and_bundle(folder, monkeypatch):
     bundle = load_bundle(folder / "bundle")
     images, ws = bundle.upsample(torch.zeros(2, 3, 8, 8), k=3, rng=np.random.default_rng(0))
     assert images.shape == (2, 3, 3, 32, 32) and ws.shape == (2, 3, 8, 8)
-    state = torch.load(folder / "whole" / "last.ckpt", weights_only=False)["state_dict"]
+    state = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     assert {name.split(".")[0] for name in state} == {"encoder", "encoder_ema"}
 
 

@@ -101,10 +101,6 @@ def run(
     faces: Path, folder: Path, *overrides: str, kill_at: int = -1, save_every: int = 100, command: str = "fit"
 ) -> Recorder:
     """Trains tiny networks by the real recipe in `folder`; all paths of the recipe are relative to it."""
-    checkpoint = {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"dirpath": "checkpoints", "every_n_train_steps": save_every, "save_last": True},
-    }
     recorder = {"class_path": f"{__name__}.Recorder", "init_args": {"kill_at": kill_at}}
     arguments = {
         "model.resolution": 32, "model.channels": [8, 8, 8, 6], "model.z_dim": 16, "model.w_dim": 16,
@@ -114,7 +110,7 @@ def run(
         "data.train": str(faces), "data.val": str(faces), "data.resolution": 32, "data.batch_size": BATCH,
         "trainer.accelerator": "cpu", "trainer.max_steps": STEPS, "trainer.val_check_interval": 4,
         "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
-        "trainer.callbacks": [checkpoint, recorder],
+        "trainer.callbacks": [recorder], "checkpoint.every_n_steps": save_every,
     }  # fmt: skip
     precision = torch.get_float32_matmul_precision()
     with pytest.MonkeyPatch.context() as patch:
