@@ -103,7 +103,7 @@ def run() -> int:
     except (ValueError, OSError) as error:
         if CommandLine.begun:
             raise
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"train.py: {error}", file=sys.stderr)
         return 1
     return 0

@@ -98,9 +98,9 @@ def test_a_run_goes_on_exactly_from_the_checkpoint_before_the_damaged_one(tmp_pa
 
 
 def test_one_process_trains_in_a_folder_until_it_is_killed(tmp_path) -> None:
-    code = "import sys, pathlib, training.run_lock as r; f = r.lock_run(pathlib.Path(sys.argv[1])); print(flush=True); input()"
+    code = "import sys, pathlib, training.run_lock as r; f = r.lock_run(pathlib.Path(sys.argv[1])); print(); input()"
     other = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-uc", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert other.stdout.readline() == "\n"

@@ -91,9 +91,7 @@ class DurableIO(TorchCheckpointIO):
         partial.replace(target)
         _flush_folder(target.parent)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint; its tensors are mapped from the file, which is copied nowhere as a whole."""
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
 
@@ -115,7 +113,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     Raises:
         ValueError: If there are checkpoints, all of them damaged: the run would start from zero.
     """
-    damaged = []
+    damaged: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if path.exists():
             problem = _damage(path)
