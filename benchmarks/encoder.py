@@ -37,9 +37,9 @@ from torchvision.models import alexnet
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.references import psp_modules
+from models.checkpoints import save_generator
 from models.encoder import create_encoder
 from models.generator import Generator
-from models.weights import save_generator
 from training.encoder import EncoderTraining
 
 OURS, VARIANT, THEIRS = "ours", "our step with pSp's encoder", "pSp's own code"

@@ -37,11 +37,11 @@ from models.bundle_info import (
     check_info,
     read_info,
 )
+from models.checkpoints import load_generator, save_generator, sha256_of, to_half, write_safetensors
 from models.feedback import take_passes
 from models.generator import Generator, SynthesisNetwork
 from models.masked import pack_masked, unpack_masked
 from models.pretrained import ROOT
-from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
 if TYPE_CHECKING:
     from models.encoder_base import EncoderBase

@@ -19,7 +19,7 @@ from data.labels import ATTRIBUTES
 from data.operator import Downscale
 from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, load_attributes, save_attributes
-from models.weights import write_safetensors
+from models.checkpoints import write_safetensors
 from train import main
 from training.attribute_measures import measure_attributes, table_of
 

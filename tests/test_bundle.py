@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 import models
 from models.bundle import ENCODER, FORMAT, GENERATOR, INFO, LATENTS, Bundle, load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.generator import Generator
-from models.weights import sha256_of
 
 NOTES = {"name": "tiny", "licence": "none", "training_data": "none", "lr_sizes": [4, 32]}
 SETTINGS = {"resolution": 32, "num_ws": 8, "w_dim": 32}

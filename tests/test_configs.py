@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data.labels import ATTRIBUTES
+from models.checkpoints import save_generator
 from models.generator import Generator
 from models.pretrained import weight_folders
-from models.weights import save_generator
 from train import main
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))

@@ -11,10 +11,10 @@ from small_runs import NOTES, PixelDistance, Record, train, write_faces
 
 from data.operator import Downscale
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import load_generator, save_generator
 from models.curvature import Curvature
 from models.encoder import Encoder, create_encoder, make_encoder
 from models.generator import Generator
-from models.weights import load_generator, save_generator
 from training.coordinates import measure_coordinates
 from training.encoder import EncoderTraining
 from training.side_outputs import SideOutputs

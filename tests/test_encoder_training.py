@@ -9,10 +9,10 @@ from small_runs import NOTES, PixelDistance, Record, write_faces
 from small_runs import train as run_small
 
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import load_generator, save_generator
 from models.encoder import create_encoder
 from models.generator import Generator
 from models.latents import LatentStatistics
-from models.weights import load_generator, save_generator
 from training.encoder import EncoderTraining
 
 

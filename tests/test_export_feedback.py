@@ -33,9 +33,9 @@ from export.session import Models, load_models
 from models import feedback
 from models.adapted import additions
 from models.bundle import Bundle, load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.curvature import Curvature
 from models.posterior import FlowPosterior
-from models.weights import sha256_of
 
 PASSES, RANK = 2, 8
 

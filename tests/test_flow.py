@@ -12,11 +12,11 @@ import torch
 
 import models.flow
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import save_generator, sha256_of
 from models.encoder import Encoder
 from models.flow import FlowPrior, flow_of, gaussian_of, load_flow, save_flow
 from models.generator import Generator
 from models.latents import LatentStatistics
-from models.weights import save_generator, sha256_of
 from train import main as train
 from training.flow import FlowTraining, log_density_of_gaussian
 

@@ -25,9 +25,9 @@ from data.pictures import disagreement, face_sheet, heat, overview
 from data.reading import from_uint8, read_image, to_uint8
 from data.report import FORMAT, folder_names
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.generator import Generator
-from models.weights import sha256_of
 from search.refine import PASSES_PER_STEP
 
 RNG = np.random.default_rng(0)

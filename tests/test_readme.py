@@ -45,7 +45,15 @@ def test_infer_commands(command, tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["infer.py", "evaluate.py", "train.py", "-m data.samples", "-m models.weights", "-m export.onnx", "-m export.run"]
+    [
+        "infer.py",
+        "evaluate.py",
+        "train.py",
+        "-m data.samples",
+        "-m models.checkpoints",
+        "-m export.onnx",
+        "-m export.run",
+    ]
     + [f"benchmarks/{p.name}" for p in sorted((ROOT / "benchmarks").glob("*.py")) if "__main__" in p.read_text()],
 )
 def test_every_script_explains_itself(script):

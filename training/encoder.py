@@ -28,10 +28,10 @@ from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.perceptual import LPIPS
 from models import load_generator
+from models.checkpoints import sha256_of
 from models.encoder import Encoder, create_encoder
 from models.generator import Generator
 from models.identity import Identity
-from models.weights import sha256_of
 from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.coordinates import measure_coordinates

@@ -22,7 +22,7 @@ from data.datamodule import ResumableSampler, progress
 from data.report import complete_file
 from models.bundle import Bundle, load_bundle
 from models.bundle_info import GENERATOR
-from models.weights import write_safetensors
+from models.checkpoints import write_safetensors
 from training.batches import downscale_groups, lr_sizes_of, random_sizes
 
 AT_ONCE, SIZES_AT_ONCE = 64, 4

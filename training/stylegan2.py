@@ -32,10 +32,10 @@ from evaluation.frechet import frechet_metric
 from losses.adversarial import discriminator_loss, generator_loss, hinge_loss, r1_penalty
 from losses.path_length import path_lengths
 from losses.perceptual import SqueezeNetFeatures
+from models.checkpoints import save_generator
 from models.discriminator import Discriminator, FeatureDiscriminator
 from models.generator import Generator
 from models.layers import without_autocast
-from models.weights import save_generator
 from training.augment import AdaptiveAugment
 from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible

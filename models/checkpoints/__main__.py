@@ -2,24 +2,21 @@
 
 What is in a file, whoever wrote it (no code that it may hold is executed):
 
-    python -m models.weights inspect network-snapshot-025000.pkl stylegan2-ffhq-config-f.pt
+    python -m models.checkpoints inspect network-snapshot-025000.pkl stylegan2-ffhq-config-f.pt
 
 Any of them as a .safetensors file of this project, exact, or rounded to half the size:
 
-    python -m models.weights convert stylegan2-ffhq-256x256.pkl weights/ffhq256.safetensors
-    python -m models.weights convert mine.pt mine.safetensors --name mine --licence "CC BY 4.0" --dtype float16
+    python -m models.checkpoints convert stylegan2-ffhq-256x256.pkl weights/ffhq256.safetensors
+    python -m models.checkpoints convert mine.pt mine.safetensors --name mine --licence "CC BY 4.0" --dtype float16
 
-Published weights: which there are, on which terms, and how to get one. A download that was cut goes on when the same
-command is given again:
+Published weights: which there are, on which terms, and how to get one:
 
-    python -m models.weights list
-    python -m models.weights fetch ffhq256
-    python -m models.weights fetch ffhq256 --out weights
+    python -m models.checkpoints list
+    python -m models.checkpoints fetch ffhq256
+    python -m models.checkpoints fetch ffhq256 --out weights
 
 Files are looked for in the folder named by $AMORTIZED_PULSE_WEIGHTS, in torch.hub's checkpoints, and in weights/ of the
-repository; `fetch` puts them into the first of these, or where --out says. What to do with a generator then:
-
-    python -c "from models import load_generator; print(load_generator('weights/ffhq256.safetensors').config)"
+repository; `fetch` puts them into the first of these, or where --out says.
 
 The exit status is 0 if all went well, 1 if something did not (each file is named with the reason), 2 if the command
 itself was wrong, and 130 after Ctrl-C.
@@ -28,25 +25,28 @@ itself was wrong, and 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
+from data.command import complain, reason_of, say
+from data.files import sha256_of
+from models.checkpoints.generators import (
+    infer_config,
+    is_generator_file,
+    make_generator,
+    read_checkpoint,
+    save_generator,
+)
+from models.checkpoints.layouts import Checkpoint
 from models.generator import Generator
-from models.pretrained import weight_folders
-from models.weights.cards import Card, card_of, fetch, find_card, find_file, read_cards
-from models.weights.checkpoint import Checkpoint
-from models.weights.loading import infer_config, make_generator, read_checkpoint
-from models.weights.safetensors_files import save_generator, sha256_of
+from models.pretrained import Card, card_of, fetch, find_card, read_cards, weight_folders
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MEAN = "mapping.w_avg"
-MAX_TEXT = 600  # characters of a message or a note
 _FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 
 
@@ -59,18 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    logging.basicConfig(format="note: %(message)s", level=logging.INFO)
     args = _parser().parse_args(arguments)
     try:
         return args.run(args)
     except KeyboardInterrupt:
-        _complain("interrupted; a download goes on where it was when the same command is given again")
+        complain("interrupted")
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     description, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m models.weights",
+        prog="python -m models.checkpoints",
         description=description,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="float32 is exact, float16 half the size (default: float32)"
     )
-    command.add_argument("--overwrite", action="store_true", help="replace OUT.safetensors if it is there")
+    command.add_argument("--overwrite", action="store_true", help="replace a generator of ours")
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("fetch", help="download published weights")
@@ -112,16 +113,15 @@ def _inspect(args: argparse.Namespace) -> int:
     failed = False
     for i, path in enumerate(args.files):
         try:
-            with _remarks(path):
-                rows = _describe(path)
+            rows = _describe(path)
         except _FAILURES as error:
             failed = True
             _fail(path, error)
             continue
-        _say(("\n" if i else "") + str(path))
+        say(("\n" if i else "") + str(path))
         width = max(map(len, rows))
         for name, value in rows.items():
-            _say(f"  {name:<{width}}  {_one_line(value)}")
+            say(f"  {name:<{width}}  {reason_of(ValueError(value))}")
     return int(failed)
 
 
@@ -130,7 +130,6 @@ def _describe(path: Path) -> dict[str, str]:
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.tensors
     generator = _without_mean(checkpoint, path)
-    mean = "in the file" if MEAN in tensors else "not in the file; computed from 100,000 latents when it is read"
     digest = sha256_of(path)
     card = card_of(path, digest, generator.resolution)
     rows = {
@@ -141,7 +140,7 @@ def _describe(path: Path) -> dict[str, str]:
         "mapping": f"{generator.mapping.num_layers} layers",
         "styles": str(generator.num_ws),
         "conv_clamp": "none" if generator.conv_clamp is None else f"{generator.conv_clamp:g}",
-        "mean latent": mean,
+        "mean latent": "in the file" if MEAN in tensors else "not in the file; computed when it is read",
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
         "numbers": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})),
         "size": _megabytes(path),
@@ -166,22 +165,21 @@ def _convert(args: argparse.Namespace) -> int:
     try:
         if out.exists() and path.exists() and out.samefile(path):
             raise ValueError("expected another file to write to, got the one to read from; name another")
-        if out.is_dir() or (out.exists() and not args.overwrite):
-            _complain(f"{out}: is there already; --overwrite replaces a file, or name another")
+        if out.exists() and not (args.overwrite and is_generator_file(out)):
+            complain(f"{out}: is there already; --overwrite replaces a generator of ours alone; or name another")
             return 1
-        with _remarks(path):
-            checkpoint = read_checkpoint(path)
-            generator = make_generator(checkpoint, path)
+        checkpoint = read_checkpoint(path)
+        generator = make_generator(checkpoint, path)
         notes = _notes(checkpoint, path, generator.resolution, args)
         save_generator(generator, out, notes, DTYPES[args.dtype])
     except _FAILURES as error:
         _fail(path, error)
         return 1
-    _say(f"{out}: {generator.resolution} px, {args.dtype}, {_megabytes(out)}")
+    say(f"{out}: {generator.resolution} px, {args.dtype}, {_megabytes(out)}")
     if MEAN not in checkpoint.tensors:
-        _say("  mean latent: computed, for it was not in the file")
+        say("  mean latent: computed, for it was not in the file")
     for name in sorted(notes):
-        _say(f"  {name}: {_one_line(notes[name])}")
+        say(f"  {name}: {reason_of(ValueError(notes[name]))}")
     return 0
 
 
@@ -205,17 +203,17 @@ def _notes(checkpoint: Checkpoint, path: Path, resolution: int, args: argparse.N
 def _fetch(args: argparse.Namespace) -> int:
     try:
         card = find_card(args.name)
-        _say(f"{card.name}: {card.note}, {card.resolution} px\n   {_terms(card)}")
+        say(f"{card.name}: {card.note}, {card.resolution} px\n   {_terms(card)}")
         path, found = fetch(card, args.out)
     except _FAILURES as error:
         _fail(Path(args.name), error)
         return 1
     if card.sha256 is None:
-        _complain(
+        complain(
             f"warning: {card.name}: its publisher names no sha256, so nobody checked that this is the right file. It "
             f"has {found}; compare it with that of others who have it."
         )
-    _say(f"{path}: {_megabytes(path)}, sha256 {found}")
+    say(f"{path}: {_megabytes(path)}, sha256 {found}")
     return 0
 
 
@@ -223,14 +221,14 @@ def _list(args: argparse.Namespace) -> int:
     rows = [("NAME", "PX", "SIZE", "HERE", "TERMS", "WHAT")]
     numbers: dict[str, int] = {}
     for card in read_cards().values():
-        path = find_file(card)
+        path = next((p for folder in weight_folders() if (p := folder / card.file).is_file()), None)
         here = str(path) if path else "no" if card.url else "no, by hand"
         number = numbers.setdefault(_terms(card), len(numbers) + 1)
         rows.append((card.name, str(card.resolution), _megabytes(path) if path else "", here, str(number), card.note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        _say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    _say("\nTERMS\n" + "\n".join(f"{number}  {text}" for text, number in numbers.items()))
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    say("\nTERMS\n" + "\n".join(f"{number}  {text}" for text, number in numbers.items()))
     return 0
 
 
@@ -238,49 +236,13 @@ def _terms(card: Card) -> str:
     return f"{card.licence}\n   {card.licence_url}"
 
 
-@contextmanager
-def _remarks(path: Path) -> Iterator[None]:
-    """Says what readers warn of in one line each, such as a file without noise maps."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            text = _one_line(str(warning.message))
-            _complain(f"note: {text}" if str(path) in text else f"note: {path}: {text}")
-
-
 def _fail(path: Path, error: BaseException) -> None:
-    if isinstance(error, MemoryError):
-        _complain(f"{path}: there is not enough memory; close other programs")
-        return
-    text = _one_line(str(error) or type(error).__name__)
-    _complain(text if text.startswith(f"{path}: ") else f"{path}: {text}")
+    text = reason_of(error)
+    complain(text if text.startswith(f"{path}: ") else f"{path}: {text}")
 
 
 def _megabytes(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
-def _one_line(text: str) -> str:
-    """Joins the lines of a text and limits its length: files say what they like about themselves."""
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " …"
-
-
-def _say(text: str) -> None:
-    _print(text, sys.stdout)
-
-
-def _complain(text: str) -> None:
-    _print(text, sys.stderr)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    """Prints, with escapes for what is no text: names and notes may hold any bytes, and what they do to a terminal."""
-    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 if __name__ == "__main__":
