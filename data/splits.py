@@ -232,11 +232,11 @@ def write_lists(parts: dict[str, list[str]], folder: Path) -> None:
                 partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
-def add_split_options(parser: argparse.ArgumentParser, part: str = "val") -> None:
+def add_split_options(parser: argparse._ActionsContainer, part: str = "val") -> None:
     """Adds --split and --part, which every program that reads faces hands on to `data.faces.Faces`.
 
     Args:
-        parser: Of the program.
+        parser: Of the program, or a group of its options.
         part: The part that is read by default.
     """
     parser.add_argument(

@@ -11,6 +11,7 @@ import torch
 
 from data.degradation import find_degradation
 from data.reading import MIN_SIDE
+from data.splits import add_split_options
 from evaluation.methods import DEFAULT_METHODS, METHODS
 from evaluation.truth import GENERATED
 from models.bundle import DEFAULT_BUNDLE
@@ -51,8 +52,7 @@ def _add_faces(group: argparse._ArgumentGroup) -> None:
     )
     add("--search", type=int, default=10, metavar="STEPS", help="of the method amortized+search (%(default)s)")
     add("--data", default="celeba128_val.zip", help=f"zip or folder of square faces, or {GENERATED!r} (%(default)s)")
-    add("--split", help="celeba, celebahq, ffhq or a folder of lists: measure one part of the data")
-    add("--part", default="val", help="which part of the split: train, val, test (%(default)s)")
+    add_split_options(group)
     add("--faces", type=int, default=200, help="use the first so many in sorted order (%(default)s)")
     add("--lr", type=int, nargs="+", metavar="PX", help=f"LR sizes ({' '.join(map(str, DEFAULT_LR))})")
     add(

@@ -27,7 +27,7 @@ FRECHET_FACES = 1000  # below, the covariance of the features is too uncertain
 TIMED_FACES, WARM_UP = 20, 3
 SLOW = 1.0  # seconds; a method that takes longer needs no more warming up
 TIMED_SECONDS = 20.0  # a slow method is timed on fewer faces
-SHOWN_FACES = 6
+SHOWN_FACES, SHOWN_SAMPLES = 8, 5
 PROJECTED = "+projection"  # ends the name of a row
 
 
@@ -53,7 +53,7 @@ class Outcome:
 
     Attributes:
         means: Mean over faces by the name of the measure, see `evaluation.metrics.summarize`.
-        shown: Pictures (n, 1 or 2, 3, R, R), uint8: point estimate and first draw of the first faces.
+        shown: Pictures (n, c, 3, R, R), uint8: the first samples of the first faces.
         seconds: Median time for one face, one sample, batch 1.
         faces: What was measured per face, by name, and its place among all faces, `index` (N,).
     """
@@ -127,7 +127,7 @@ class Runner:
             images = project(raw, lr) if row.endswith(PROJECTED) else raw
             values = self.suite.measure(from_uint8(truth), images, lr)
             values |= {"lr_psnr_clean": lr_psnr(images, clean).cpu(), "nfe": nfe.float().cpu(), "index": indices}
-            values["shown"] = to_uint8(images[indices < SHOWN_FACES, :2]).cpu()
+            values["shown"] = to_uint8(images[indices < SHOWN_FACES, :SHOWN_SAMPLES]).cpu()
             measured[row] = values
         return measured
 

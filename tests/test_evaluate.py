@@ -291,9 +291,9 @@ def test_the_figure_shows_the_truth_last(folder, tmp_path) -> None:
     truth = truths(folder)[: runner.SHOWN_FACES]
     cell, step = figure.CELL, figure.CELL + 4
     pixels = np.array(Image.open(tmp_path / "faces_16.png"))
-    assert pixels.shape[:2] == (18 + runner.SHOWN_FACES * step, 5 * step)  # input, bicubic, amortized twice, truth
+    assert pixels.shape[:2] == (18 + runner.SHOWN_FACES * step, 7 * step)  # input, bicubic, amortized, truth
     lr = to_uint8(Downscale(16)(from_uint8(truth)))
-    for column, shown in ((0, lr), (4, truth)):
+    for column, shown in ((0, lr), (6, truth)):
         for row, picture in enumerate(shown):
             top, left, block = 18 + row * step, column * step, cell // picture.shape[-1]
             part = pixels[top : top + cell : block, left : left + cell : block]
