@@ -266,6 +266,7 @@ def _circumstances(
         "other_bundles": {name: {"name": other.name, "hash": other.hash} for name, other in others.items()},
         "search": args.search,
         "data": args.data if args.data == GENERATED else find_data(args.data).name,
+        "split": [Path(args.split).name, args.part] if args.split else None,
         "data_hash": truth.hash,
         "resolution": bundle.resolution,
         "faces": len(truth),

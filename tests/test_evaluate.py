@@ -245,6 +245,13 @@ def test_groups(folder, tmp_path, enter) -> None:
     assert "| 8 px | perfect | odd | 9 | 100.0% (70.1% – 100.0%) |" in table_of(tmp_path / "out")
 
 
+def test_a_part_of_a_split_is_measured_alone(folder, tmp_path) -> None:
+    for part, names in {"train": range(10), "val": range(10, 15), "test": range(15, 20)}.items():
+        (tmp_path / f"{part}.txt").write_text("".join(f"{i:02}.png\n" for i in names))
+    results = run(folder, tmp_path / "out", "--split", str(tmp_path), "--part", "test", "--lr", "8")
+    assert results["faces"] == 5 and results["split"] == [str(tmp_path.name), "test"]
+
+
 # --- what is written ---
 
 
