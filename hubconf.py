@@ -44,9 +44,9 @@ _check_packages()
 # All that is used later is imported now: torch.hub takes the repository off sys.path once it has loaded something.
 import models.bundle  # noqa: E402
 import models.encoder  # noqa: E402
+import models.pretrained  # noqa: E402
 import models.propulse  # noqa: E402
 import models.psp_variant  # noqa: E402
-import models.weights.cards  # noqa: E402
 import pipeline.torch_backend  # noqa: E402
 import search.candidates  # noqa: E402, F401
 
@@ -56,8 +56,8 @@ def generator(path_or_name: str = "celeba64", device: torch.device | str = "cpu"
 
     Args:
         path_or_name: A file of weights in any layout that `models.load_generator` reads; or the name of a bundle in
-            bundles/; or that of published weights (`python -m models.weights list`), which are downloaded if they are
-            not on this machine. A name goes before a file of the same name; write ./name for that.
+            bundles/; or that of published weights (`python -m models.checkpoints list`), which are downloaded if they
+            are not on this machine. A name goes before a file of the same name; write ./name for that.
         device: Where to put it.
 
     Returns:
@@ -110,13 +110,13 @@ def _bundles() -> dict[str, pathlib.Path]:
 
 def _find_generator(path_or_name: str) -> pathlib.Path:
     """Finds the file that is meant."""
-    bundles, cards = _bundles(), models.weights.cards.read_cards()
+    bundles, cards = _bundles(), models.pretrained.read_cards()
     if path_or_name in bundles:
         return bundles[path_or_name] / models.bundle.GENERATOR
     if path_or_name in cards:
         card = cards[path_or_name]
         print(f"{card.name}: {card.licence}, {card.licence_url}", file=sys.stderr)
-        return models.weights.cards.fetch(card)[0]
+        return models.pretrained.fetch(card)[0]
     path = pathlib.Path(path_or_name).expanduser()
     if path.is_file():
         return path

@@ -9,24 +9,69 @@ Examples:
 
 A recipe names the class of the model and of the data and their arguments; every argument can be overridden on the
 command line, and `python train.py fit --config RECIPE --help` lists them. A run that was interrupted goes on exactly
-where its last checkpoint was made when the same command is given again.
+where its last checkpoint was made when the same command is given again; --checkpoint.every_n_steps says how often one
+is made. Several processes, started by torchrun or SLURM or by --trainer.devices, train one run.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
+from typing import IO
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from training.checkpoints import Checkpoints, checkpoint_folder, newest_checkpoint
+from training.guard import NonFiniteGuard
+from training.processes import check_followed, find_launch, follow_launch
+from training.run_lock import lock_run
 
 
 class CommandLine(LightningCLI):
-    """Lightning's command line with one seed for everything."""
+    """Lightning's command line: one seed for everything, one process per folder, checkpoints that survive."""
+
+    begun = False  # From then on an error is no longer a matter of one line.
+    _lock: IO[str]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Hands `seed_everything` on to the model and the data."""
+        """Hands `seed_everything` on to the model and the data, and adds the options of the checkpoints."""
         for target in ("model", "data"):
             parser.link_arguments("seed_everything", f"{target}.init_args.seed", compute_fn=int)
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+
+    def before_instantiate_classes(self) -> None:
+        """Follows the launcher that started this process."""
+        follow_launch(self.config[self.subcommand]["trainer"], find_launch(os.environ))
+
+    def before_fit(self) -> None:
+        """Takes the run's folder, and goes on from its newest readable checkpoint."""
+        trainer, folder = self.trainer, checkpoint_folder(self.trainer).parent
+        check_followed(trainer.world_size, os.environ)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._lock = lock_run(folder)
+        if trainer.world_size > 1:
+            batch = getattr(self.datamodule, "hparams", {}).get("batch_size")
+            rank_zero_info(f"Training on {trainer.world_size} processes, each on a batch of {batch}.")
+        self._find_checkpoint()
+
+    def before_validate(self) -> None:
+        """Measures the newest readable checkpoint.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        self._find_checkpoint()
+        if self.config_init[self.subcommand].get("ckpt_path") is None:
+            raise ValueError(f"Expected a checkpoint in {checkpoint_folder(self.trainer)}, found none; train first.")
+
+    def _find_checkpoint(self) -> None:
+        config = self.config_init[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            config["ckpt_path"] = newest_checkpoint(checkpoint_folder(self.trainer))
+        CommandLine.begun = True
 
 
 def main(args: list[str] | None = None) -> None:
@@ -36,16 +81,33 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments in place of those of the process.
     """
     torch.set_float32_matmul_precision("high")
-    # Both are wrong here: the data resumes exactly, and checkpoints are meant to hold the state after a step.
+    # It is wrong here: the data resumes exactly.
     warnings.filterwarnings("ignore", message=".*not resumable. This can cause.*")
-    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization.*")
     CommandLine(
         seed_everything_default=0,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
+        trainer_defaults={"callbacks": NonFiniteGuard()},
         args=args,
     )
 
 
+def run() -> int:
+    """Runs the command line of the process; what cannot be followed, or is missing, is told in a line.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if CommandLine.begun:
+            raise
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

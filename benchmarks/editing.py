@@ -43,9 +43,9 @@ from editing.sampling import sample_w
 from models.attributes import AttributeClassifier, load_attributes
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.bundle_info import GENERATOR
+from models.checkpoints import sha256_of
 from models.determinism import use_deterministic_kernels
 from models.identity import Identity
-from models.weights import sha256_of
 
 STRENGTH = 2.0
 SEED = 7_000_000  # of the generated faces; boundaries are fitted and chosen on others

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.references import nvidia_networks, rosinality_module
-from models.weights.loading import load_generator
+from models.checkpoints import load_generator
 
 TRUNCATION, TOLERANCE = 0.7, 1e-3
 CLAMP = 2.0  # low enough to be reached by some features of random networks; published networks have 256

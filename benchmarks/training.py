@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.compiling import compile_if_possible
 from training.randomness import step_rng
-from training.stylegan2 import StyleGAN2Training
+from training.stylegan2 import Stream, StyleGAN2Training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,6 +95,7 @@ def training_parts(module: Bare, batch: int, dtype: torch.dtype) -> dict[str, tu
     """
     h, device = module.hparams, module.device
     adam_g, adam_d = module.configure_optimizers()
+    module.path_mean.fill_(1.0)  # as after the first penalty, which only measures it
     rng = step_rng(0, 0, 0, device)
     real = torch.rand(batch, 3, h["resolution"], h["resolution"], device=device, generator=rng) * 2 - 1
     real = real.contiguous(memory_format=torch.channels_last)
@@ -106,16 +107,17 @@ def training_parts(module: Bare, batch: int, dtype: torch.dtype) -> dict[str, tu
 
         return run
 
+    fake = in_precision(module._view, real.flip(0), Stream.AUGMENT_FAKE, 0)()
+
     def improve_generator(adam: torch.optim.Optimizer) -> None:
-        fake = module.generator.synthesis(module._codes(batch, rng), noise=module._noise(batch, rng))
-        module._generator_step(adam, fake, rng)
+        module._generator_step(adam, [module._fake(batch, 0)[0]], batch)
 
     path_every = h["path_length_every"] if h["path_length_weight"] else 0
     return {
         "generator": (in_precision(improve_generator, adam_g), 1),
-        "discriminator": (in_precision(module._discriminator_step, adam_d, real, real.flip(0), rng), 1),
-        "r1": (in_precision(module._r1_step, adam_d, real, rng), h["r1_every"]),
-        "path length": (in_precision(module._path_length_step, adam_g, max(1, batch // 2), rng), path_every),
+        "discriminator": (in_precision(module._discriminator_step, adam_d, [real], [fake]), 1),
+        "r1": (in_precision(module._r1_step, adam_d, [real]), h["r1_every"]),
+        "path length": (in_precision(module._path_length_step, adam_g, max(1, batch // 2)), path_every),
         "average": (lambda: module._average(batch), 1),
     }
 
@@ -168,9 +170,9 @@ def measure(settings: dict[str, Any], batch: int, precision: str, compiled: bool
         The report, in Markdown.
     """
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    module = Bare(**{**settings, "init_generator": None, "export_to": None})
+    module = Bare(**{**settings, "init_generator": None, "micro_batches": 1, "export_to": None})
     module = module.to(device).to(memory_format=torch.channels_last)
-    module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
     parts = training_parts(module, batch, dtype)
     parts = {name: part for name, part in parts.items() if part[1]}
 

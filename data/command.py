@@ -192,9 +192,23 @@ def complain(text: str) -> None:
     _print(text, sys.stderr)
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Writes escapes for characters that would break a line, steer the terminal or turn the direction of writing.
+
+    Args:
+        text: Any text, such as a file's name or what a file says about itself.
+        keep: Characters that stay as they are.
+
+    Returns:
+        The text in printable characters, "\n" for a line break and so on.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def _print(text: str, stream: TextIO) -> None:
     """Prints a line, with escapes for what the stream cannot show: file names may hold any bytes."""
     encoding = stream.encoding or "utf-8"
+    text = printable(text, keep="\n")
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         if "tqdm" in sys.modules and sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""What happened to a picture besides being downscaled: the degradations that the referee and training apply.
+"""What happened to a picture besides being downscaled: the degradations that evaluation and training apply.
 
     lr = 8-bit(after(D(before(x))))
 

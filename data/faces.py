@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,11 +17,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.archive import Member, read_directory, read_member
+from data.packed import PackedFaces
 from data.reading import from_uint8
+from data.shared_memory import ADVICE, SHARED_MEMORY, free_shared_memory
 from data.splits import MAPPING, PARTS, check_sizes, split_names
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ROOT = Path(__file__).resolve().parents[1]
+# Of CelebAMask-HQ, which has 400,000 of them beside its 30,000 faces: the folder, and the names where it was renamed.
+MASK_FOLDER = "CelebAMask-HQ-mask-anno"
+MASK = re.compile(
+    r"\d{5}_(skin|nose|mouth|cloth|hair|hat|eye_g|ear_r|neck|neck_l|[lr]_(brow|eye|ear)|[ul]_lip)\.png", re.IGNORECASE
+)
 # What reading a picture may raise: Pillow tells of broken PNGs by SyntaxError, and of giant pictures by its own error;
 # zipfile tells of encrypted members and unknown compressions by RuntimeError, of broken ones by the three others.
 UNREADABLE = (
@@ -69,12 +79,16 @@ def find_data(name: str | Path) -> Path:
 
 def _is_picture(name: str) -> bool:
     path = Path(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return path.suffix.lower() in SUFFIXES and not any(part[0] == "." or part == "__MACOSX" for part in path.parts)
+
+
+def _is_no_mask(name: str) -> bool:
+    """Tells everything else from a mask of CelebAMask-HQ."""
+    return f"{MASK_FOLDER}/" not in name and MASK.fullmatch(name.rpartition("/")[2]) is None
 
 
 class Contents:
-    """The files of a data set, a zip or a folder with its subfolders.
+    """The files of a data set, a zip or a folder with its subfolders, without the masks of CelebAMask-HQ.
 
     Args:
         source: See `find_data`.
@@ -86,32 +100,35 @@ class Contents:
 
     def __init__(self, source: str | Path) -> None:
         self.source = find_data(source)
-        self._zip: zipfile.ZipFile | None = None
+        self._members: dict[str, Member] = {}
+        self._opened: tuple[int, BinaryIO] | None = None
+        self.packed = PackedFaces(self.source) if PackedFaces.is_one(self.source) else None
         if self.source.is_dir():
-            self.files = sorted(str(path.relative_to(self.source)) for path in self.source.rglob("*"))
+            files = (path.relative_to(self.source).as_posix() for path in self.source.rglob("*"))
+            self.files = sorted(filter(_is_no_mask, files))
             return
         try:
-            with zipfile.ZipFile(self.source) as archive:
-                self.files = sorted(archive.namelist())
+            self._members = read_directory(self.source, self.source.stat().st_mtime_ns, _is_no_mask)
+            self.files = list(self._members)
         except zipfile.BadZipFile as error:
             raise ValueError(f"{self.source}: neither a folder nor a complete zip ({error}).") from error
 
     def __getstate__(self) -> dict:
         """Leaves the open zip behind: every worker opens its own."""
-        return {**self.__dict__, "_zip": None}
+        return {**self.__dict__, "_opened": None}
 
     @property
     def pictures(self) -> list[str]:
         """The pictures by name, without hidden files and what macOS adds to zips."""
-        return [name for name in self.files if _is_picture(name)]
+        return self.packed.names if self.packed else [name for name in self.files if _is_picture(name)]
 
     def open(self, name: str) -> io.BytesIO | Path:
         """Gives a file of the data set: where it lies, or what the zip holds."""
         if self.source.is_dir():
             return self.source / name
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.source)
-        return io.BytesIO(self._zip.read(name))
+        if self._opened is None or self._opened[0] != os.getpid():  # a forked process would move our place in the file
+            self._opened = os.getpid(), self.source.open("rb")
+        return read_member(self._opened[1], name, self._members[name])
 
     def companion(self, name: str) -> bytes:
         """Reads a text that belongs to the data set: from within it, beside it, or where data is looked for.
@@ -143,20 +160,21 @@ class Faces(Dataset[Tensor]):
     """Square face pictures at one resolution, as bytes.
 
     Args:
-        source: A zip or a folder (searched with its subfolders), see `find_data`. Hidden files and folders (".…") and
-            what macOS adds to zips ("__MACOSX") are passed by.
+        source: A zip, a folder (searched with its subfolders), or what `data.pack` wrote, see `find_data`. Hidden files
+            and folders (".…"), what macOS adds to zips ("__MACOSX"), and masks of CelebAMask-HQ are no faces.
         resolution: Size R in pixels; pictures of another size are resized bicubically, antialiased.
         limit: Use only the first so many pictures in sorted order; None for all.
-        cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes.
+        cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes; packed ones never.
         shared: Keep them in shared memory, so that the workers of a data loader fill one cache; without workers it
-            only costs /dev/shm, which is small in containers (64 MB in Docker, unless run with --shm-size).
+            only costs /dev/shm, which is small in containers (64 MB in Docker, unless run with --shm-size). Where it
+            has no room for them, nothing is kept, with a warning.
         split: Use one part alone, "celeba", "celebahq", "ffhq" or a folder of lists, see `data.splits.split_names`;
             None for all pictures. A standard split that is not complete is used with a warning.
         part: Which part: "train", "val" or "test".
 
     Raises:
         FileNotFoundError: If the source does not exist, or a text that the split needs.
-        ValueError: If it is no zip, holds no picture, or does not fit the split.
+        ValueError: If it is no zip, holds no picture, is packed at another resolution, or does not fit the split.
     """
 
     def __init__(
@@ -172,15 +190,24 @@ class Faces(Dataset[Tensor]):
         self.contents = Contents(source)
         self.source = self.contents.source
         self.resolution = resolution
-        names = self.contents.pictures
+        names, self._packed = self.contents.pictures, self.contents.packed
+        if self._packed and self._packed.resolution != resolution:
+            raise ValueError(f"{self.source} is packed at {self._packed.resolution} px; pack it at {resolution} px.")
         if not names:
             raise ValueError(f"Expected pictures ({', '.join(sorted(SUFFIXES))}) in {self.source}, found none.")
         if split is not None:
             names = self._part(names, split, part)
         self.names = names[:limit]
         shape = (len(self.names), 3, resolution, resolution)
+        needed = int(np.prod(shape))
         self._cache: Tensor | None = None
-        if np.prod(shape) <= cache_bytes:
+        if shared and not self._packed and free_shared_memory() < needed <= cache_bytes:
+            warnings.warn(
+                f"{SHARED_MEMORY} has no room to keep {len(self.names)} decoded faces ({needed / 2**30:.1f} GiB): they "
+                f"are decoded anew in every epoch. To keep them {ADVICE}, or pack them once (python -m data.pack).",
+                stacklevel=2,
+            )
+        elif needed <= cache_bytes and not self._packed:
             self._cache = torch.zeros(shape, dtype=torch.uint8)
             self._cached = torch.zeros(len(self.names), dtype=torch.bool)
             if shared:
@@ -227,6 +254,8 @@ class Faces(Dataset[Tensor]):
 
     def _decode(self, index: int) -> Tensor:
         name = self.names[index]
+        if self._packed:
+            return torch.from_numpy(self._packed[name])
         try:
             with Image.open(self.contents.open(name)) as file:
                 image = file.convert("RGB")

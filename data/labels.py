@@ -207,6 +207,7 @@ class LabelledFaceData(FaceData):
         seed: Determines the order of the training faces, and their crops.
         split: Of the pictures, see `data.datamodule.FaceData`; None to use all.
         val_part: The part of it for validation, "val" or "test".
+        cache_gib: See `data.datamodule.FaceData`.
     """
 
     train_faces: LabelledFaces  # type: ignore[assignment]
@@ -226,8 +227,10 @@ class LabelledFaceData(FaceData):
         seed: int = 0,
         split: str | None = None,
         val_part: Literal["val", "test"] = "val",
+        cache_gib: float = 4.0,
     ) -> None:
-        super().__init__(train, val, resolution, batch_size, num_workers, val_limit, train_limit, seed, split, val_part)
+        options = val_limit, train_limit, seed, split, val_part, "flip", cache_gib
+        super().__init__(train, val, resolution, batch_size, num_workers, *options)  # type: ignore[arg-type]
         self.save_hyperparameters()
         self.hparams["augment"] = "flip"  # what FaceData asks for; these faces are changed by their dataset
 

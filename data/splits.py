@@ -232,6 +232,22 @@ def write_lists(parts: dict[str, list[str]], folder: Path) -> None:
                 partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
+def add_split_options(parser: argparse._ActionsContainer, part: str = "val") -> None:
+    """Adds --split and --part, which every program that reads faces hands on to `data.faces.Faces`.
+
+    Args:
+        parser: Of the program, or a group of its options.
+        part: The part that is read by default.
+    """
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help=f"use one part of the data: {', '.join(SIZES)}, or a folder with train.txt, val.txt, test.txt "
+        "(default: all pictures)",
+    )
+    parser.add_argument("--part", choices=PARTS, default=part, help="which part of the split (%(default)s)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the lists of a standard split.
 

@@ -45,10 +45,10 @@ from editing.command import (
 from editing.drawing import drawer, edit_codes
 from models.bundle import DEFAULT_BUNDLE
 from models.bundle_info import GENERATOR
+from models.checkpoints import load_generator, sha256_of
 from models.determinism import use_deterministic_kernels
 from models.device import choose_device
 from models.generator import Generator
-from models.weights import load_generator, sha256_of
 
 LATENTS = "latents.npz"
 

@@ -60,8 +60,8 @@ from editing.boundary import (
 from editing.fitting import Hyperplane, Whitening, direction_of, planes_of
 from editing.names import DEFAULT_EDITS, attribute_of
 from models.bundle_info import GENERATOR, INFO
+from models.checkpoints import load_generator, sha256_of
 from models.pretrained import ROOT
-from models.weights import load_generator, sha256_of
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,10 @@ from evaluation.features import EdgeFace, VGG11Features
 from evaluation.frechet import frechet_distance, kernel_distance
 from losses.perceptual import LPIPS
 
+if TYPE_CHECKING:
+    from evaluation.niqe import Pristine
+    from models.attributes import AttributeClassifier
+
 Values = dict[str, Tensor]
 """What was measured on each of B faces, (B, …) on the CPU, by name."""
 
@@ -31,6 +35,7 @@ Features = Sequence[Tensor]
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"lpips": LPIPS, "vgg11": VGG11Features, "identity": EdgeFace}
 MAX_PSNR = 100.0  # dB, of a picture that is exactly right
+NIQE_FROM = 256  # px; below, its blocks of 96 px say nothing
 PIXELS_AT_ONCE = 64 * 128**2  # pictures go through the networks in batches of so many pixels
 
 
@@ -130,14 +135,22 @@ class MetricSuite:
     Args:
         device: Where the networks run.
         names: Which of `NETWORKS` to load.
+        attributes: Classifier of the forty attributes; None leaves them out.
+        pristine: Model of natural pictures for NIQE, which needs faces of 256 px; None leaves it out.
 
     Example:
         >>> suite = MetricSuite()
         >>> suite(faces, samples, lr)["ratio_lpips"]
     """
 
-    def __init__(self, device: torch.device | str = "cpu", names: Sequence[str] = tuple(NETWORKS)) -> None:
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        names: Sequence[str] = tuple(NETWORKS),
+        attributes: AttributeClassifier | None = None,
+        pristine: Pristine | None = None,
+    ) -> None:
+        self.device, self.attributes, self.pristine = torch.device(device), attributes, pristine
         self.networks: dict[str, Any] = {}
         for name in names:
             try:
@@ -183,6 +196,11 @@ class MetricSuite:
         ssim = structural_similarity_index_measure((point + 1) / 2, (faces + 1) / 2, reduction="none", data_range=1.0)
         assert isinstance(ssim, Tensor)
         values = {"lr_psnr": lr_psnr(samples, lr), "psnr": psnr(point, faces), "ssim": ssim.reshape(-1)}
+        if self.pristine is not None and faces.shape[-1] >= NIQE_FROM:
+            values["niqe"] = self.pristine.distance(point)
+        if self.attributes is not None:
+            values["attributes"] = (self.attributes(samples.flatten(0, 1)) > 0).unflatten(0, samples.shape[:2])
+            values["attributes_truth"] = self.attributes(faces) > 0
         for name in self.networks:
             truth = [f[:, None] for f in self.features(name, faces)]
             seen = [f.unflatten(0, samples.shape[:2]) for f in self.features(name, samples.flatten(0, 1))]
@@ -215,14 +233,14 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
     Returns:
         By name, as far as networks and k allow. "point" is sample 0, "draw" the mean over the others, "draws" the mean
         over their pairs, ratios are draws / draw:
-        lr_psnr, lr_psnr_worst (dB, over all samples); psnr (dB), ssim; lpips_point, lpips_draw, lpips_draws,
-        lpips_best, lpips_mean (of all k samples); ratio_lpips, ratio_vgg11, ratio_identity; ntire_diversity (of the
-        draws); identity_point, identity_draw, identity_draws (cosines); rank1_point, rank1_draw (share of samples
-        nearest to their own among all truths); fd_vgg11, kid_vgg11 (of one draw a face).
+        lr_psnr, lr_psnr_worst (dB, over all samples); psnr (dB), ssim, niqe (of the point estimate); lpips_point,
+        lpips_draw, lpips_draws, lpips_best, lpips_mean (of all k samples); ratio_lpips, ratio_vgg11, ratio_identity;
+        ntire_diversity (of the draws); identity_point, identity_draw, identity_draws (cosines); rank1_point, rank1_draw
+        (share of samples nearest to their own among all truths); fd_vgg11, kid_vgg11 (of one draw a face).
     """
     v = {name: value.double() for name, value in values.items()}
     found = {"lr_psnr": v["lr_psnr"].mean(), "lr_psnr_worst": v["lr_psnr"].min()}
-    found |= {name: v[name].mean() for name in ("psnr", "ssim", "ntire_diversity") if name in v}
+    found |= {name: v[name].mean() for name in ("psnr", "ssim", "niqe", "ntire_diversity") if name in v}
     for name in [name for name in NETWORKS if name in v]:
         means = {"point": v[name][:, 0].mean()}
         if v[name].shape[1] > 1:
@@ -245,6 +263,23 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
         result |= {"fd_vgg11": frechet_distance(v["vgg11_truth"], one)}
         result |= {"kid_vgg11": kernel_distance(v["vgg11_truth"], one)}
     return result
+
+
+def attribute_rates(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Compares how often a classifier finds attributes in samples and in truth.
+
+    Args:
+        values: Of all faces, see `MetricSuite.measure`.
+        names: Of the attributes.
+
+    Returns:
+        By name: `rate` among all samples, `truth`, and `agreement`, the share of faces whose point estimate has what
+        the truth has.
+    """
+    seen, truth = values["attributes"].double(), values["attributes_truth"].double()
+    columns = seen.mean(dim=(0, 1)), truth.mean(dim=0), (seen[:, 0] == truth).double().mean(dim=0)
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+    return {name: {"rate": rate, "truth": true, "agreement": agreement} for name, rate, true, agreement in rows}
 
 
 def rank1(samples: Tensor, truth: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ from export.quality import (
 )
 from export.session import load_models
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from models.weights import sha256_of
+from models.checkpoints import sha256_of
 
 MODELS = (ENCODER, GENERATOR)
 TIMED = {ENCODER: "encode", GENERATOR: "generate", FEEDBACK: "correct"}

@@ -150,7 +150,7 @@ def _is_page(folder: Path) -> bool:
 def _export(bundle_path: Path, folder: Path, precision: str, earlier: Path) -> None:
     """Exports a bundle, or takes the models of an earlier page if they would be the same."""
     from models.bundle import load_bundle
-    from models.weights import sha256_of
+    from models.checkpoints import sha256_of
 
     try:
         report = json.loads((earlier / REPORT).read_bytes())

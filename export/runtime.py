@@ -88,7 +88,7 @@ def exported(bundle: Path, cache: Path = CACHE) -> Path:
     if (bundle / ENCODER).is_file() and (bundle / GENERATOR).is_file():
         return bundle
     from models.bundle_info import read_info
-    from models.weights import sha256_of
+    from models.checkpoints import sha256_of
 
     wanted = [REPORT] + [FEEDBACK] * ("feedback" in read_info(bundle)["encoder"])  # or says what is wrong
     folder = cache / f"{FORMAT.rpartition('/')[2]}-{sha256_of(bundle / 'bundle.json')[:16]}"

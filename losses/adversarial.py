@@ -1,7 +1,7 @@
-"""The adversarial losses of StyleGAN2: non-saturating logistic, with the R1 penalty on real images.
+"""The adversarial losses: StyleGAN2's non-saturating logistic one, with the R1 penalty on real images, and the hinge.
 
 Sources: Goodfellow et al. 2014 (non-saturating loss), Mescheder et al. 2018 "Which Training Methods for GANs do
-actually Converge?" (R1, eq. 9).
+actually Converge?" (R1, eq. 9), Lim & Ye 2017 "Geometric GAN" (hinge).
 """
 
 from __future__ import annotations
@@ -48,6 +48,21 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
             f"{tuple(fake_logits.shape)}; use the same batch size for both and flatten (B, 1) to (B,)."
         )
     return F.softplus(-real_logits) + F.softplus(fake_logits)
+
+
+def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Rewards a discriminator that tells real images from generated ones by a margin, and no more than that.
+
+    L_D = max(0, 1 − D(x)) + max(0, 1 + D(G(z))), averaged. The generator's loss to it is −D(G(z)).
+
+    Args:
+        real_logits: Logits for real images, of any shape.
+        fake_logits: Logits for generated images.
+
+    Returns:
+        The loss, a scalar ≥ 0; 2 at an undecided discriminator.
+    """
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> tuple[Tensor, Tensor]:

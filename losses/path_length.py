@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def path_lengths(images: Tensor, ws: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
     """Estimates the generator's local stretch by one random direction in image space.
 
     a = ‖J_wᵀ y‖₂ with y ~ N(0, I / (H W)); the squared norm is summed over D and averaged over the layers L. The loss
@@ -17,7 +17,7 @@ def path_lengths(images: Tensor, ws: Tensor, rng: torch.Generator | None = None)
     Args:
         images: Images (B, 3, H, W), drawn from `ws` with the graph kept.
         ws: Style codes (B, L, D) in that graph, requiring a gradient.
-        rng: Source of y on the images' device; the global one if None.
+        directions: y √(H W), standard normal (B, 3, H, W).
 
     Returns:
         Lengths (B,), ≥ 0, that can be differentiated once more.
@@ -35,7 +35,6 @@ def path_lengths(images: Tensor, ws: Tensor, rng: torch.Generator | None = None)
             f"requires_grad={ws.requires_grad}; draw the images from the very tensor that is passed here."
         )
     height, width = images.shape[-2:]
-    y = torch.randn(images.shape, device=images.device, dtype=images.dtype, generator=rng)
-    y = y / math.sqrt(height * width)
+    y = directions / math.sqrt(height * width)
     (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)  # (B, L, D)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()

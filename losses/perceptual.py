@@ -53,6 +53,31 @@ def _load_linear_weights() -> list[Tensor]:
     return [tensors[f"lin{i}.model.1.weight"].flatten() for i in range(len(TAPS))]
 
 
+class SqueezeNetFeatures(Frozen):
+    """Features of ImageNet's SqueezeNet at three depths, for a discriminator to look at; frozen.
+
+    Raises:
+        FileNotFoundError: If there are no weights; says which file to put where.
+    """
+
+    widths = (128, 256, 512)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = _load_trunk()
+        self.freeze().to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps images (B, 3, H, W) in [-1, 1] to features (B, C, h, w) at about 1/4, 1/8 and 1/16 of the size."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        features = []
+        for i, layer in enumerate(self.trunk):
+            x = layer(x)
+            if i in (4, 7, 12):
+                features.append(x)
+        return tuple(features)
+
+
 class LPIPS(Frozen):
     """The learned perceptual distance on SqueezeNet; frozen, and not part of any checkpoint.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from models.checkpoints import load_generator
 from models.generator import Generator
-from models.weights import load_generator
 
 if TYPE_CHECKING:
     from models.bundle import load_bundle

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data.operator import Downscale, upscale_bicubic
-from models.weights import to_half, write_safetensors
+from models.checkpoints import to_half, write_safetensors
 
 FORMAT = "amortized-pulse/attributes/1"
 MAX_FACES = 256  # at once in `score`

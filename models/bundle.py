@@ -35,10 +35,10 @@ from models.bundle_info import (
     check_info,
     read_info,
 )
+from models.checkpoints import load_generator, save_generator, sha256_of, to_half, write_safetensors
 from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator, SynthesisNetwork
 from models.pretrained import ROOT
-from models.weights import load_generator, save_generator, sha256_of, to_half, write_safetensors
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
 FLOW_PREFIX = "flow."  # of the flow's tensors in latents.safetensors

@@ -1,4 +1,4 @@
-"""The StyleGAN2 discriminator: residual blocks, minibatch standard deviation, one logit.
+"""The StyleGAN2 discriminator (residual blocks, minibatch standard deviation, one logit), and one on frozen features.
 
 Written from Karras et al. 2020, with two changes for speed:
 
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from models.layers import EqualConv2d, EqualLinear
 
@@ -94,3 +96,67 @@ class Discriminator(nn.Module):
         x = self.blocks(self.from_rgb(images.contiguous(memory_format=torch.channels_last)))
         x = self.conv(minibatch_stddev(x))
         return self.out(self.fc(x.flatten(1))).squeeze(1).float()
+
+
+class FeatureDiscriminator(nn.Module):
+    """Judges images by the features that a frozen network has of them: one small head per depth.
+
+    A head halves what is larger than 8 px and gives a logit per place. Spectral normalisation keeps it from being
+    too sure; the norm is estimated by `normalise`, once a step, and not at every call.
+
+    Args:
+        widths: Channels of the features.
+        hidden: Channels within a head.
+
+    References:
+        Sauer et al. 2021, "Projected GANs Converge Faster"; Kumari et al. 2022, "Ensembling Off-the-shelf Models for
+        GAN Training", for such a discriminator beside the usual one.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int = 64) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                spectral_norm(conv)
+                for conv in (
+                    nn.Conv2d(width, hidden, 1),
+                    nn.Conv2d(hidden, hidden, 3, padding=1),
+                    nn.Conv2d(hidden, 1, 1),
+                )
+            )
+            for width in widths
+        )
+        self.eval()
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Judges.
+
+        Args:
+            features: One tensor (B, C_i, H_i, W_i) per depth.
+
+        Returns:
+            Logits (B, P_i) per depth, one for each of P_i places; higher means more real.
+        """
+        logits = []
+        for head, x in zip(self.heads, features, strict=True):
+            # The mean square over the channels becomes 1: what is compared is the direction of a feature.
+            x = x * (x.float().square().mean(dim=1, keepdim=True) + 1e-8).rsqrt().to(x.dtype)
+            convs = list(head.children())
+            x = F.leaky_relu(convs[0](x), 0.2)
+            while x.shape[2] > 8:
+                x = F.avg_pool2d(x, 2)
+            logits.append(convs[2](F.leaky_relu(convs[1](x), 0.2)).flatten(1).float())
+        return tuple(logits)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Takes one step of the power iteration that estimates the spectral norms."""
+        super().train(True)
+        for head in self.heads:
+            for conv in head.children():
+                _ = conv.weight
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, see `normalise`; `mode` is ignored."""
+        return super().train(False)

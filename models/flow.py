@@ -38,8 +38,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from models.bundle import DEFAULT_BUNDLE, FLOW_PREFIX, add_to_latents
+from models.checkpoints import sha256_of, to_half, write_safetensors
 from models.latents import gaussianize, ungaussianize
-from models.weights import sha256_of, to_half, write_safetensors
 
 if TYPE_CHECKING:
     from models.bundle import Bundle

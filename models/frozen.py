@@ -1,4 +1,4 @@
-"""A base class for networks that only measure: losses and referees whose weights come from elsewhere."""
+"""A base class for networks that only measure: losses and metrics whose weights come from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
 """Who is on the picture: a face embedding by MobileFaceNet, trained elsewhere with the ArcFace loss.
 
 Sources: Chen et al. 2018 "MobileFaceNets", Deng et al. 2019 "ArcFace". The weights are those of the MXNet model
-"model-y1-test2" (InsightFace model zoo): its parameter file as it is, or converted to a `.pt` of named tensors.
+"model-y1-test2" (InsightFace model zoo), as a `.pt` of tensors by their MXNet names.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.checkpoints.unpickler import safe_load
 from models.frozen import Frozen
-from models.mxnet_params import read_mxnet_params
 from models.pretrained import check_tensors, find_weights
 
-WEIGHTS = ("mobilefacenet_y1.pt", "model-0000.params")  # either will do: the same tensors
+WEIGHTS = "mobilefacenet_y1.pt"
 WEIGHTS_SHA256 = "1ffa18539e319760e070e80901764a3136bb0165035c1a1986c616c44e43b762"  # over the tensors of the network
 WEIGHTS_SOURCE = (
     "the MXNet model 'model-y1-test2' (MobileFaceNet) of the InsightFace model zoo, github.com/deepinsight/insightface"
@@ -126,10 +125,10 @@ class MobileFaceNet(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path | str, sha256: str | None = None) -> MobileFaceNet:
-        """Loads the network from a parameter file of MXNet, or from the same tensors in a `.pt`.
+        """Loads the network.
 
         Args:
-            path: A `.params` file of MXNet, or a `.pt` with a dict of tensors by MXNet names.
+            path: A `.pt` with a dictionary of tensors by MXNet names.
             sha256: Checksum of the tensors, see `models.pretrained.check_tensors`; None accepts any.
 
         Returns:
@@ -177,27 +176,18 @@ class MobileFaceNet(nn.Module):
 
 
 def read_mxnet_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Reads tensors by their MXNet names, without the "arg:" and "aux:" of a parameter file.
+    """Reads tensors by their MXNet names.
 
     Args:
-        path: A `.params` file of MXNet, or a `.pt` with a dict of tensors.
+        path: A `.pt` with a dictionary of tensors.
 
     Returns:
         Tensors by name.
 
     Raises:
-        ValueError: If the file is neither; no code in it is executed.
+        ValueError: If the file is none; no code in it is executed.
     """
-    if Path(path).suffix == ".params":
-        arrays = read_mxnet_params(path)
-        return {re.sub("^(arg|aux):", "", name): torch.from_numpy(array) for name, array in arrays.items()}
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["it ends early"])[0]
-        raise ValueError(
-            f"Expected {path} to be a .pt of MobileFaceNet's tensors, got another file ({reason})."
-        ) from error
+    tensors = safe_load(path)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"Expected {path} to hold a dict of MobileFaceNet's tensors by name; replace it.")
     return tensors
@@ -288,8 +278,8 @@ class Identity(Frozen):
     """The embedding of faces in FFHQ framing; frozen, and not part of any checkpoint.
 
     Args:
-        path: The weights, see `MobileFaceNet.from_file`; None looks for `mobilefacenet_y1.pt` and
-            `model-0000.params` with `models.pretrained.find_weights`, and accepts only the published tensors.
+        path: The weights, see `MobileFaceNet.from_file`; None looks for `mobilefacenet_y1.pt` with
+            `models.pretrained.find_weights`, and accepts only the published tensors.
 
     Raises:
         FileNotFoundError: If there are no weights; says which file to put where.
@@ -304,7 +294,7 @@ class Identity(Frozen):
     @staticmethod
     def _published() -> MobileFaceNet:
         try:
-            path = find_weights(*WEIGHTS, source=WEIGHTS_SOURCE)
+            path = find_weights(WEIGHTS, source=WEIGHTS_SOURCE)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} Or train with --model.weight_identity 0.") from None
         return MobileFaceNet.from_file(path, WEIGHTS_SHA256)

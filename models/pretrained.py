@@ -1,4 +1,7 @@
-"""Finds the weights of other people's networks: on this machine first, then where they are published."""
+"""Finds the weights of other people's networks: on this machine first, then where they are published.
+
+Generators that others publish have cards (`cards.yaml`): where they are, on which terms, and what they make.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,48 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
+
+from data.files import sha256_of
+from data.signatures import describe_file
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "AMORTIZED_PULSE_WEIGHTS"
+CARDS = Path(__file__).with_name("cards.yaml")
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where a published generator comes from.
+
+    Attributes:
+        name: Short name, such as "ffhq256".
+        file: Its name on this machine.
+        url: Where it is downloaded from; None if only by hand.
+        source: The page that names the address or leads to the file.
+        sha256: What the file should have, 64 hexadecimal digits; None if its publisher does not say.
+        resolution: Size of the pictures in pixels.
+        layout: Whose layout the file has.
+        licence: On which terms, in short.
+        licence_url: The whole text.
+        note: What it generates, and what it was trained on.
+    """
+
+    name: str
+    file: str
+    url: str | None
+    source: str
+    sha256: str | None
+    resolution: int
+    layout: str
+    licence: str
+    licence_url: str
+    note: str
 
 
 def weight_folders() -> list[Path]:
@@ -50,7 +88,7 @@ def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
 
     Raises:
         FileNotFoundError: If it is nowhere and cannot be downloaded; says which file to put where.
-        ValueError: If a download has another checksum than its name says.
+        ValueError: If a download is another file than expected.
     """
     folders = weight_folders()
     for name in names:
@@ -58,9 +96,142 @@ def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
             path = folder / name
             if path.is_file():
                 return path
+    origin = "; ".join(part for part in (source, url) if part) or "no download address is known"
+    help_text = (
+        f"Expected the weights {' or '.join(repr(name) for name in names)}, found none in "
+        f"{', '.join(map(str, folders))}. Put the file at {' or '.join(str(folders[0] / name) for name in names)}, or "
+        f"into a folder of your own named by ${VARIABLE}. It comes from: {origin}."
+    )
     if url is None:
-        raise FileNotFoundError(_instructions(names, folders, url, source))
-    return _download(names, url, source, folders)
+        raise FileNotFoundError(help_text)
+    digits = re.search(r"-([0-9a-f]{8,})\.", names[-1])
+    try:
+        return download(url, folders[0] / names[-1], digits[1] if digits else None)
+    except OSError as error:
+        raise FileNotFoundError(f"{help_text} ({error})") from error
+
+
+def download(url: str, path: Path, sha256: str | None = None) -> Path:
+    """Downloads a file by torch.hub; it appears under its name only once it is complete.
+
+    Args:
+        url: Where from.
+        path: Where to.
+        sha256: First digits of its SHA-256, or all of them; None if they are not known.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: If the server cannot be reached, or refuses.
+        ValueError: If what came has another checksum, or is a web page; nothing is kept then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{url}: expected a file with the SHA-256 {sha256}, but what came has another ({error}); nothing was kept. "
+            "Try again, or fetch the file by hand and compare."
+        ) from error
+    if what := describe_file(path):
+        path.unlink()
+        raise ValueError(f"{url}: expected weights, got {what}; nothing was kept.")
+    return path
+
+
+def read_cards(path: Path | None = None) -> dict[str, Card]:
+    """Reads the cards of published generators.
+
+    Args:
+        path: A YAML file of them; that of the project if None.
+
+    Returns:
+        The cards by name, in the order of the file.
+
+    Raises:
+        ValueError: If a card lacks a field, or has one too many.
+    """
+    path = path or CARDS
+    cards = {}
+    for name, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        wanted = {field.name for field in fields(Card)} - {"name"}
+        if content.keys() != wanted:
+            raise ValueError(f"{path}: expected the card {name} to have {sorted(wanted)}, got {sorted(content)}.")
+        cards[name] = Card(name=name, **content)
+    return cards
+
+
+def find_card(name: str) -> Card:
+    """Finds a card by its name.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: If there is none; names those that there are.
+    """
+    cards = read_cards()
+    if name not in cards:
+        raise ValueError(f"Expected one of {', '.join(cards)}, got {name!r}; see `python -m models.checkpoints list`.")
+    return cards[name]
+
+
+def card_of(path: Path, sha256: str, resolution: int) -> Card | None:
+    """Recognises a file by its sha256, or, where its card has none, by its name and resolution.
+
+    Args:
+        path: The file.
+        sha256: Its sha256.
+        resolution: Size of the pictures that it generates, in pixels.
+
+    Returns:
+        Its card, None if there is none.
+    """
+    cards = list(read_cards().values())
+    by_hash = [card for card in cards if card.sha256 == sha256]
+    by_name = [c for c in cards if c.sha256 is None and (c.file, c.resolution) == (path.name, resolution)]
+    return next(iter(by_hash + by_name), None)
+
+
+def fetch(card: Card, folder: Path | None = None) -> tuple[Path, str]:
+    """Gives the file of a card; downloads it if it is not there.
+
+    Args:
+        card: The card.
+        folder: Where it is looked for and put; if None, it is looked for in all folders of weights, and put into the
+            first.
+
+    Returns:
+        Its path and its sha256.
+
+    Raises:
+        FileNotFoundError: If it cannot be downloaded; says which file to put where.
+        ValueError: If the file has another sha256 than the card says.
+    """
+    path = (folder or weight_folders()[0]) / card.file
+    places = [place / card.file for place in ([folder] if folder else weight_folders())]
+    there = next((place for place in places if place.is_file()), None)
+    by_hand = (
+        f"Get it by hand from {card.url or card.source} (see {card.source}), and put it at {path}, or under the name "
+        f"{card.file} into a folder named by ${VARIABLE}."
+    )
+    if there is None and card.url is None:
+        raise FileNotFoundError(f"{card.name}: there is no address to download it from. {by_hand}")
+    try:
+        found = there or download(card.url or "", path, card.sha256)
+    except OSError as error:  # no network, no such host, no room on the disk, or the server refuses
+        raise FileNotFoundError(f"{card.name}: the download failed ({error}). {by_hand}") from error
+    digest = sha256_of(found)
+    if card.sha256 not in (None, digest):
+        raise ValueError(
+            f"{found}: expected {card.name} with the sha256 {card.sha256}, got {digest}; move the file away, and fetch "
+            f"{card.name} again."
+        )
+    return found, digest
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: str, path: Path | str, what: str) -> None:
@@ -101,37 +272,3 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _digits_in(name: str) -> str | None:
-    """Gives the first digits of the SHA-256 that a file name carries, if any."""
-    match = re.search(r"-([0-9a-f]{8,})\.", name)
-    return match[1] if match else None
-
-
-def _download(names: tuple[str, ...], url: str, source: str, folders: list[Path]) -> Path:
-    path = folders[0] / names[-1]
-    digits = _digits_in(path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # torch.hub writes to a temporary file, and moves it here only once it is complete and its checksum is right.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=sys.stderr.isatty())
-    except OSError as error:  # URLError and HTTPError are OSErrors
-        raise FileNotFoundError(f"{_instructions(names, folders, url, source)} ({error})") from error
-    except RuntimeError as error:
-        raise ValueError(
-            f"Expected {url} to have the SHA-256 {digits}…, but what came has another ({error}); nothing was kept. "
-            "Try again, or fetch the file by hand and compare."
-        ) from error
-    return path
-
-
-def _instructions(names: tuple[str, ...], folders: list[Path], url: str | None, source: str) -> str:
-    origin = "; ".join(part for part in (source, url) if part) or "no download address is known"
-    wanted = " or ".join(repr(name) for name in names)
-    places = " or ".join(str(folders[0] / name) for name in names)
-    searched = ", ".join(str(folder) for folder in folders)
-    return (
-        f"Expected the weights {wanted}, found none in {searched}. Put the file at {places}, or into a folder of your "
-        f"own named by ${VARIABLE}. It comes from: {origin}."
-    )

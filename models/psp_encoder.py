@@ -11,7 +11,6 @@ Tensor names are those of the published checkpoints under `encoder.`.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from itertools import accumulate
@@ -22,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpoints.generators import make_generator
+from models.checkpoints.layouts import find_generator, is_named_tensor
+from models.checkpoints.unpickler import Opaque, safe_load
 from models.layers import EqualLinear
-from models.weights.layouts import checkpoint_from_dictionary, is_named_tensor
-from models.weights.loading import make_generator
-from models.weights.torch_files import read_torch_file
 
 SIZE = 256
 UNITS = (3, 4, 14, 3)  # residual units per stage of a network 50 deep; the first of each halves the size
@@ -201,14 +200,13 @@ def load_psp_encoder(path: str | Path, device: torch.device | str = "cpu", kind:
         ValueError: If the file holds no such encoder, or one that reads anything but colour pictures.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a pSp or e4e checkpoint at {path}, found no such file.")
-    content = read_torch_file(path)
+    content = safe_load(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a pSp or e4e checkpoint, a dictionary with tensors under 'state_dict'.")
     options = _options(content)
-    tensors = {n[8:]: t for n, t in state.items() if is_named_tensor(n, t) and n.startswith("encoder.")}
+    start = re.compile(r"(.*\.)?encoder\.")  # under whatever prefix, such as that of DataParallel
+    tensors = {start.sub("", n, count=1): t for n, t in state.items() if is_named_tensor(n, t) and start.match(n)}
     encoder = _empty(tensors, kind or _kind(options, path), path)
     tensors["latent_avg"] = _offset(content, options, encoder, path)
     wanted = {name: t.shape for name, t in encoder.state_dict().items()}
@@ -221,7 +219,8 @@ def load_psp_encoder(path: str | Path, device: torch.device | str = "cpu", kind:
 
 def _options(content: dict) -> dict[str, Any]:
     options = content.get("opts", {})
-    return vars(options) if isinstance(options, argparse.Namespace) else options if isinstance(options, dict) else {}
+    options = options.state if isinstance(options, Opaque) and options.state else options  # argparse.Namespace
+    return options if isinstance(options, dict) else {}
 
 
 def _kind(options: dict[str, Any], path: Path) -> str:
@@ -263,7 +262,7 @@ def _offset(content: dict, options: dict[str, Any], encoder: PspEncoder, path: P
     if not options.get("start_from_latent_avg", average is not None):
         return torch.zeros(encoder.num_ws, encoder.w_dim)
     if average is None:  # e4e computes it from its decoder then
-        average = make_generator(checkpoint_from_dictionary(content, path), path).w_avg
+        average = make_generator(find_generator(content, path), path).w_avg
     shapes = ((encoder.w_dim,), (1, encoder.w_dim), (encoder.num_ws, encoder.w_dim))
     if not isinstance(average, Tensor) or tuple(average.shape) not in shapes:
         found = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checkpoints.layouts import is_named_tensor
+from models.checkpoints.unpickler import safe_load
 from models.encoder_base import EncoderBase, Encoding, Features
 from models.layers import EqualLinear
 from models.pretrained import find_weights
 from models.psp_encoder import FIRST_FINE, SIZE, WIDTHS, PspEncoder, load_psp_encoder
-from models.weights.layouts import is_named_tensor
-from models.weights.torch_files import read_torch_file
 
 BACKBONE = "model_ir_se50.pth"
 BACKBONE_SOURCE = (
@@ -95,7 +95,7 @@ class PspVariant(EncoderBase):
             ValueError: If it holds another network.
         """
         path = Path(file) if Path(file).is_file() else find_weights(str(file), source=BACKBONE_SOURCE)
-        content = read_torch_file(path)
+        content = safe_load(path)
         given = content if isinstance(content, dict) else {}
         tensors = {n: t for n, t in given.items() if is_named_tensor(n, t)}
         wanted = {n: t for n, t in self.network.state_dict().items() if n.startswith(("input_layer.", "body."))}

@@ -115,7 +115,7 @@ def train(
     """Runs the command line on a small recipe.
 
     Args:
-        folder: Holds faces.zip; gets the checkpoints.
+        folder: Holds faces.zip; gets the run's folder.
         monkeypatch: Pytest's.
         record: Sees every batch.
         run: Names the run; the same name goes on with it.
@@ -138,12 +138,10 @@ def train(
         "trainer": {
             "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
             "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0,
-            "callbacks": [{
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": save_every, "save_last": True},
-            }],
+            "default_root_dir": str(folder / run),
             **(trainer or {"val_check_interval": 2 * save_every, "check_val_every_n_epoch": None}),
         },
+        "checkpoint": {"every_n_steps": save_every},
         "ckpt_path": "last",
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -19,7 +19,7 @@ from data.labels import ATTRIBUTES
 from data.operator import Downscale
 from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, load_attributes, save_attributes
-from models.weights import write_safetensors
+from models.checkpoints import write_safetensors
 from train import main
 from training.attribute_measures import measure_attributes, table_of
 
@@ -182,7 +182,7 @@ def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) ->
     recipe = {
         "model": {
             "class_path": "training.attributes.AttributeTraining",
-            "init_args": {**TINY, "warmup_steps": 1, "export_to": f"{run}.safetensors", **model},
+            "init_args": {**TINY, "warmup_steps": 1, "export_to": f"../{run}.safetensors", **model},
         },
         "data": {
             "class_path": "data.labels.LabelledFaceData",
@@ -193,12 +193,9 @@ def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) ->
         "trainer": {
             "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
             "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
-            "val_check_interval": 4, "check_val_every_n_epoch": None, "default_root_dir": str(folder),
-            "callbacks": [{
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"dirpath": str(folder / run), "every_n_train_steps": 2, "save_last": True},
-            }],
+            "val_check_interval": 4, "check_val_every_n_epoch": None, "default_root_dir": str(folder / run),
         },
+        "checkpoint": {"every_n_steps": 2},
         "ckpt_path": "last",
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from training.augment import AdaptiveAugment, augment
+from training.randomness import BatchRandom
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng(seed: int = 0) -> BatchRandom:
+    return BatchRandom(torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    return torch.rand(8, 3, 16, 16, generator=rng(5)) * 2 - 1
+    return rng(5).rand(8, 3, 16, 16) * 2 - 1
 
 
 def test_without_probability_nothing_is_touched(images) -> None:
@@ -63,7 +64,7 @@ def test_probability_follows_the_confidence(logit, start, moves) -> None:
     module = AdaptiveAugment(target=0.6, images_to_full=1000)
     module.p.fill_(start)
     module.sign.fill_(1.0 if logit > 0 else -1.0)
-    module.adapt(torch.full((10,), logit))
+    module.adapt(torch.tensor(logit).sign(), 10)
     assert float(module.p) == pytest.approx(start + moves * 10 / 1000)
 
 
@@ -71,7 +72,7 @@ def test_one_confident_batch_is_not_enough() -> None:
     module = AdaptiveAugment(target=0.6, images_to_full=100)
     steps = 0
     while float(module.p) == 0 and steps < 100:
-        module.adapt(torch.ones(10))
+        module.adapt(torch.tensor(1.0), 10)
         steps += 1
     assert 10 < steps < 30  # the running mean of the sign passes 0.6 after ln 0.4 / ln 0.95 = 18 batches
 

@@ -17,8 +17,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 import benchmarks.prior
 import benchmarks.training
+from models.checkpoints import save_generator
 from models.generator import Generator
-from models.weights import save_generator
 
 SHAPE = {"resolution": 32, "channels": (8, 6, 6, 4), "z_dim": 8, "w_dim": 8, "mapping_layers": 2}
 

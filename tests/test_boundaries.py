@@ -36,8 +36,8 @@ from editing.fitting import (
 from editing.names import DEFAULT_EDITS, EDITS, SYNONYMS, attribute_of, synonyms_of
 from editing.sampling import sample_and_score, sample_w
 from models.attributes import AttributeClassifier, save_attributes
+from models.checkpoints import load_generator, save_generator, sha256_of
 from models.generator import Generator
-from models.weights import load_generator, save_generator, sha256_of
 
 RNG = np.random.default_rng(0)
 SHA = "0" * 64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.discriminator import Discriminator, ResidualBlock, minibatch_stddev
+from models.discriminator import Discriminator, FeatureDiscriminator, ResidualBlock, minibatch_stddev
 
 WIDTHS = {32: (8, 6, 6, 4), 64: (8, 8, 6, 6, 4)}
 
@@ -64,3 +64,30 @@ def test_penalty_on_the_gradient_can_be_trained() -> None:
     (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     gradient.square().sum().backward()
     assert discriminator.blocks[0].conv0.weight.grad.abs().max() > 0
+
+
+# --- on frozen features ---
+
+
+def test_feature_discriminator_gives_a_logit_a_place_and_depth() -> None:
+    judge = FeatureDiscriminator((6, 10))
+    features = [torch.randn(2, 6, 31, 31), torch.randn(2, 10, 7, 7)]
+    logits = judge(features)
+    assert [tuple(x.shape) for x in logits] == [(2, 49), (2, 49)]
+    for brighter, same in zip(judge([3 * x for x in features]), logits, strict=True):
+        torch.testing.assert_close(brighter, same, rtol=1e-3, atol=1e-4)  # only a feature's direction counts
+
+
+def test_feature_discriminator_is_normalised_once_a_step() -> None:
+    torch.manual_seed(0)
+    judge = FeatureDiscriminator((6,)).train()
+    features = [torch.randn(2, 6, 8, 8)]
+    with torch.no_grad():
+        judge.heads[0][0].parametrizations.weight.original.mul_(5)
+    stretched = judge(features)[0]
+    assert torch.equal(judge(features)[0], stretched)  # a call does not change the estimate
+    for _ in range(20):
+        judge.normalise()
+    norm = torch.linalg.matrix_norm(judge.heads[0][0].weight.flatten(1), ord=2)
+    torch.testing.assert_close(norm, torch.tensor(1.0), rtol=1e-3, atol=0)
+    assert not any(module.training for module in judge.modules())

@@ -18,9 +18,9 @@ from editing import apply
 from editing.boundary import STRIP, Boundary, write_boundary
 from editing.consistent import keep_lr, visible_change
 from models.bundle import save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.generator import Generator
-from models.weights import sha256_of
 
 D, SIZE = 32, 32
 

@@ -19,9 +19,9 @@ from data.pictures import matrix_picture
 from editing.boundary import Boundary, write_boundary
 from models.attributes import AttributeClassifier, save_attributes
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.generator import Generator
-from models.weights import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 16

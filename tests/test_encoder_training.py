@@ -9,9 +9,9 @@ from small_runs import NOTES, D, PixelDistance, Record, tiny_networks, write_fac
 from small_runs import train as run_small
 
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import load_generator, save_generator
 from models.latents import LatentStatistics
 from models.propulse import ProPulseEncoder
-from models.weights import load_generator, save_generator
 from training.encoder import EncoderTraining
 
 PSP = {"variant": "psp", "architecture": {"widths": [16, 16, 24, 32, 16]}}

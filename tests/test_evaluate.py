@@ -1,4 +1,4 @@
-"""The referee, on stub bundles and small pictures; closed forms where there are any."""
+"""evaluate.py from command line to table, on a stub bundle and networks of one layer."""
 
 from __future__ import annotations
 
@@ -13,40 +13,32 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 import evaluate
 from data.faces import Faces
 from data.operator import Downscale, upscale_bicubic
-from data.reading import from_uint8, to_uint8
-from losses.perceptual import LPIPS
-from models.identity import Identity
-from referee import cells, contest, figure, judge, measures, methods, options
-from referee.methods import Drawn
+from data.reading import from_uint8, to_uint8, write_png
+from evaluation import cache, figure, methods, metrics, options, runner
+from evaluation.methods import Output
 
 R, NUM_FACES = 32, 20  # more than one batch
 
 
-@pytest.fixture
-def networks() -> None:
-    """Skips a test where the weights of LPIPS or of the identity network are not on the machine."""
-    try:
-        LPIPS(), Identity()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
-class PixelDistance(nn.Module):
-    """In place of LPIPS: the mean squared difference of pixels."""
+class Pixels(nn.Module):
+    """In place of LPIPS: the mean squared difference of pixels, summed over colours."""
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         return (images,)
 
-    def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        return (a[0] - b[0]).square().flatten(1).mean(dim=1)
+
+class Colours(nn.Module):
+    """In place of VGG11: three means of colour."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
 
 
-class PixelDirection(nn.Module):
+class Direction(nn.Module):
     """In place of the face embedding: the picture itself, at unit length."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,28 +46,32 @@ class PixelDirection(nn.Module):
 
 
 class StubBundle:
-    """Bicubic faces with noise from the random numbers that are passed in; codes are pictures."""
+    """Bicubic faces with noise from the random numbers that are passed in."""
 
-    name, hash, resolution, lr_sizes = "stub", "0123456789abcdef", R, (4, R)
-    generator = SimpleNamespace(w_avg=torch.full((R * R,), 0.15), num_ws=3, state_dict=dict)
+    name, hash, resolution, lr_sizes, device = "stub", "0123456789abcdef", R, (4, R), torch.device("cpu")
     encoder = SimpleNamespace(config={}, passes=lambda wanted: wanted or 0)
+
+    class Generator(SimpleNamespace):
+        w_avg, num_ws, z_dim = torch.full((R * R,), 0.15), 3, 3
+        state_dict = dict
+
+        def __call__(self, z: Tensor) -> Tensor:
+            return z[:, :, None, None].expand(-1, -1, R, R) / 4
+
+    generator = Generator()
 
     def generate(self, ws: Tensor) -> Tensor:
         return ws.unflatten(-1, (R, R))  # a style is a colour
 
     def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator, passes: int | None) -> tuple[Tensor, Tensor]:
-        ws = self.encode(lr, k, rng)
-        return self.generate(ws), ws
-
-    def encode(self, lr: Tensor, k: int, rng: np.random.Generator) -> Tensor:
         base = upscale_bicubic(lr, R)[:, None]  # (B, 1, 3, R, R)
         noise = torch.from_numpy(rng.standard_normal((len(lr), k, 3, R, R), dtype=np.float32))
-        return (base + 0.05 * noise).flatten(-2)
+        return base + 0.05 * noise, noise
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Faces: waves of random direction and colour with a grain that no LR picture shows, all within 0.1 to 0.9."""
+    """Faces: waves of random direction and colour, all within 0.1 to 0.9, with a grain that no LR picture shows."""
     path, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
     y, x = np.mgrid[:R, :R] / R
     for i in range(NUM_FACES):
@@ -85,32 +81,27 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def stub(monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "load_bundle", lambda path, device: StubBundle())
-    monkeypatch.setattr(options, "DEFAULT_METHODS", ("bicubic", "mean", "ours"))
+    monkeypatch.setattr(options, "DEFAULT_METHODS", ("bicubic", "amortized"))
+    monkeypatch.setattr(runner, "TIMED_FACES", 2)
+    monkeypatch.setattr(metrics, "NETWORKS", {"lpips": Pixels, "vgg11": Colours, "identity": Direction})
 
 
 @pytest.fixture
 def enter(monkeypatch) -> Callable[[str, Callable], None]:
-    """Lets a method take part that maps LR pictures, k and seeds to candidates."""
+    """Lets a method take part that maps LR pictures, k and seeds to samples."""
 
-    def add(name: str, draw: Callable[[Tensor, int, Sequence[int]], Tensor]) -> None:
-        def method(lr: Tensor, k: int, seeds: Sequence[int]) -> Drawn:
-            images = draw(lr, k, seeds)
-            return Drawn(images, torch.ones(images.shape[:2]))
+    def add(name: str, upsample: Callable[[Tensor, int, Sequence[int]], Tensor]) -> None:
+        def method(lr: Tensor, k: int, seeds: Sequence[int]) -> Output:
+            images = upsample(lr, k, seeds)
+            return Output(images, torch.ones(images.shape[:2]))
 
-        monkeypatch.setitem(methods.PICTURES, name, lambda bundle: method)
+        monkeypatch.setitem(methods.DIRECT, name, lambda bundle: method)
         monkeypatch.setattr(options, "METHODS", (*options.METHODS, name))
 
     return add
-
-
-@pytest.fixture
-def plain(stub, monkeypatch) -> None:
-    """Lets the referee run without the weights of its networks."""
-    monkeypatch.setattr(judge, "LPIPS", PixelDistance)
-    monkeypatch.setattr(judge, "Identity", PixelDirection)
 
 
 def truths(folder: Path) -> Tensor:
@@ -128,104 +119,40 @@ def oracle(folder: Path, change=lambda truth: truth[:, None]):
     return lambda lr, k, seeds: change(torch.stack([known[to_uint8(one[None]).numpy().tobytes()] for one in lr]))
 
 
-def run(folder: Path, out: Path, *more: str) -> dict:
+def run(folder: Path | str, out: Path, *more: str) -> dict:
     assert evaluate.main(["--data", str(folder), "--out", str(out), "--device", "cpu", *more]) == 0
     return json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 
-# --- closed forms ---
-
-
-def test_psnr_of_a_constant_difference() -> None:
-    truth = torch.zeros(2, 3, 8, 8)
-    images = truth + torch.tensor([0.2, 0.0])[:, None, None, None]
-    assert measures.psnr(images, truth).tolist() == pytest.approx([20.0, math.inf])
-
-
-@pytest.mark.parametrize(
-    ("errors", "expected"),
-    [
-        ([1.0, 2.0, 2.01, 0.5], [True, True, False, True]),
-        ([0.0, 0.0, 1e-9, 1.0], [True, True, False, False]),
-    ],
-)
-def test_candidates_up_to_twice_the_best_error_count(errors, expected) -> None:
-    assert measures.candidates_that_count(torch.tensor([errors])).tolist() == [expected]
-
-
-def test_candidates_within_twice_epsilon_count_whatever_the_best_is() -> None:
-    errors = torch.tensor([[5e-3, 1e-3, 2e-3, 2.1e-3]])
-    assert measures.candidates_within(errors).tolist() == [[False, True, True, False]]
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ([True, True, True], (1 + 9 + 4) / 3),
-        ([True, True, False], 1),
-        ([True, False, True], 9),
-        ([True, False, False], 0),
-    ],
-)
-def test_diversity_of_three_values(counts, expected) -> None:
-    values = torch.tensor([0.0, 1.0, 3.0]).reshape(1, 3, 1, 1, 1)
-    assert measures.diversity(PixelDistance(), [values], torch.tensor([counts])).item() == pytest.approx(expected)
+def table_of(out: Path) -> str:
+    return (out / "table.md").read_text(encoding="utf-8")
 
 
 # --- what is measured ---
 
 
-def test_a_perfect_method(networks, folder, tmp_path, stub, enter) -> None:
+def test_a_perfect_method(folder, tmp_path, enter) -> None:
     enter("perfect", oracle(folder))
-    means = run(folder, tmp_path, "--methods", "bicubic", "perfect", "--lr", "16")["results"]["16"]
-    perfect = means["perfect"]
-    assert perfect["psnr"] == "inf" and perfect["lpips"] == 0 and perfect["lpips_over_bicubic"] == 0
-    assert perfect["identity"] == pytest.approx(1, abs=1e-5) and perfect["ssim"] == pytest.approx(1, abs=1e-5)
-    assert perfect["error"] <= (0.5 / 255) ** 2 and perfect["within"] == 1  # the rounding of the LR picture
-    assert means["bicubic"]["lpips"] > 0.01 and means["bicubic"]["identity"] < 0.999
-    assert "| inf |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    rows = run(folder, tmp_path, "--methods", "bicubic", "perfect", "--lr", "16")["results"]["16"]
+    assert list(rows) == ["bicubic", "bicubic+projection", "perfect", "perfect+projection"]
+    perfect = rows["perfect"]
+    assert perfect["psnr"] == 100 and perfect["lpips_point"] == 0 and perfect["rank1_point"] == 1
+    assert perfect["identity_point"] == pytest.approx(1, abs=1e-5) and perfect["ssim"] == pytest.approx(1, abs=1e-5)
+    assert perfect["lr_psnr_worst"] >= -20 * math.log10(0.5 / 255)  # the rounding of the LR picture
+    assert rows["bicubic"]["lpips_point"] > 0.01 and rows["bicubic"]["nfe"] == 0 and perfect["nfe"] == 1
 
 
-def test_identical_candidates_have_no_diversity(networks, folder, tmp_path, stub, enter) -> None:
-    same = oracle(folder, lambda truth: truth[:, None].expand(-1, 4, -1, -1, -1))
-    enter("same", same)
-    means = run(folder, tmp_path, "--methods", "same", "ours", "--lr", "16")["results"]["16"]
-    assert means["same"]["diversity"] == 0 and means["same"]["count"] == 1
-    assert means["ours"]["diversity"] > 0
+def test_projection_explains_the_input_whatever_the_method(folder, tmp_path, enter) -> None:
+    enter("grey", lambda lr, k, seeds: torch.zeros(len(lr), k, 3, R, R))
+    rows = run(folder, tmp_path, "--methods", "grey", "--lr", "8")["results"]["8"]
+    assert rows["grey"]["lr_psnr"] < 25 and rows["grey+projection"]["lr_psnr_worst"] > 50
+    assert rows["grey+projection"]["lpips_point"] < rows["grey"]["lpips_point"]
+    for choice, expected in (("without", "grey"), ("only", "grey+projection")):
+        some = run(folder, tmp_path, "--methods", "grey", "--lr", "8", "--projection", choice)["results"]["8"]
+        assert list(some) == [expected] and some[expected] == rows[expected]
 
 
-def test_candidates_with_too_large_an_error_do_not_count(folder, tmp_path, plain, enter) -> None:
-    # A checkerboard vanishes when it is downscaled by 2, a shift stays. The best guess has an error of its own.
-    checker = 2.0 * (torch.arange(R)[:, None] + torch.arange(R)).remainder(2) - 1  # (R, R)
-    level = 1 / 127.5
-    changes = torch.stack([10 * level + 0 * checker, 10 * level + 5 * level * checker, 40 * level + 0 * checker])
-    method = oracle(folder, lambda truth: truth[:, None] + changes[:, None])  # (B, 3, 3, R, R)
-    enter("changed", method)
-    means = run(folder, tmp_path, "--methods", "changed", "--lr", "16")["results"]["16"]["changed"]
-    assert means["error"] == pytest.approx((10 / 255) ** 2, rel=0.05)
-    assert means["within"] == 0
-    assert means["count"] == pytest.approx(2 / 3)
-    assert means["diversity"] == pytest.approx((5 * level) ** 2, rel=1e-3)
-
-
-def test_the_mean_face_is_the_same_for_everybody(folder, tmp_path, plain) -> None:
-    means = run(folder, tmp_path, "--methods", "mean", "--lr", "8")["results"]["8"]["mean"]
-    face = from_uint8(to_uint8(torch.full((1, 3, R, R), 0.15)))  # the mean of the stub's w_avg
-    assert means["lpips"] == pytest.approx((face - from_uint8(truths(folder))).square().mean().item(), rel=1e-5)
-    assert "diversity" not in means
-
-
-def test_pictures_are_measured_as_written(folder, tmp_path, plain, enter) -> None:
-    enter("almost", oracle(folder, lambda truth: truth[:, None] + 0.4 / 127.5))
-    enter("level", oracle(folder, lambda truth: truth[:, None] + 1 / 127.5))
-    enter("white", lambda lr, k, seeds: torch.full((len(lr), 1, 3, R, R), 9.0))
-    means = run(folder, tmp_path, "--methods", "almost", "level", "white", "--lr", "8")["results"]["8"]
-    assert means["almost"]["psnr"] == "inf"
-    assert means["level"]["psnr"] == pytest.approx(20 * math.log10(255), abs=1e-3)
-    assert means["white"]["lpips"] == pytest.approx((1 - from_uint8(truths(folder))).square().mean().item())
-
-
-def test_methods_see_the_rounded_lr_picture(folder, tmp_path, plain, enter) -> None:
+def test_methods_see_the_rounded_lr_picture(folder, tmp_path, enter) -> None:
     seen = []
 
     def spy(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
@@ -234,164 +161,254 @@ def test_methods_see_the_rounded_lr_picture(folder, tmp_path, plain, enter) -> N
 
     enter("spy", spy)
     run(folder, tmp_path, "--methods", "spy", "--lr", "8", "--k", "3")
-    judged = torch.cat([lr for lr, k in seen if k == 3])
-    expected = to_uint8(Downscale(8)(from_uint8(truths(folder))))
-    assert torch.equal(judged, from_uint8(expected))
+    judged = torch.cat([lr for lr, k in seen if k == 3])  # once for both rows
+    assert torch.equal(judged, from_uint8(to_uint8(Downscale(8)(from_uint8(truths(folder))))))
     timed = [lr for lr, k in seen if k == 1]
-    assert len(timed) == contest.WARM_UP + min(NUM_FACES, contest.TIMED_FACES)
-    assert {tuple(lr.shape) for lr in timed} == {(1, 3, 8, 8)}
+    assert len(timed) == runner.WARM_UP + runner.TIMED_FACES and {tuple(lr.shape) for lr in timed} == {(1, 3, 8, 8)}
 
 
-def test_batches_do_not_change_the_means(folder, tmp_path, plain, monkeypatch) -> None:
+def test_batches_do_not_change_the_means(folder, tmp_path, monkeypatch) -> None:
     whole = run(folder, tmp_path)["results"]
-    monkeypatch.setattr(cells, "BATCH", 3)
+    monkeypatch.setattr(runner, "BATCH", 3)
     parts = run(folder, tmp_path)["results"]
-    assert parts["8"]["bicubic"] == pytest.approx(whole["8"]["bicubic"], rel=1e-5)
-    assert parts["16"]["ours"] == pytest.approx(whole["16"]["ours"], rel=1e-5)
+    for condition, row in (("8", "bicubic"), ("16", "amortized+projection")):
+        assert parts[condition][row] == pytest.approx(whole[condition][row], rel=1e-4)
 
 
-def tiny_metric() -> tuple[str, FrechetInceptionDistance]:
-    class MeanColour(nn.Module):
-        num_features = 3
+def test_degraded_inputs_are_told_from_clean_ones(folder, tmp_path) -> None:
+    more = ["--methods", "bicubic", "--lr", "8", "--projection", "without", "--degradation"]
+    results = run(folder, tmp_path, *more, "clean", "noise50")
+    assert results["conditions"] == {"8": "8 px", "8_noise50": "8 px, noise50"}
+    clean, noisy = results["results"]["8"]["bicubic"], results["results"]["8_noise50"]["bicubic"]
+    assert clean["lr_psnr"] == pytest.approx(clean["lr_psnr_clean"])
+    assert noisy["lr_psnr_clean"] < noisy["lr_psnr"] and noisy["psnr"] < clean["psnr"]
+    assert (tmp_path / "faces_8_noise50.png").is_file() and "| 8 px, noise50 | bicubic |" in table_of(tmp_path)
+    alone = run(folder, tmp_path / "alone", *more, "noise50")
+    assert alone["results"]["8_noise50"]["bicubic"] == noisy  # a face meets the same noise alone
+
+
+def test_distances_between_sets_need_enough_faces(folder, tmp_path, monkeypatch, enter) -> None:
+    enter("shifted", oracle(folder, lambda truth: truth[:, None] + 0.2))  # 0.1 in [0, 1] for each of three colours
+    command = ["--methods", "shifted", "--lr", "16", "--projection", "without"]
+    assert "fd_vgg11" not in run(folder, tmp_path, *command)["results"]["16"]["shifted"]
+    monkeypatch.setattr(runner, "FRECHET_FACES", NUM_FACES)
+    found = run(folder, tmp_path, *command)["results"]["16"]["shifted"]
+    assert found["fd_vgg11"] == pytest.approx(3 * 0.1**2, rel=0.05) and found["kid_vgg11"] > 0
+    assert "fd_vgg11" in table_of(tmp_path)
+
+
+def test_the_generators_own_faces(tmp_path) -> None:
+    results = run("generated", tmp_path, "--faces", "5", "--lr", "8")
+    assert results["data"] == "generated" and results["faces"] == 5
+    assert results["results"]["8"]["bicubic"]["psnr"] > 45  # the stub's faces are plain
+    other = run("generated", tmp_path, "--faces", "5", "--lr", "8", "--seed", "1")
+    assert other["data_hash"] != results["data_hash"]
+
+
+def test_another_bundle_is_a_row(folder, tmp_path, monkeypatch) -> None:
+    loaded = []
+    monkeypatch.setattr(evaluate, "load_bundle", lambda path, device: loaded.append(str(path)) or StubBundle())
+    more = ["--bundle", "here", "--bundle", "psp=there", "--methods", "amortized", "--lr", "8", "--faces", "2"]
+    results = run(folder, tmp_path, *more)
+    assert loaded == ["here", "there"] and results["other_bundles"]["psp"] == {"name": "stub", "hash": StubBundle.hash}
+    assert results["results"]["8"]["psp"] == results["results"]["8"]["amortized"]
+
+
+def test_attributes_are_counted(folder, tmp_path, enter, monkeypatch) -> None:
+    class Bright(nn.Module):
+        names = ("Bright", "Dark")
 
         def forward(self, images: Tensor) -> Tensor:
-            return images.float().mean(dim=(2, 3)) / 255
+            level = images.mean(dim=(1, 2, 3))
+            return torch.stack([level + 0.5, -0.5 - level], dim=1)
 
-    return "fd_tiny", FrechetInceptionDistance(feature=MeanColour(), reset_real_features=False)
+    monkeypatch.setattr("models.attributes.load_attributes", lambda path, device: Bright())
+    (tmp_path / "bright.safetensors").write_bytes(b"x")
+    shift = torch.tensor([0.0, -0.9, -0.9, -0.9])[:, None, None, None]
+    enter("darker", oracle(folder, lambda truth: truth[:, None] + shift))
+    more = ["--methods", "darker", "--lr", "8", "--attributes", str(tmp_path / "bright.safetensors")]
+    rates = run(folder, tmp_path / "out", *more)["results"]["8"]["darker"]["attributes"]
+    assert rates["Bright"] == {"rate": 0.25, "truth": 1.0, "agreement": 1.0}
+    assert rates["Dark"] == {"rate": 0.75, "truth": 0.0, "agreement": 1.0}
+    assert "| Dark | 0.0% | 75.0% (100.0%) |" in table_of(tmp_path / "out")
 
 
-def test_frechet_distance_needs_enough_faces(folder, tmp_path, plain, monkeypatch, enter) -> None:
-    monkeypatch.setattr(judge, "frechet_metric", tiny_metric)
-    for module in (evaluate, contest):
-        monkeypatch.setattr(module, "FRECHET_FACES", NUM_FACES)
-    shifted = oracle(
-        folder, lambda truth: truth[:, None] + 0.2
-    )  # 0.1 in [0, 1], for each of three colours; no clipping
+def test_groups(folder, tmp_path, enter) -> None:
+    rows = "".join(f"{i:02}.jpg,{'even' if i % 2 == 0 else 'odd'}\n" for i in range(NUM_FACES - 1))
+    (tmp_path / "labels.csv").write_text("file,parity\n" + rows)
     enter("perfect", oracle(folder))
-    enter("shifted", shifted)
-    results = run(folder, tmp_path, "--methods", "shifted", "perfect", "--lr", "16")
-    assert results["networks"]["frechet"] == "fd_tiny" and "fd_tiny" in (tmp_path / "table.md").read_text()
-    assert results["results"]["16"]["perfect"]["frechet"] == pytest.approx(0, abs=1e-6)
-    assert results["results"]["16"]["shifted"]["frechet"] == pytest.approx(3 * 0.1**2, rel=0.05)
-    few = run(folder, tmp_path, "--faces", str(NUM_FACES - 1), "--lr", "16")
-    assert few["networks"]["frechet"] is None and "frechet" not in few["results"]["16"]["bicubic"]
+    more = ["--methods", "perfect", "--lr", "8", "--group-by", f"{tmp_path}/labels.csv:parity"]
+    found = run(folder, tmp_path / "out", *more)["groups"]["parity"]["8"]["perfect"]
+    assert list(found) == ["even", "odd"] and found["even"]["faces"] == 10 and found["odd"]["faces"] == 9
+    assert found["odd"]["success"] == 1 and found["odd"]["success_interval"] == pytest.approx([0.701, 1.0], abs=1e-3)
+    assert found["odd"]["identity"] == pytest.approx(1, abs=1e-5)
+    assert "| 8 px | perfect | odd | 9 | 100.0% (70.1% – 100.0%) |" in table_of(tmp_path / "out")
+
+
+def test_a_part_of_a_split_is_measured_alone(folder, tmp_path) -> None:
+    for part, names in {"train": range(10), "val": range(10, 15), "test": range(15, 20)}.items():
+        (tmp_path / f"{part}.txt").write_text("".join(f"{i:02}.png\n" for i in names))
+    results = run(folder, tmp_path / "out", "--split", str(tmp_path), "--part", "test", "--lr", "8")
+    assert results["faces"] == 5 and results["split"] == [str(tmp_path.name), "test"]
 
 
 # --- what is written ---
 
 
-def test_the_table_has_a_row_per_size_and_method(folder, tmp_path, plain, capsys) -> None:
-    results = run(folder, tmp_path, "--lr", "8", "16", "--faces", "5")
-    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+def test_the_table_has_a_row_per_size_and_method(folder, tmp_path, capsys) -> None:
+    run(folder, tmp_path, "--lr", "8", "16", "--faces", "5")
+    text = table_of(tmp_path)
     assert capsys.readouterr().out == text
     for words in ("5 faces", "from 8 px; 16 px", "seed 0", "bundle stub (0123456789ab)"):
         assert words in text.splitlines()[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 1
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    expected = [[f"{size} px", method] for size in (8, 16) for method in ("bicubic", "mean face", "ours")]
-    assert [row[:2] for row in rows[2:]] == expected
-    column = rows[0].index("LPIPS / bicubic")
-    ours, bicubic = results["results"]["8"]["ours"], results["results"]["8"]["bicubic"]
-    assert rows[2][column] == "1.000" and float(rows[4][column]) == pytest.approx(
-        ours["lpips"] / bicubic["lpips"], abs=6e-4
-    )
-    assert rows[2][rows[0].index("diversity")] == "–" and float(rows[4][rows[0].index("diversity")]) > 0
+    names = ["bicubic", "bicubic+projection", "amortized", "amortized+projection"]
+    assert [row[:2] for row in rows[2:]] == [[f"{size} px", name] for size in (8, 16) for name in names]
+    assert len({len(row) for row in rows}) == 1 and len(set(rows[0])) == len(rows[0])
+    column = rows[0].index("ratio LPIPS")
+    assert rows[2][column] == "–" and float(rows[4][column]) > 0
 
 
-def test_results_say_how_they_came_about(folder, tmp_path, plain) -> None:
-    results = run(folder, tmp_path, "--faces", "99", "--seed", "3")
+def test_results_say_how_they_came_about(folder, tmp_path) -> None:
+    results = run(folder, tmp_path, "--faces", "99", "--seed", "3", "--lr", "8")
     assert results["faces"] == NUM_FACES and results["seed"] == 3 and results["data"] == folder.name
     assert results["bundle"] == {"name": "stub", "hash": StubBundle.hash}
     assert results["versions"] == {"torch": torch.__version__, "numpy": np.__version__}
-    assert "--faces 99 --seed 3" in results["command"]
-    assert "a = -0.5" in results["operator"] and set(results["networks"]) == {"lpips", "identity", "frechet"}
-    assert results["timing"]["seconds_per_face"]["8"]["ours"] > 0
+    assert "--faces 99 --seed 3" in results["command"] and "a = -0.5" in results["operator"]
+    assert results["networks"] == {"lpips": True, "vgg11": True, "identity": True}
+    assert results["timing"]["seconds_per_face"]["8"]["amortized"] > 0
 
 
-def test_the_same_seed_gives_the_same_figures(folder, tmp_path, plain) -> None:
+def test_the_same_seed_gives_the_same_figures(folder, tmp_path) -> None:
     runs, pictures = [], []
     for _ in range(2):
-        runs.append(run(folder, tmp_path, "--seed", "0"))
+        runs.append(run(folder, tmp_path, "--seed", "0", "--lr", "16"))
         pictures.append((tmp_path / "faces_16.png").read_bytes())
-    for results in runs:
-        results.pop("timing")
+        del runs[-1]["timing"]
     assert runs[0] == runs[1] and pictures[0] == pictures[1]
-    other = run(folder, tmp_path, "--seed", "1")["results"]["16"]
-    first = runs[0]["results"]["16"]
-    assert other["bicubic"] == first["bicubic"] and other["ours"]["psnr"] != first["ours"]["psnr"]
-    alone = run(folder, tmp_path, "--methods", "ours", "--lr", "16")["results"]["16"]["ours"]
-    assert alone["psnr"] == first["ours"]["psnr"] and alone["lpips_over_bicubic"] is None
+    other, first = run(folder, tmp_path, "--seed", "1", "--lr", "16")["results"]["16"], runs[0]["results"]["16"]
+    assert other["bicubic"] == first["bicubic"] and other["amortized"]["psnr"] != first["amortized"]["psnr"]
+    alone = run(folder, tmp_path, "--methods", "amortized", "--lr", "16")["results"]["16"]
+    assert alone["amortized"] == first["amortized"]
 
 
-def test_the_figure_shows_the_truth_last(folder, tmp_path, plain) -> None:
-    run(folder, tmp_path, "--lr", "16", "8")
-    truth = truths(folder)[: contest.SHOWN_FACES]
+def test_the_figure_shows_the_truth_last(folder, tmp_path) -> None:
+    run(folder, tmp_path, "--lr", "16", "--projection", "without")
+    truth = truths(folder)[: runner.SHOWN_FACES]
     cell, step = figure.CELL, figure.CELL + 4
-    for size in (16, 8):
-        pixels = np.array(Image.open(tmp_path / f"faces_{size}.png"))
-        # input, bicubic, mean, ours twice, truth
-        assert pixels.shape[:2] == (18 + contest.SHOWN_FACES * step, 6 * step)
-        lr = to_uint8(Downscale(size)(from_uint8(truth)))
-        for column, shown in ((0, lr), (5, truth)):
-            for row, picture in enumerate(shown):
-                top, left, block = 18 + row * step, column * step, cell // picture.shape[-1]
-                part = pixels[top : top + cell : block, left : left + cell : block]
-                assert np.array_equal(part, picture.permute(1, 2, 0).numpy())
+    pixels = np.array(Image.open(tmp_path / "faces_16.png"))
+    assert pixels.shape[:2] == (18 + runner.SHOWN_FACES * step, 7 * step)  # input, bicubic, amortized, truth
+    lr = to_uint8(Downscale(16)(from_uint8(truth)))
+    for column, shown in ((0, lr), (6, truth)):
+        for row, picture in enumerate(shown):
+            top, left, block = 18 + row * step, column * step, cell // picture.shape[-1]
+            part = pixels[top : top + cell : block, left : left + cell : block]
+            assert np.array_equal(part, picture.permute(1, 2, 0).numpy())
+
+
+# --- folders ---
+
+
+def write_samples(folder: Path, out: Path, k: int) -> None:
+    for path, truth in zip(sorted(folder.iterdir()), from_uint8(truths(folder)), strict=True):
+        (out / path.stem).mkdir(parents=True)
+        for i in range(1, k + 1):
+            write_png(truth + 0.02 * i, out / path.stem / f"{i}.png")
+        write_png(Downscale(8)(truth[None])[0], out / path.stem / "input.png")
+
+
+def test_folders_are_measured_like_methods(folder, tmp_path, enter) -> None:
+    write_samples(folder, tmp_path / "samples", 3)
+    command = ["--folders", str(folder), str(tmp_path / "samples"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["faces"] == NUM_FACES and found["k"] == 3
+    means = found["results"]["8"]["samples"]
+    shifts = torch.tensor([0.02, 0.04, 0.06])[:, None, None, None]
+    enter("shifted", oracle(folder, lambda truth: truth[:, None] + shifts))
+    more = ["--methods", "shifted", "--lr", "8", "--k", "3", "--projection", "without"]
+    expected = run(folder, tmp_path / "methods", *more)["results"]["8"]["shifted"]
+    common = set(means) & set(expected)
+    assert {name: means[name] for name in common} == pytest.approx({name: expected[name] for name in common})
+    assert "lr_psnr" in common and "ratio_lpips" in common
+    assert "samples in samples" in table_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda out: [path.unlink() for path in (out / "03").iterdir()], "samples of 03"),
+        (lambda out: (out / "03" / "2.png").unlink(), "3 samples"),
+        (lambda out: (out / "03" / "input.png").unlink(), "--lr"),
+        (lambda out: write_png(torch.zeros(3, 8, 8), out / "03" / "1.png"), "32 x 32"),
+    ],
+)
+def test_folders_that_do_not_fit(folder, tmp_path, capsys, spoil, message) -> None:
+    write_samples(folder, tmp_path / "samples", 3)
+    spoil(tmp_path / "samples")
+    command = ["--folders", str(folder), str(tmp_path / "samples"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert evaluate.main(command) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_plain_folder_of_pictures_needs_the_size_of_the_inputs(folder, tmp_path) -> None:
+    command = ["--folders", str(folder), str(folder), "--lr", "8", "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["results"]["8"][folder.name]["lpips_point"] == 0
 
 
 # --- what goes wrong ---
 
 
-def no_weights(*args, **kwargs):
+def no_weights() -> nn.Module:
     raise FileNotFoundError("Expected the weights 'x.pt', found none.")
 
 
-def test_a_measure_without_weights_is_left_out(folder, tmp_path, plain, monkeypatch) -> None:
-    monkeypatch.setattr(judge, "Identity", no_weights)
-    with pytest.warns(UserWarning, match=r"identity.*x\.pt") as caught:
-        results = run(folder, tmp_path)
-    assert len([w for w in caught if "n/a" in str(w.message)]) == 1
-    assert results["networks"]["identity"] is None and "identity" not in results["results"]["16"]["ours"]
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| n/a |") == 6
-
-
-def test_frechet_without_weights_is_left_out(folder, tmp_path, plain, monkeypatch) -> None:
-    for module in (evaluate, contest):
-        monkeypatch.setattr(module, "FRECHET_FACES", 2)
-    monkeypatch.setattr(judge, "frechet_metric", no_weights)
-    with pytest.warns(UserWarning, match=r"Fréchet.*x\.pt"):
-        assert run(folder, tmp_path)["networks"]["frechet"] is None
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| n/a |") == 6
+def test_a_measure_without_weights_is_left_out(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(metrics.NETWORKS, "identity", no_weights)
+    results = run(folder, tmp_path, "--lr", "8")
+    assert not results["networks"]["identity"] and "identity_point" not in results["results"]["8"]["amortized"]
+    assert "for want of weights: identity" in table_of(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("more", "network", "message"),
-    [
-        ((), no_weights, "x.pt"),
-        (("--lr", "64"), PixelDistance, "from 4 to 32 px"),
-        (("--data", "no_such_faces.zip"), PixelDistance, "no_such_faces.zip"),
-    ],
+    ("more", "message"), [(("--lr", "64"), "from 4 to 32 px"), (("--data", "no_such_faces.zip"), "no_such_faces.zip")]
 )
-def test_what_is_missing_is_named(more, network, message, folder, tmp_path, plain, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(judge, "LPIPS", network)
+def test_what_is_missing_is_named(more, message, folder, tmp_path, capsys) -> None:
     assert evaluate.main(["--data", str(folder), "--out", str(tmp_path / "out"), *more]) == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path, plain, capsys, enter) -> None:
+def test_bundles_of_other_resolutions_are_refused(folder, tmp_path, monkeypatch, capsys) -> None:
+    small = StubBundle()
+    small.resolution = 16
+    monkeypatch.setattr(evaluate, "load_bundle", lambda path, device: small if "small" in str(path) else StubBundle())
+    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path), "--bundle", "x=small", "--lr", "8"]) == 1
+    assert "one resolution" in capsys.readouterr().err
+
+
+def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path, capsys, enter) -> None:
     def breaks(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
         if lr.shape[-1] == 16:
             raise RuntimeError("out of memory")
         return torch.zeros(len(lr), 1, 3, R, R)
 
     enter("breaks", breaks)
-    options = ["--data", str(folder), "--out", str(tmp_path), "--methods", "breaks", "--lr", "8", "16"]
-    assert evaluate.main(options) == 1
+    command = ["--data", str(folder), "--out", str(tmp_path), "--methods", "breaks", "--lr", "8", "16"]
+    assert evaluate.main(command) == 1
     assert "evaluate.py: out of memory" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png", "partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png", "cache"}
     assert list(json.loads((tmp_path / "results.json").read_text())["results"]) == ["8"]
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, R, R), torch.zeros(2, 1, 3, R, 2 * R), torch.full((), math.nan)])
+def test_methods_that_break_the_contract_are_refused(folder, tmp_path, enter, capsys, images) -> None:
+    enter("broken", lambda lr, k, seeds: images.expand(len(lr), 1, 3, R, R) if images.ndim == 0 else images)
+    more = ["--methods", "broken", "--lr", "8", "--projection", "without", "--faces", "2"]
+    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path), *more]) == 1
+    assert "Expected" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_refused_first(folder, tmp_path, monkeypatch, capsys) -> None:
@@ -399,15 +416,6 @@ def test_a_place_that_cannot_be_written_is_refused_first(folder, tmp_path, monke
     (tmp_path / "out").write_text("mine")
     assert evaluate.main(["--data", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert "--out" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
-
-
-def test_interrupted(folder, tmp_path, monkeypatch, capsys) -> None:
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluate, "load_bundle", interrupt)
-    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path)]) == 130
-    assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -418,33 +426,102 @@ def test_interrupted(folder, tmp_path, monkeypatch, capsys) -> None:
         ("--seed", "-1"),
         ("--lr", "3"),
         ("--methods", "magic"),
+        ("--projection", "never"),
         ("--device", "abacus"),
-        ("--device", "meta"),
         ("--out", ""),
         ("--bundle", ""),
-        ("--bundle", "ours=somewhere"),
+        ("--bundle", "amortized=somewhere"),
         ("--bundle", "a/b=somewhere"),
         ("--bundle", "a", "--bundle", "b"),
         ("--degradation", "fog"),
-        ("--refine", "0"),
+        ("--search", "0"),
+        ("--lr", "8", "16", "--folders", "a", "b"),
     ],
 )
-def test_wrong_arguments_are_refused(more, plain, capsys) -> None:
+def test_wrong_arguments_are_refused(more, capsys) -> None:
     with pytest.raises(SystemExit) as error:
         evaluate.main(list(more))
     assert error.value.code == 2 and more[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("pictures", "message"),
-    [
-        (torch.zeros(2, 3, R, R), "candidates"),
-        (torch.zeros(2, 0, 3, R, R), "candidates"),
-        (torch.zeros(1, 1, 3, R, R), "candidates"),
-        (torch.zeros(2, 1, 3, R, 2 * R), "candidates"),
-        (torch.full((2, 1, 3, R, R), math.nan), "finite"),
-    ],
-)
-def test_methods_that_break_the_contract_are_refused(pictures, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        measures.as_written(pictures, 2, R)
+# --- the cache ---
+
+
+def test_an_interrupted_run_continues_with_the_same_bytes(folder, tmp_path, enter, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(runner, "BATCH", 4)
+    calls = []
+
+    def noisy(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+        if k > 1:
+            calls.append(tuple(seeds))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        noise = [np.random.default_rng(seed).standard_normal((k, 3, R, R), dtype=np.float32) for seed in seeds]
+        return upscale_bicubic(lr, R)[:, None] + 0.1 * torch.from_numpy(np.stack(noise))
+
+    enter("noisy", noisy)
+    command = ["--data", str(folder), "--device", "cpu", "--methods", "noisy", "--lr", "8"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "a")]) == 130
+    assert "continues" in capsys.readouterr().err and (tmp_path / "a" / "cache").is_dir()
+    assert evaluate.main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert calls[2] == calls[3] and len(calls) == 6 and len(set(calls)) == 5  # five batches, one of them tried twice
+    assert not (tmp_path / "a" / "cache").exists()
+    assert evaluate.main([*command, "--out", str(tmp_path / "b")]) == 0
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in "ab"]
+    for result in results:
+        del result["timing"], result["command"]
+    assert results[0] == results[1]
+
+
+def test_a_later_run_measures_only_what_is_new(folder, tmp_path, enter, monkeypatch) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[[Tensor, int, Sequence[int]], Tensor]:
+        def upsample(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+            calls.append(name)
+            return upscale_bicubic(lr, R)[:, None]
+
+        return upsample
+
+    enter("old", counted("old"))
+    enter("new", counted("new"))
+    hashes = {"old": "0", "new": "1"}
+    monkeypatch.setattr(evaluate, "recipe_hash", lambda name, bundle, search: hashes[name])
+    command = ["--data", str(folder), "--lr", "8", "--device", "cpu", "--out", str(tmp_path), "--keep", "--methods"]
+    assert evaluate.main([*command, "old"]) == 0 and set(calls) == {"old"}
+    for change in (None, "2"):  # the second as after a training
+        calls.clear()
+        hashes["new"] = change or hashes["new"]
+        assert evaluate.main([*command, "old", "new"]) == 0 and set(calls) == {"new"}
+    calls.clear()
+    assert evaluate.main([*command, "old", "--seed", "1"]) == 0 and set(calls) == {"old"}
+
+
+def test_processes_give_what_one_gives(folder, tmp_path, monkeypatch) -> None:
+    """The first of two processes writes the results, once the second has done its share."""
+    monkeypatch.setattr(runner, "BATCH", 4)
+    command = ["--data", str(folder), "--lr", "8", "--device", "cpu"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "one")]) == 0
+    for name in ("wait", "leave"):
+        monkeypatch.setattr(cache.Processes, name, lambda self: None)
+    for rank in (1, 0):
+        monkeypatch.setattr(cache.Processes, "join", classmethod(lambda cls, rank=rank: cls(rank, 2)))
+        assert evaluate.main([*command, "--out", str(tmp_path / "two")]) == 0
+        assert (tmp_path / "two" / "table.md").exists() == (rank == 0)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["results"] == results[1]["results"]
+
+
+def test_a_broken_face_costs_no_other(folder, tmp_path, capsys) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for path in folder.iterdir():
+        (faces / path.name).write_bytes(path.read_bytes())
+    (faces / "00a.png").write_bytes(b"no picture")
+    command = ["--data", str(faces), "--lr", "8", "--device", "cpu", "--methods", "bicubic"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "broken")]) == 1
+    assert "00a.png" in capsys.readouterr().err
+    broken = json.loads((tmp_path / "broken" / "results.json").read_text())
+    assert len(broken["unreadable"]) == 1 and "1 more cannot be read" in table_of(tmp_path / "broken")
+    whole = run(folder, tmp_path / "whole", "--lr", "8", "--methods", "bicubic")
+    assert broken["results"]["8"]["bicubic"]["psnr"] == pytest.approx(whole["results"]["8"]["bicubic"]["psnr"])

@@ -30,9 +30,9 @@ from export.parity import BATCHES, ParityError, check, tolerances
 from export.session import Models, find_provider, load_models
 from models import banded
 from models.bundle import Bundle, load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.generator import Generator
-from models.weights import sha256_of
 
 ROOT = Path(infer.__file__).parent
 SIZE = 128  # the smallest at which the generator draws in bands, which must stay out of exports

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from data.datamodule import FaceData, ResumableSampler
 from data.faces import Faces, find_data
+from data.pack import main as pack_main
+from data.shared_memory import affordable_workers
 
 COUNT = 7
 
@@ -126,6 +128,71 @@ def test_grey_and_transparent_pictures_become_rgb(tmp_path) -> None:
     }), 20)  # fmt: skip
     assert torch.equal(faces[0][0], faces[0][2])
     assert np.array_equal(faces[1].permute(1, 2, 0).numpy(), np.array(picture(0)))
+
+
+MASKS = ["CelebAMask-HQ-mask-anno/0/00000_hair.png", "masks/00012_l_brow.png", "00003_eye_g.png"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_masks_of_celebamask_hq_are_no_faces(archive, folder, kind) -> None:
+    for name in (*MASKS, "12345_portrait.png"):
+        if kind == "zip":
+            with zipfile.ZipFile(archive, "a") as file:
+                file.writestr(name, encoded(picture(0)))
+        else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(encoded(picture(0)))
+    faces = Faces(archive if kind == "zip" else folder, 20)
+    assert len(faces) == COUNT + 1 and "12345_portrait.png" in faces.names
+
+
+def test_processes_read_one_zip_at_once_whose_directory_was_read_before(archive, monkeypatch) -> None:
+    faces, expected = Faces(archive, 20, cache_bytes=0), Faces(archive, 20)
+    faces[0]  # the zip is open when the workers are forked
+    monkeypatch.setattr(zipfile, "ZipFile", None)  # nobody reads it again
+    loader = DataLoader(faces, 1, num_workers=2, sampler=[*range(COUNT)] * 3)
+    for i, batch in enumerate(loader):
+        assert torch.equal(batch[0], expected[i % COUNT])
+
+
+# --- shared memory ---
+
+
+def test_small_shared_memory_is_told_and_survived(archive, monkeypatch) -> None:
+    monkeypatch.setattr("data.faces.free_shared_memory", lambda: 1000)
+    monkeypatch.setattr("data.shared_memory.free_shared_memory", lambda: 20_000)
+    data = FaceData(str(archive), str(archive), 16, batch_size=2, num_workers=4)
+    with pytest.warns(UserWarning, match="no room to keep 7 decoded faces.*data.pack"):
+        data.setup("validate")
+    with pytest.warns(UserWarning, match="room for 4 of 5 data workers"):
+        assert affordable_workers(5, 1536) == 4
+    assert affordable_workers(4, 1536) == 4
+    assert data.val_faces._cache is None and len(next(iter(data.val_dataloader()))) == 2
+
+
+# --- packed faces ---
+
+
+def test_packed_faces_are_the_same_and_packed_once(archive, tmp_path, capsys) -> None:
+    out = tmp_path / "packed"
+    options = ["--resolution", "16", "--out", str(out), "--workers", "0", "--limit", "5"]
+    assert pack_main([str(archive), *options]) == 0
+    written = (out / "faces.npy").stat().st_mtime_ns
+    faces, packed = Faces(archive, 16, limit=5), Faces(out, 16)
+    assert packed.names == faces.names and packed._cache is None
+    for batch in DataLoader(packed, 5, num_workers=1):
+        assert torch.equal(batch, torch.stack([faces[i] for i in range(5)]))
+    assert pack_main([str(archive), *options]) == 0 and "already" in capsys.readouterr().out
+    assert (out / "faces.npy").stat().st_mtime_ns == written
+    assert pack_main([str(archive), *options[:-1], "4"]) == 1 and "other faces" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="packed at 16 px; pack it at 32 px"):
+        Faces(out, 32)
+
+
+def test_a_pack_that_fails_leaves_nothing(tmp_path) -> None:
+    path = write_zip(tmp_path / "f.zip", {"a.png": encoded(picture(0)), "b.png": b"damaged"})
+    assert pack_main([str(path), "--resolution", "16", "--out", str(tmp_path / "packed"), "--workers", "0"]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["f.zip"]
 
 
 # --- refusals ---

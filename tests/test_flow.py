@@ -13,11 +13,11 @@ from small_runs import SMALL
 
 import models.flow
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import save_generator, sha256_of
 from models.encoder import Encoder
 from models.flow import FlowPrior, flow_of, gaussian_of, load_flow, save_flow
 from models.generator import Generator
 from models.latents import LatentStatistics
-from models.weights import save_generator, sha256_of
 from train import main as train
 from training.flow import FlowTraining, log_density_of_gaussian
 
@@ -186,7 +186,7 @@ def recipe(generator, tmp_path, monkeypatch) -> list[str]:
 
 
 def test_training_learns_and_exports(recipe, generator, tmp_path) -> None:
-    often = ["--trainer.callbacks.every_n_train_steps=20", "--trainer.max_steps=40"]
+    often = ["--checkpoint.every_n_steps=20", "--trainer.max_steps=40"]
     train([*recipe, *often])
     path = tmp_path / "runs" / "flow_64" / "flow.safetensors"
     flow = load_flow(path, sha256_of(tmp_path / "generator.safetensors"))
@@ -201,7 +201,7 @@ def test_training_learns_and_exports(recipe, generator, tmp_path) -> None:
 
 def test_an_interrupted_training_goes_on_exactly(recipe, tmp_path) -> None:
     """Killed at step 20 of 40: the second call does what is left, and ends with the bytes of an undisturbed run."""
-    often = ["--trainer.callbacks.every_n_train_steps=20", "--trainer.max_steps=40"]
+    often = ["--checkpoint.every_n_steps=20", "--trainer.max_steps=40"]
 
     def kill(self: FlowTraining, batch: list, batch_idx: int) -> torch.Tensor:
         if self.global_step == 20:

@@ -278,7 +278,8 @@ def test_gradient_matches_finite_differences(monkeypatch) -> None:
 def test_path_lengths_can_be_trained() -> None:
     generator = tiny()
     ws = generator.mapping(torch.randn(2, 10, generator=rng()))
-    lengths = path_lengths(generator.synthesis(ws, noise_mode="none"), ws, rng(3))
+    images = generator.synthesis(ws, noise_mode="none")
+    lengths = path_lengths(images, ws, torch.randn(images.shape, generator=rng(3)))
     (lengths - 1).square().mean().backward()
     for name in ("synthesis.b8.conv0.weight", "synthesis.b4.conv1.affine.weight", "mapping.fc0.weight"):
         gradient = generator.get_parameter(name).grad

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from models.checkpoints import save_generator
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.layers import upsample_2x, upsampling_filter
-from models.weights import save_generator
 from training.growing import start_discriminator, start_generator
 
 SHAPE = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2}

@@ -39,14 +39,9 @@ def test_nan_stops_the_run_and_leaves_the_last_checkpoint(tmp_path, monkeypatch,
         return downscaling_error(*args, **kwargs) * (torch.nan if broken["calls"] > 4 * groups else 1.0)
 
     monkeypatch.setattr(f"{where}.downscaling_error", error)
-    checkpoint = {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"dirpath": "run", "every_n_train_steps": 2, "save_last": True},
-    }
-    callbacks = [checkpoint, {"class_path": "training.guard.NonFiniteGuard", "init_args": {}}]
-    options = {"callbacks": callbacks, "val_check_interval": 100, "check_val_every_n_epoch": None}
+    options = {"val_check_interval": 100, "check_val_every_n_epoch": None}
     with pytest.raises(FloatingPointError, match=r"at step 4, first in .*last\.ckpt.*learning_rate"):
         train(tmp_path, monkeypatch, Record(metric="downscaling_error_1"), "run", 10, network, trainer=options)
-    kept = torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
     assert kept["global_step"] == 4
     assert all(t.isfinite().all() for t in kept["state_dict"].values())

@@ -14,9 +14,9 @@ import torch
 
 import hubconf
 from models import load_generator, pretrained
+from models.checkpoints import save_generator
 from models.generator import Generator
-from models.weights import save_generator
-from models.weights.cards import read_cards
+from models.pretrained import read_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "bundles" / "celeba64" / "generator.safetensors"

@@ -25,7 +25,7 @@ from data.pictures import disagreement, face_sheet, heat, overview
 from data.reading import from_uint8, read_image, to_uint8
 from data.report import FORMAT, folder_names
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from models.weights import sha256_of
+from models.checkpoints import sha256_of
 from pipeline import Upsampler
 from pipeline.torch_backend import TorchBackend
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
+import datetime
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import benchmarks.parity
+from models.checkpoints import load_generator, read_checkpoint
+from models.checkpoints.generators import make_generator
+from models.checkpoints.layouts import find_generator
 from models.generator import Generator
 from models.layers import upsampling_filter
-from models.weights import load_generator
-from models.weights.layouts import checkpoint_from_dictionary
-from models.weights.loading import make_generator
 
 # Written down from the reference programs by hand: their layers and colour outputs, and what these are in ours.
 LAYERS = [
@@ -35,6 +38,8 @@ SHAPES = {
     "64 px": {"resolution": 64, "channels": [8, 8, 6, 4, 4], "z_dim": 12, "w_dim": 12, "mapping_layers": 8},
 }
 HERE = Path("network.pt")
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the example files are not on this machine")
 
 
 def make(shape: str = "32 px") -> Generator:
@@ -109,62 +114,110 @@ def gfpgan(generator: Generator) -> dict:
     return {"params_ema": rest | under("stylegan_decoder.", basicsr(generator)), "latent_avg": generator.w_avg}
 
 
+def lightning(generator: Generator) -> dict:
+    state = {
+        **under("generator.", make("64 px").state_dict()),
+        **under("discriminator.b4.", {"fromrgb.weight": torch.zeros(1)}),
+        **under("generator_ema.", generator.state_dict()),
+    }
+    hyper = {"seed": np.int64(3), ("a", "tuple"): torch.device("cpu"), "when": datetime.datetime(2026, 1, 1)}
+    return {"epoch": 3, "state_dict": state, "callbacks": {"Timer": {"start": {1, 2}}}, "hyper_parameters": hyper}
+
+
+NUMPY = {"fid": np.float64(3.5), "history": np.arange(10), "rng": np.random.default_rng(0).bit_generator.state}
+ADAM = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))]).state_dict()
 FILES: dict[str, tuple[str, Callable[[Generator], dict]]] = {
     "rosinality": ("rosinality", lambda g: {"g_ema": rosinality(g), "g": {}, "d": {}, "latent_avg": g.w_avg}),
     "rosinality bare": ("rosinality", lambda g: {**rosinality(g), "latent_avg": g.w_avg[None]}),
     "BasicSR": ("BasicSR", lambda g: {"params": {"x": 1}, "params_ema": basicsr(g), "latent_avg": g.w_avg}),
     "BasicSR bare": ("BasicSR", lambda g: {**basicsr(g), "latent_avg": g.w_avg}),
-    "GFPGAN": ("GFPGAN, its decoder", gfpgan),
-    "pSp": ("pSp or e4e, its decoder", psp),
-    "ADA bare": ("StyleGAN2-ADA names", lambda g: dict(g.state_dict())),
+    "GFPGAN": ("BasicSR", gfpgan),
+    "pSp": ("rosinality", psp),
+    "ADA bare": ("StyleGAN2-ADA", lambda g: dict(g.state_dict())),
+    "DataParallel": ("rosinality", lambda g: {"g_ema": under("module.", rosinality(g)), "latent_avg": g.w_avg}),
+    "compiled": ("StyleGAN2-ADA", lambda g: {"G_ema": under("module._orig_mod.", dict(g.state_dict()))}),
+    "another key": ("rosinality", lambda g: {"generator_ema": rosinality(g), "latent_avg": g.w_avg}),
+    "two keys": ("BasicSR", lambda g: {"models": {"ema": basicsr(g), "latent_avg": g.w_avg}, "epoch": 3}),
+    "our last.ckpt": ("StyleGAN2-ADA", lightning),
+    "pickled": ("StyleGAN2-ADA", lambda g: g),
+    "pickled in DataParallel": ("StyleGAN2-ADA", lambda g: {"G": torch.nn.DataParallel(g), "args": Path("x")}),
+    "numpy beside": ("rosinality", lambda g: {"g_ema": rosinality(g), "latent_avg": g.w_avg, **NUMPY}),
+    "optimizer beside": ("rosinality", lambda g: {"g_optim": ADAM, "g_ema": rosinality(g), "latent_avg": g.w_avg}),
 }
 
 
 def read(content: dict) -> Generator:
-    return make_generator(checkpoint_from_dictionary(content, HERE), HERE)
+    return make_generator(find_generator(content, HERE), HERE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", FILES)
-@pytest.mark.filterwarnings("ignore:.*alone, without the rest of GFPGAN")
-def test_every_layout_draws_the_same_pictures(tmp_path, kind, shape) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_layout_makes_the_same_pictures(tmp_path, kind, shape, legacy) -> None:
     generator, (layout, content) = make(shape), FILES[kind]
-    torch.save(content(generator), tmp_path / "network.pt")
+    torch.save(content(generator), tmp_path / "network.pt", _use_new_zipfile_serialization=not legacy)
     loaded = load_generator(tmp_path / "network.pt")
     assert loaded.config == generator.config
     for name, tensor in generator.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     z = torch.randn(2, generator.z_dim)
     torch.testing.assert_close(loaded(z, 0.7), generator(z, 0.7))
-    assert checkpoint_from_dictionary(content(generator), HERE).layout == layout
+    assert read_checkpoint(tmp_path / "network.pt").layout == layout
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+@pytest.mark.parametrize("layout", [rosinality, basicsr])
+def test_other_peoples_safetensors_are_read(tmp_path, layout, metadata) -> None:
+    generator = make()
+    tensors = {**under("g_ema.", layout(generator)), "latent_avg": generator.w_avg.clone()}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "other.safetensors", metadata)
+    loaded = load_generator(tmp_path / "other.safetensors")
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in generator.state_dict().items())
+
+
+@needs_cases
+@pytest.mark.parametrize("name", ["data_parallel.pt", "other_key.pt"])
+def test_wrappings_of_the_cases_are_read(name) -> None:
+    assert load_generator(CASES / name).resolution == 32
+
+
+@needs_cases
+def test_another_filter_under_names_of_ada_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"synthesis\.b8\.conv0\.resample_filter is another filter"):
+        load_generator(CASES / "other_filter.pt")
 
 
 def test_nothing_is_copied() -> None:
     file = rosinality(make())
-    tensors = checkpoint_from_dictionary({"g_ema": file}, HERE).tensors
+    tensors = find_generator({"g_ema": file}, HERE).tensors
     assert tensors["synthesis.b8.conv0.weight"].data_ptr() == file["convs.0.conv.weight"].data_ptr()
     assert tensors["synthesis.b8.torgb.bias"].data_ptr() == file["to_rgbs.0.bias"].data_ptr()
 
 
-@pytest.mark.parametrize("key", ["g", "params"])
-def test_weights_that_are_not_averaged_are_read_with_a_warning(key) -> None:
+@pytest.mark.parametrize("keys", [["g"], ["params"], ["models", "generator"]])
+def test_weights_that_are_not_averaged_are_read_with_a_warning(keys, caplog) -> None:
     generator = make()
-    with pytest.warns(UserWarning, match=f"no averaged weights.*'{key}'"):
-        loaded = read({key: (rosinality if key == "g" else basicsr)(generator), "latent_avg": generator.w_avg})
-    assert torch.equal(loaded.synthesis.b8.conv0.weight, generator.synthesis.b8.conv0.weight)
+    content = {"latent_avg": generator.w_avg, **rosinality(generator)}
+    for key in reversed(keys):
+        content = {key: content}
+    assert torch.equal(read(content).synthesis.b8.conv0.weight, generator.synthesis.b8.conv0.weight)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and f"'{'.'.join(keys)}'" in record.message
 
 
-def test_averaged_weights_are_preferred_without_a_warning() -> None:
-    content = {"g": under("x", rosinality(make("64 px"))), "g_ema": rosinality(make()), "latent_avg": make().w_avg}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read(content).resolution == 32
+@pytest.mark.parametrize("first", [False, True])
+def test_averaged_weights_are_preferred_and_named(first, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    content = {"g": rosinality(make("64 px")), "g_ema": rosinality(make()), "latent_avg": make().w_avg}
+    content = dict(reversed(content.items())) if first else content
+    assert read(content).resolution == 32
+    assert [r.message for r in caplog.records] == [f"{HERE}: took the averaged weights under 'g_ema'."]
 
 
-def test_gfpgan_warns_that_its_decoder_alone_is_read() -> None:
-    with pytest.warns(UserWarning, match="decoder alone"):
-        checkpoint = checkpoint_from_dictionary(gfpgan(make()), HERE)
-    assert "alone" in checkpoint.notes["part"] and not any("conv_body" in name for name in checkpoint.tensors)
+def test_a_part_of_a_larger_network_says_so() -> None:
+    checkpoint = find_generator(gfpgan(make()), HERE)
+    assert "stylegan_decoder alone" in checkpoint.notes["part"] and "final_linear" in checkpoint.notes["part"]
+    assert not any("conv_body" in name for name in checkpoint.tensors)
 
 
 # --- what files may lack ---
@@ -178,11 +231,11 @@ def test_a_missing_mean_latent_is_computed() -> None:
     assert ((loaded.w_avg - wanted.mean(dim=0)).abs() < 6 * error).all() and (loaded.w_avg.abs() > 20 * error).any()
 
 
-def test_rows_that_differ_are_no_mean_latent() -> None:
+def test_rows_that_differ_are_no_mean_latent(caplog) -> None:
     content = psp(make())
     content["latent_avg"][3] += 1
-    with pytest.warns(UserWarning, match="differs between styles"):
-        assert "mapping.w_avg" not in checkpoint_from_dictionary(content, HERE).tensors
+    assert "mapping.w_avg" not in find_generator(content, HERE).tensors
+    assert "differs between styles" in caplog.text
 
 
 @pytest.mark.parametrize("average", [3.0, torch.tensor(1.0), torch.zeros(0, 10), torch.zeros(10).to_sparse()])
@@ -196,12 +249,12 @@ def test_a_mean_latent_of_another_width_is_refused() -> None:
         read({"g_ema": rosinality(make()), "latent_avg": torch.zeros(11)})
 
 
-def test_missing_noise_is_drawn_the_same_every_time() -> None:
+def test_missing_noise_is_the_same_every_time(caplog) -> None:
     generator = make("64 px")
     file = {name: tensor for name, tensor in rosinality(generator).items() if not name.startswith("noises.")}
     content = {"g_ema": file, "latent_avg": generator.w_avg}
-    with pytest.warns(UserWarning, match="no noise maps for 9 of 9 layers"):
-        first, second = read(content), read(content)
+    first, second = read(content), read(content)
+    assert "no noise maps for 9 of 9 layers" in caplog.text
     maps = torch.cat([layer.noise_const.flatten() for layer in first.synthesis.layers])
     assert abs(maps.mean()) < 0.05 and abs(maps.std() - 1) < 0.05
     z = torch.randn(1, generator.z_dim)
@@ -217,7 +270,7 @@ def test_missing_noise_is_drawn_the_same_every_time() -> None:
 def test_another_filter_is_refused(name, taps) -> None:
     kernel = torch.outer(torch.tensor(taps), torch.tensor(taps)).float()
     file = {**rosinality(make()), name: kernel / kernel.sum() * 4}
-    with pytest.raises(ValueError, match=f"another filter in {name}"):
+    with pytest.raises(ValueError, match=f"{name} is another filter"):
         read({"g_ema": file})
 
 
@@ -240,21 +293,18 @@ def test_networks_of_other_kinds_are_refused_by_name(kind) -> None:
     key, names = STRANGERS[kind]
     tensors = {name: torch.zeros(1) for name in names}
     with pytest.raises(ValueError, match=f"{HERE}.*{kind}.*Supported are"):
-        checkpoint_from_dictionary({key: tensors} if key else tensors, HERE)
-
-
-def test_a_discriminator_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="discriminator, and no generator"):
-        checkpoint_from_dictionary({"d": {"convs.0.0.weight": torch.zeros(1)}, "args": 3}, HERE)
+        find_generator({key: tensors} if key else tensors, HERE)
 
 
 def test_unknown_networks_are_refused_with_the_names_found() -> None:
     tensors = {"layer1.0.weight": torch.zeros(3), "layer1.0.bias": torch.zeros(3)}
-    with pytest.raises(ValueError, match=r"'state_dict' is no generator.*layer1\.0\.bias, layer1\.0\.weight"):
-        checkpoint_from_dictionary({"state_dict": tensors}, HERE)
+    with pytest.raises(
+        ValueError, match=r"no tensors with the names.*state_dict holds layer1\.0\.bias, layer1\.0\.weight"
+    ):
+        find_generator({"state_dict": tensors, "epoch": 3}, HERE)
 
 
-@pytest.mark.parametrize("name", ["convs.17.conv.weight", "convs.17.noise.weight", "noises.noise_99", "extra.weight"])
+@pytest.mark.parametrize("name", ["convs.17.conv.weight", "convs.17.noise.weight", "noises.noise_99"])
 def test_tensors_beyond_the_layout_are_named_and_cost_no_memory(name) -> None:
     # Noise maps of layer 17 would be 2048 px, those of layer 99 more than there is memory on earth.
     with pytest.raises(ValueError, match=f"surplus.*{name}"):
@@ -273,7 +323,7 @@ def test_wrong_tensors_are_named_as_in_ada(change) -> None:
 
 
 def test_values_that_are_no_tensors_are_named() -> None:
-    with pytest.raises(ValueError, match=r"expected named tensors.*'g_ema'.*'conv1\.noise\.weight' \(float\)"):
+    with pytest.raises(ValueError, match=r"expected tensors of real.*'g_ema'.*'conv1\.noise\.weight' \(float\)"):
         read({"g_ema": {**rosinality(make()), "conv1.noise.weight": 1.0}})
 
 

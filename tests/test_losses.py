@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from losses.adversarial import discriminator_loss, generator_loss, hinge_loss, r1_penalty
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.path_length import path_lengths
@@ -38,6 +38,12 @@ def test_discriminator_loss_is_cross_entropy() -> None:
     real, fake = torch.tensor([-1.0, 0.0, 4.0]), torch.tensor([2.0, 0.0, -4.0])
     expected = -torch.log(torch.sigmoid(real)) - torch.log(1.0 - torch.sigmoid(fake))
     torch.testing.assert_close(discriminator_loss(real, fake), expected)
+
+
+def test_hinge_asks_for_a_margin_and_no_more() -> None:
+    assert hinge_loss(torch.zeros(4), torch.zeros(4, 2)) == 2.0
+    assert hinge_loss(torch.tensor([1.0, 7.0]), torch.tensor([-1.0, -3.0])) == 0.0
+    assert hinge_loss(torch.tensor([-1.0, 2.0]), torch.tensor([0.0, 1.0])) == 1.0 + 1.5
 
 
 def test_discriminator_loss_refuses_to_broadcast() -> None:
@@ -75,7 +81,7 @@ def linear_generator(matrix: Tensor, ws: Tensor) -> Tensor:
 def test_path_lengths_of_a_linear_generator() -> None:
     matrix = torch.randn(96, 6, 5, generator=rng(), requires_grad=True)
     ws = torch.randn(4, 6, 5, generator=rng(1), requires_grad=True)
-    lengths = path_lengths(linear_generator(matrix, ws), ws, rng(2))
+    lengths = path_lengths(linear_generator(matrix, ws), ws, torch.randn(4, 3, 8, 4, generator=rng(2)))
 
     y = torch.randn(4, 3, 8, 4, generator=rng(2)).view(4, 96) / math.sqrt(8 * 4)
     expected = torch.einsum("pld,bp->bld", matrix, y).square().sum(dim=2).mean(dim=1).sqrt()
@@ -87,7 +93,7 @@ def test_path_lengths_of_a_linear_generator() -> None:
 def test_path_lengths_need_the_codes_gradient() -> None:
     ws = torch.randn(2, 6, 5)
     with pytest.raises(ValueError, match="require a gradient"):
-        path_lengths(torch.zeros(2, 3, 8, 4), ws)
+        path_lengths(torch.zeros(2, 3, 8, 4), ws, torch.zeros(2, 3, 8, 4))
 
 
 # --- identity, latent ---

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from data.reading import from_uint8
-from referee import niqe
-from referee.niqe import Pristine, block_features, fit_generalised_gaussian, normalise_locally
+from evaluation import niqe
+from evaluation.niqe import Pristine, block_features, fit_generalised_gaussian, normalise_locally
 
 
 def natural(count: int, size: int = 192, seed: int = 0) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_models_are_kept(pristine, tmp_path) -> None:
     (tmp_path / "b.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match="b.npz"):
         Pristine.load(tmp_path / "b.npz")
-    with pytest.raises(FileNotFoundError, match="referee.niqe"):
+    with pytest.raises(FileNotFoundError, match="evaluation.niqe"):
         Pristine.load(tmp_path / "c.npz")
 
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from nvidia_files import EasyDict, Network, network, write
 
+from models.checkpoints import load_generator
 from models.generator import Generator
 from models.layers import upsampling_filter
-from models.weights import load_generator
 
 
 def make(depth: int = 2, clamp: float | None = None) -> Generator:
@@ -133,10 +133,10 @@ def test_float16_is_read(tmp_path) -> None:
     assert torch.equal(loaded.synthesis.b4.conv1.weight, generator.synthesis.b4.conv1.weight.half().float())
 
 
-def test_network_under_g_alone_is_taken_with_a_warning(tmp_path) -> None:
+def test_network_under_g_alone_is_taken_with_a_warning(tmp_path, caplog) -> None:
     path = write({"G": network(make()), "D": None}, tmp_path / "network.pkl")
-    with pytest.warns(UserWarning, match="no 'G_ema'"):
-        loaded = load_generator(path)
+    loaded = load_generator(path)
+    assert "no averaged weights" in caplog.text
     torch.testing.assert_close(draw(loaded), draw(make()))
 
 
@@ -148,8 +148,8 @@ def test_network_alone_is_taken(tmp_path) -> None:
 # --- refusals ---
 
 CHANGES = {
-    "conditional": ("", "c_dim", 10, "conditional.*c_dim 10"),
-    "conditional mapping": ("mapping", "c_dim", 3, "conditional.*c_dim 3"),
+    "conditional": ("", "c_dim", 10, "the generator has c_dim 10"),
+    "conditional mapping": ("mapping", "c_dim", 3, "mapping has c_dim 3"),
     "grey": ("", "img_channels", 1, "the generator has img_channels 1"),
     "residual": ("synthesis.b16", "architecture", "resnet", r"synthesis\.b16 has architecture 'resnet'"),
     "one clamp differs": ("synthesis.b16.conv0", "conv_clamp", 100, "conv_clamp differs from layer to layer"),
@@ -191,7 +191,10 @@ def test_missing_tensor_is_named(tmp_path) -> None:
 
 
 def test_stylegan3_is_refused_by_name(tmp_path) -> None:
-    layers = {"input": Network("SynthesisInput"), "L0_36_512": Network("SynthesisLayer")}
+    layers = {
+        "input": Network("SynthesisInput", buffers={"freqs": torch.ones(3)}),
+        "L0_36_512": Network("SynthesisLayer"),
+    }
     synthesis = Network("SynthesisNetwork", modules=layers)
     net = Network("Generator", modules={"synthesis": synthesis, "mapping": Network("MappingNetwork")}, c_dim=0)
     with pytest.raises(ValueError, match="a StyleGAN3 generator"):
@@ -199,7 +202,8 @@ def test_stylegan3_is_refused_by_name(tmp_path) -> None:
 
 
 def test_discriminators_are_refused_by_name(tmp_path) -> None:
-    critic = Network("Discriminator", modules={"b4": Network("DiscriminatorEpilogue")})
+    colours = Network("Conv2dLayer", {"weight": torch.ones(3)})
+    critic = Network("Discriminator", modules={"b4": Network("Block", modules={"fromrgb": colours})})
     for content in ({"D": critic}, {"G_ema": critic}):
         with pytest.raises(ValueError, match="a discriminator"):
             load_generator(write(content, tmp_path / "network.pkl"))
@@ -207,7 +211,7 @@ def test_discriminators_are_refused_by_name(tmp_path) -> None:
 
 def test_other_content_is_refused(tmp_path) -> None:
     for content in ([1, 2], {"x": 1}, {"G_ema": {"a": 1}}, {"G_ema": Network("Encoder")}, None):
-        with pytest.raises(ValueError, match=r"network\.pkl.*expected.*nothing in it was executed"):
+        with pytest.raises(ValueError, match=r"network\.pkl.*Supported are"):
             load_generator(write(content, tmp_path / "network.pkl"))
 
 

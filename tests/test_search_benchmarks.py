@@ -21,10 +21,10 @@ import benchmarks.pulse_speed
 import benchmarks.runtimes
 import benchmarks.search
 from models.bundle import Bundle, load_bundle, save_bundle
+from models.checkpoints import save_generator, sha256_of
 from models.encoder import Encoder
 from models.flow import FlowPrior, save_flow
 from models.generator import Generator, SynthesisNetwork
-from models.weights import save_generator, sha256_of
 from search.loop import Found
 from search.refine import OPTIMISERS, SPACES
 

@@ -13,10 +13,10 @@ from torch import Tensor
 import models.flow
 from data.operator import Downscale, downscaling_error
 from models.bundle import Bundle, load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.flow import FlowPrior, flow_of, save_flow
 from models.generator import Generator
-from models.weights import sha256_of
 from search.candidates import Plan, find_candidates, start_codes
 from search.loop import draw
 from search.plain import plain

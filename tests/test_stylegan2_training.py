@@ -101,10 +101,6 @@ def run(
     faces: Path, folder: Path, *overrides: str, kill_at: int = -1, save_every: int = 100, command: str = "fit"
 ) -> Recorder:
     """Trains tiny networks by the real recipe in `folder`; all paths of the recipe are relative to it."""
-    checkpoint = {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"dirpath": "checkpoints", "every_n_train_steps": save_every, "save_last": True},
-    }
     recorder = {"class_path": f"{__name__}.Recorder", "init_args": {"kill_at": kill_at}}
     arguments = {
         "model.resolution": 32, "model.channels": [8, 8, 8, 6], "model.z_dim": 16, "model.w_dim": 16,
@@ -114,7 +110,7 @@ def run(
         "data.train": str(faces), "data.val": str(faces), "data.resolution": 32, "data.batch_size": BATCH,
         "trainer.accelerator": "cpu", "trainer.max_steps": STEPS, "trainer.val_check_interval": 4,
         "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
-        "trainer.callbacks": [checkpoint, recorder],
+        "trainer.callbacks": [recorder], "checkpoint.every_n_steps": save_every,
     }  # fmt: skip
     precision = torch.get_float32_matmul_precision()
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +139,7 @@ def test_recipe_runs_through_one_step_and_one_validation(faces, tmp_path, precis
     recorder = run(faces, tmp_path, "--trainer.fast_dev_run=1", f"--trainer.precision={precision}")
     assert list(recorder.steps) == [1]
     assert np.isfinite(list(recorder.steps[1].values())).all()
-    assert {"loss/generator", "loss/discriminator", "loss/r1", "loss/path_length"} <= recorder.steps[1].keys()
+    assert {"loss/generator", "loss/discriminator", "loss/r1", "path_length"} <= recorder.steps[1].keys()
 
 
 def test_every_face_is_seen_once_an_epoch_in_a_new_order(uninterrupted) -> None:
@@ -210,7 +206,7 @@ def test_old_blocks_stay_and_then_learn_at_a_smaller_rate(faces, tmp_path) -> No
     old, new = recorder.old_blocks, recorder.new_blocks
     assert torch.equal(old[1], old[3]) and not torch.equal(new[1], new[3])
     assert not torch.equal(old[4], old[3]) and not torch.equal(old[5], old[4])
-    new_rate, old_rate, _ = recorder.learning_rates[5]
+    new_rate, old_rate, *_ = recorder.learning_rates[5]
     assert old_rate == new_rate / 8
     assert "path_length" not in recorder.steps[1] and "path_length" in recorder.steps[5]
 
@@ -238,7 +234,8 @@ def test_learning_rate_stays_without_decay(faces, tmp_path) -> None:
 
 def test_path_length_is_measured_when_it_is_switched_on(uninterrupted) -> None:
     recorder, _ = uninterrupted
-    assert recorder.steps[1]["path_length"] > 0
+    assert recorder.steps[1]["path_length"] > 0 and "loss/path_length" not in recorder.steps[1]
+    assert recorder.steps[5]["loss/path_length"] > 0
     assert recorder.final["path_mean"] > 0
 
 

@@ -30,12 +30,12 @@ from losses.energy import Embedded, energy_score, feature_distance
 from losses.perceptual import LPIPS
 from models import load_generator
 from models.bundle import load_bundle, save_bundle
+from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.encoder_base import Encoding
 from models.feature_discriminator import FeatureDiscriminator
 from models.generator import Generator
 from models.identity import Identity
-from models.weights import sha256_of
 from training.batches import faces_from_bytes, random_sizes
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner

@@ -15,25 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.randomness import BatchRandom
 
-def augment(images: Tensor, p: float, rng: torch.Generator) -> Tensor:
+
+def augment(images: Tensor, p: float, random: BatchRandom) -> Tensor:
     """Applies each change to each picture with probability p; differentiable.
 
     Args:
         images: Images (B, 3, H, W) in [-1, 1].
         p: Probability in [0, 1].
-        rng: Source of randomness, on the images' device.
+        random: Source of randomness, on the images' device.
 
     Returns:
         Images (B, 3, H, W).
     """
-    batch, device = images.shape[0], images.device
+    batch = images.shape[0]
 
     def uniform() -> Tensor:
-        return torch.rand(batch, device=device, generator=rng) * 2 - 1
+        return random.rand(batch) * 2 - 1
 
     def chosen(value: Tensor, otherwise: float) -> Tensor:
-        use = torch.rand(batch, device=device, generator=rng) < p
+        use = random.rand(batch) < p
         return torch.where(use, value, otherwise)
 
     angle = chosen(uniform() * math.pi / 8, 0.0)
@@ -70,12 +72,12 @@ class AdaptiveAugment(nn.Module):
         self.register_buffer("p", torch.zeros([]))
         self.register_buffer("sign", torch.zeros([]))
 
-    def forward(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def forward(self, images: Tensor, random: BatchRandom) -> Tensor:
         """Augments images (B, 3, H, W) with the current probability."""
-        return augment(images, float(self.p), rng) if self.p > 0 else images
+        return augment(images, float(self.p), random) if self.p > 0 else images
 
-    def adapt(self, real_logits: Tensor) -> None:
-        """Moves p by one batch of logits (B,) of real pictures."""
-        self.sign.lerp_(real_logits.detach().sign().mean(), 0.05)
-        step = torch.sign(self.sign - self.target) * (len(real_logits) / self.images_to_full)
+    def adapt(self, sign: Tensor, count: int) -> None:
+        """Moves p by the mean sign of the logits of `count` real pictures."""
+        self.sign.lerp_(sign, 0.05)
+        step = torch.sign(self.sign - self.target) * (count / self.images_to_full)
         self.p.add_(step).clamp_(0.0, 1.0)

@@ -28,12 +28,12 @@ from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.perceptual import LPIPS
 from models import load_generator
+from models.checkpoints import sha256_of
 from models.encoder import make_encoder
 from models.encoder_base import Features
 from models.generator import Generator
 from models.identity import Identity
 from models.propulse import ProPulseEncoder
-from models.weights import sha256_of
 from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.export_folder import export_folder

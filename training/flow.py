@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from models.checkpoints import load_generator, sha256_of
 from models.flow import FlowPrior, gaussian_of, save_flow
 from models.generator import Generator
 from models.latents import gaussianize
-from models.weights import load_generator, sha256_of
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
 from training.randomness import step_rng

@@ -5,7 +5,9 @@ al. 2020b), an exponential moving average of the generator. One synthesis per st
 discriminator learns from the faces first, then the generator through the discriminator that has just seen them, which
 saves a tenth of the work.
 
-All randomness of a step follows from (seed, rank, step), so a run that was killed goes on exactly.
+All randomness of a step follows from (seed, step), so a run that was killed goes on exactly. Every process draws the
+random numbers of the whole batch and keeps those of its samples, and what a step averages it averages over all
+processes: the step is the same on any number of them, and in any number of parts.
 """
 
 from __future__ import annotations
@@ -14,28 +16,49 @@ import copy
 import time
 import warnings
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from evaluation.frechet import frechet_metric
-from losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from losses.adversarial import discriminator_loss, generator_loss, hinge_loss, r1_penalty
 from losses.path_length import path_lengths
-from models.discriminator import Discriminator
+from losses.perceptual import SqueezeNetFeatures
+from models.checkpoints import save_generator
+from models.discriminator import Discriminator, FeatureDiscriminator
 from models.generator import Generator
 from models.layers import without_autocast
-from models.weights import save_generator
 from training.augment import AdaptiveAugment
 from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible
 from training.growing import start_discriminator, start_generator
-from training.randomness import step_rng
+from training.randomness import BatchRandom, step_rng
+
+
+class Stream(IntEnum):
+    """Sources of random numbers within a step."""
+
+    FLIP, FAKE, AUGMENT_REAL, AUGMENT_FAKE, AUGMENT_R1, PATH = range(6)
+
+
+class View(NamedTuple):
+    """Faces as the discriminators see them.
+
+    Attributes:
+        images: Augmented images (B, 3, R, R).
+        features: A frozen network's features of these, if there is a discriminator for them.
+    """
+
+    images: Tensor
+    features: tuple[Tensor, ...]
 
 
 class StyleGAN2Training(LightningModule):
@@ -67,6 +90,11 @@ class StyleGAN2Training(LightningModule):
             grown brings them along. None if there are none.
         freeze_steps: Steps in which the old blocks stay as they are.
         rate_below: Factor on the learning rate of the old blocks.
+        feature_weight: Weight, in the generator's loss, of a second discriminator that judges the features of a frozen
+            ImageNet SqueezeNet, see `models.discriminator.FeatureDiscriminator`; 0 for none.
+        learning_rate_features: Adam's, for that discriminator.
+        micro_batches: Parts that a batch is taken in, one after the other, to save memory, or on a CPU to stay within
+            its cache; the step is the same.
         metric: Fréchet distance to report: auto, fid or fd_vgg11.
         metric_samples: Generated faces per validation.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
@@ -102,6 +130,9 @@ class StyleGAN2Training(LightningModule):
         freeze_below: int | None = None,
         freeze_steps: int = 0,
         rate_below: float = 1.0,
+        feature_weight: float = 0.0,
+        learning_rate_features: float = 5e-4,
+        micro_batches: int = 1,
         metric: str = "auto",
         metric_samples: int = 2000,
         compile: bool = True,
@@ -122,7 +153,11 @@ class StyleGAN2Training(LightningModule):
         self._fresh = init_generator is None or grown
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_ema_short = copy.deepcopy(self.generator_ema)
+        self.features = SqueezeNetFeatures() if feature_weight else None
+        self.feature_discriminator = FeatureDiscriminator(SqueezeNetFeatures.widths if feature_weight else ())
         self._metric: Any = None
+        self._real_wanted = False
+        self._values: dict[str, list[Tensor]] = {}
         self._clock = (0, 0.0)
 
     # ---------------------------------------------------------------- set-up
@@ -133,8 +168,6 @@ class StyleGAN2Training(LightningModule):
         Raises:
             ValueError: If the trainer is set up in a way that this training cannot follow.
         """
-        if self.trainer.world_size > 1:
-            raise ValueError("Expected one device: the prior's training is not distributed; set trainer.devices to 1.")
         if self.trainer.precision == "16-mixed":
             raise ValueError("Expected precision bf16-mixed or 32-true: float16 would need its gradients scaled.")
         faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
@@ -150,7 +183,11 @@ class StyleGAN2Training(LightningModule):
         adams: list[torch.optim.Optimizer] = []
         for groups, rate, every in (
             (self._new_and_old(), h["learning_rate"], h["path_length_every"] if h["path_length_weight"] else 0),
-            ([list(self.discriminator.parameters())], h["learning_rate_discriminator"], h["r1_every"]),
+            (
+                [list(self.discriminator.parameters()), list(self.feature_discriminator.parameters())],
+                h["learning_rate_discriminator"],
+                h["r1_every"],
+            ),
         ):
             ratio = every / (every + 1) if every else 1.0
             parameters = [{"params": group} for group in groups if group]
@@ -169,110 +206,215 @@ class StyleGAN2Training(LightningModule):
 
     # ---------------------------------------------------------------- one step
 
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        """Leaves the averaging of gradients to `_update`: one forward of the wrapper has several backwards here."""
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.require_backward_grad_sync = False
+
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
         h, step = self.hparams, self.global_step
-        rng = step_rng(h["seed"], step, 0, self.device)
-        real = faces_from_bytes(batch, rng)
         # Only the generator's steps go through Lightning's wrapper, so that global_step counts batches.
         adam_g, adam_d = self.optimizers()
         self._set_learning_rate(step)
-
         learning = step >= h["warmup_steps"]
         frozen = step < h["freeze_steps"]
         for parameter in self._new_and_old()[1]:
             parameter.requires_grad_(not frozen)
-        with torch.set_grad_enabled(learning):
-            fake = self.generator.synthesis(self._codes(real.shape[0], rng), noise=self._noise(real.shape[0], rng))
-        self._discriminator_step(adam_d.optimizer, real, fake.detach(), rng)
+        if self.features is not None:
+            self.feature_discriminator.normalise()
+
+        real = self._real(batch)
+        # One synthesis serves both networks, unless its graph takes memory that the parts are to save.
+        keep = learning and (h["micro_batches"] == 1 or self.device.type == "cpu")
+        with torch.set_grad_enabled(keep):
+            fakes = [self._fake(len(part), i) for i, part in enumerate(real)]
+        self._track_mean([ws for _, ws in fakes])
+        views = [view for view, _ in fakes]
+        self._discriminator_step(adam_d.optimizer, real, views)
         if step % h["r1_every"] == 0:
-            self._r1_step(adam_d.optimizer, real, rng)
-        self._generator_step(adam_g, fake if learning else None, rng)
-        if learning and not frozen and h["path_length_weight"] and step % h["path_length_every"] == 0:
-            self._path_length_step(adam_g.optimizer, max(1, real.shape[0] // 2), rng)
+            self._r1_step(adam_d.optimizer, real)
+        if learning:
+            self._generator_step(adam_g, views if keep else None, len(real[0]))
+            if not frozen and h["path_length_weight"] and step % h["path_length_every"] == 0:
+                self._path_length_step(adam_g.optimizer, max(1, len(real[0]) // 2))
+        else:  # the step only counts
+            adam_g.zero_grad()
+            adam_g.step()
 
-        self.images_seen += real.shape[0]
-        self._average(real.shape[0])
+        images = len(batch) * self.trainer.world_size
+        self.images_seen += images
+        self._average(images)
         self._log_speed()
+        self._log_means()
 
-    def _generator_step(self, adam: Any, fake: Tensor | None, rng: torch.Generator) -> None:
-        """Improves the generator on faces (B, 3, R, R) that carry its graph; without faces the step only counts."""
-        if fake is None:
-            adam.zero_grad()
-            adam.step()
-            return
-        self.discriminator.requires_grad_(False)
-        loss = generator_loss(self.discriminator(self.augment(fake, rng))).mean()
-        self.discriminator.requires_grad_(True)
-        self._step(adam, loss)
-        self.log("loss/generator", loss.detach())
-
-    def _discriminator_step(self, adam: Any, real: Tensor, fake: Tensor, rng: torch.Generator) -> None:
-        real_logits = self.discriminator(self.augment(real, rng))
-        fake_logits = self.discriminator(self.augment(fake, rng))
-        loss = discriminator_loss(real_logits, fake_logits).mean()
-        self._step(adam, loss)
-        if self.hparams["augment_target"] is not None:
-            self.augment.adapt(real_logits)
-        self.log_dict(
-            {
-                "loss/discriminator": loss.detach(),
-                "logits/real": real_logits.detach().mean(),
-                "logits/fake": fake_logits.detach().mean(),
-                "augment/p": self.augment.p,
-            }
-        )
-
-    def _r1_step(self, adam: Any, real: Tensor, rng: torch.Generator) -> None:
-        with self._full_precision():  # in bfloat16 oneDNN kills the process on one thread of a processor with AMX
-            _, penalty = r1_penalty(self.discriminator, self.augment(real, rng))
-        self._step(adam, penalty.mean() * (self.hparams["r1_gamma"] / 2 * self.hparams["r1_every"]))
-        self.log("loss/r1", penalty.detach().mean())
-
-    def _path_length_step(self, adam: Any, batch: int, rng: torch.Generator) -> None:
-        ws = self._codes(batch, rng)
-        # `.forward` passes by the compiled synthesis: compiled graphs cannot be differentiated twice.
-        with self._full_precision():
-            images = self.generator.synthesis.forward(ws, noise=self._noise(batch, rng))
-            lengths = path_lengths(images, ws, rng)
-        mean = self.path_mean.lerp(lengths.detach().mean(), 0.01 if self.path_mean > 0 else 1.0)
-        penalty = (lengths - mean).square().mean()
-        self._step(adam, penalty * self.hparams["path_length_weight"] * self.hparams["path_length_every"])
-        self.path_mean.copy_(mean)
-        self.log_dict({"loss/path_length": penalty.detach(), "path_length": lengths.detach().mean()})
-
-    def _step(self, adam: Any, loss: Tensor) -> None:
+    def _discriminator_step(self, adam: Any, real: list[Tensor], fake: list[View]) -> None:
         adam.zero_grad()
-        self.manual_backward(loss)
-        adam.step()
+        signs = []
+        for i, images in enumerate(real):
+            real_view = self._view(images, Stream.AUGMENT_REAL, i)
+            real_logits = self.discriminator(real_view.images)
+            fake_logits = self.discriminator(fake[i].images.detach())
+            loss = discriminator_loss(real_logits, fake_logits).mean()
+            self._collect("loss/discriminator", loss)
+            self._collect("logits/real", real_logits.mean())
+            self._collect("logits/fake", fake_logits.mean())
+            if self.features is not None:
+                judged = self.feature_discriminator(real_view.features)
+                pairs = zip(judged, self.feature_discriminator([x.detach() for x in fake[i].features]), strict=True)
+                hinge = torch.stack([hinge_loss(r, f) for r, f in pairs]).mean()
+                self._collect("loss/discriminator_features", hinge)
+                loss = loss + hinge
+            self._accumulate(loss)
+            signs.append(real_logits.detach().sign().mean())
+        self._update(adam)
+        if self.hparams["augment_target"] is not None:
+            self.augment.adapt(self._mean(torch.stack(signs).mean()), sum(map(len, real)) * self.trainer.world_size)
+        self.log("augment/p", self.augment.p)
+
+    def _generator_step(self, adam: Any, fake: list[View] | None, count: int) -> None:
+        """Improves the generator on views that carry its graph, or on the same ones drawn again, `count` each time."""
+        adam.zero_grad()
+        judges = [self.discriminator] + ([self.feature_discriminator] if self.features is not None else [])
+        for judge in judges:
+            judge.requires_grad_(False)
+        for i in range(self.hparams["micro_batches"]):
+            view = fake[i] if fake else self._fake(count, i)[0]
+            loss = generator_loss(self.discriminator(view.images)).mean()
+            self._collect("loss/generator", loss)
+            if self.features is not None:
+                hinge = -torch.stack([logits.mean() for logits in self.feature_discriminator(view.features)]).mean()
+                self._collect("loss/generator_features", hinge)
+                loss = loss + self.hparams["feature_weight"] * hinge
+            self._accumulate(loss)
+        for judge in judges:
+            judge.requires_grad_(True)
+        self._update(adam)
+
+    def _r1_step(self, adam: Any, real: list[Tensor]) -> None:
+        adam.zero_grad()
+        for i, images in enumerate(real):
+            with self._full_precision():  # in bfloat16 oneDNN kills a process with one thread on processors with AMX
+                view = self.augment(images, self._random(Stream.AUGMENT_R1, i))
+                penalty = r1_penalty(self.discriminator, view)[1].mean()
+            self._accumulate(penalty * (self.hparams["r1_gamma"] / 2 * self.hparams["r1_every"]))
+            self._collect("loss/r1", penalty)
+        self._update(adam)
+
+    def _path_length_step(self, adam: Any, count: int) -> None:
+        """Pulls the path lengths towards their running mean; the very first time the mean is only measured."""
+        adam.zero_grad()
+        means = []
+        for i in range(self.hparams["micro_batches"]):
+            random = self._random(Stream.PATH, i)
+            ws = self._codes(count, random)
+            # `.forward` passes by the compiled synthesis: compiled graphs cannot be differentiated twice.
+            with self._full_precision():
+                images = self.generator.synthesis.forward(ws, noise=self._noise(count, random))
+                lengths = path_lengths(images, ws, random.randn(*images.shape))
+            if self.path_mean > 0:
+                penalty = (lengths - self.path_mean).square().mean()
+                self._accumulate(penalty * self.hparams["path_length_weight"] * self.hparams["path_length_every"])
+                self._collect("loss/path_length", penalty)
+            means.append(lengths.detach().mean())
+        if self.path_mean > 0:
+            self._update(adam)
+        mean = self._mean(torch.stack(means).mean())
+        self.path_mean.lerp_(mean, 0.01 if self.path_mean > 0 else 1.0)
+        self.log("path_length", mean)
 
     # ---------------------------------------------------------------- pieces
+
+    def _accumulate(self, loss: Tensor) -> None:
+        self.manual_backward(loss / self.hparams["micro_batches"])
+
+    def _update(self, adam: Any) -> None:
+        """Takes a step along the gradients of all processes."""
+        if self.trainer.world_size > 1:
+            gradients = [p.grad for group in adam.param_groups for p in group["params"] if p.grad is not None]
+            flat = self._mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+        adam.step()
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """The mean of a tensor over all processes."""
+        if self.trainer.world_size == 1:
+            return x
+        return self.trainer.strategy.reduce(x.clone(), reduce_op="mean")
+
+    def _random(self, stream: Stream, part: int = 0) -> BatchRandom:
+        """Random numbers for a part of the batch: each part of each process is one of so many that share a batch."""
+        parts, world = self.hparams["micro_batches"], self.trainer.world_size
+        rng = step_rng(self.hparams["seed"], self.global_step, stream, self.device)
+        return BatchRandom(rng, self.trainer.global_rank + world * part, world * parts)
+
+    def _real(self, batch: Tensor) -> list[Tensor]:
+        """The parts of a batch as images, every second one mirrored, by chance."""
+        parts = self.hparams["micro_batches"]
+        if len(batch) % parts:
+            raise ValueError(f"Expected a batch that micro_batches divides, got {len(batch)} faces in {parts} parts.")
+        real = [faces_from_bytes(batch[i::parts]) for i in range(parts)]
+        return [
+            torch.where(self._random(Stream.FLIP, i).rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x).contiguous(
+                memory_format=torch.channels_last
+            )
+            for i, x in enumerate(real)
+        ]
+
+    def _fake(self, count: int, part: int) -> tuple[View, Tensor]:
+        """Generated faces as the discriminators see them, and their codes (B, L, D)."""
+        random = self._random(Stream.FAKE, part)
+        ws = self._codes(count, random)
+        images = self.generator.synthesis(ws, noise=self._noise(count, random))
+        return self._view(images, Stream.AUGMENT_FAKE, part), ws
+
+    def _view(self, images: Tensor, stream: Stream, part: int) -> View:
+        images = self.augment(images, self._random(stream, part))
+        return View(images, self.features(images) if self.features is not None else ())
 
     def _full_precision(self) -> AbstractContextManager[object]:
         return without_autocast(self.device.type)
 
-    def _codes(self, batch: int, rng: torch.Generator) -> Tensor:
-        """Draws style codes (B, L, D) with style mixing, and tracks their mean."""
-        z = torch.randn(2, batch, self.generator.z_dim, device=self.device, generator=rng)
+    def _codes(self, count: int, random: BatchRandom) -> Tensor:
+        """Draws style codes (B, L, D) with style mixing."""
+        z = torch.stack([random.randn(count, self.generator.z_dim) for _ in range(2)])
         with self._full_precision():
             ws = self.generator.mapping(z.flatten(0, 1))
-        first, second = ws.unflatten(0, (2, batch))  # (B, L, D) each
-        self.generator.w_avg.lerp_(first[:, 0].detach().mean(dim=0), 0.005)
+        first, second = ws.unflatten(0, (2, count))  # (B, L, D) each
         layers = self.generator.num_ws
-        cut = torch.randint(1, layers, (batch, 1, 1), device=self.device, generator=rng)
-        mixed = torch.rand(batch, 1, 1, device=self.device, generator=rng) < self.hparams["mixing_probability"]
+        cut = 1 + (random.rand(count, 1, 1) * (layers - 1)).floor()  # uniform on 1 … L − 1
+        mixed = random.rand(count, 1, 1) < self.hparams["mixing_probability"]
         layer = torch.arange(layers, device=self.device)[None, :, None]
         return torch.where(mixed & (layer >= cut), second, first)
 
-    def _noise(self, batch: int, rng: torch.Generator) -> list[Tensor | None]:
-        return list(self.generator.synthesis.make_noise(batch, rng))
+    @torch.no_grad()
+    def _track_mean(self, ws: list[Tensor]) -> None:
+        """Tracks the mean of w; the first layer's code is never mixed."""
+        mean = torch.stack([codes[:, 0].mean(dim=0) for codes in ws]).mean(dim=0)
+        self.generator.w_avg.lerp_(self._mean(mean), 0.005)
+
+    def _noise(self, count: int, random: BatchRandom) -> list[Tensor | None]:
+        return [random.randn(count, 1, n.resolution, n.resolution) for n in self.generator.synthesis.layers]
+
+    def _collect(self, name: str, value: Tensor) -> None:
+        self._values.setdefault(name, []).append(value.detach())
+
+    def _log_means(self) -> None:
+        """Logs the means over the parts of the step, and over all processes."""
+        names = sorted(self._values)
+        means = self._mean(torch.stack([torch.stack(self._values[name]).mean() for name in names]))
+        self.log_dict(dict(zip(names, means, strict=True)))
+        self._values = {}
 
     def _set_learning_rate(self, step: int) -> None:
         decay = self.hparams["decay_steps"]
         left = self.trainer.max_steps - step
         factor = min(1.0, left / decay) if decay and self.trainer.max_steps > 0 else 1.0
-        for adam in self.trainer.optimizers:
-            for group, scale in zip(adam.param_groups, (1.0, self.hparams["rate_below"]), strict=False):
+        h = self.hparams
+        features = h["learning_rate_features"] / h["learning_rate_discriminator"]
+        for adam, scales in zip(self.trainer.optimizers, ((1.0, h["rate_below"]), (1.0, features)), strict=True):
+            for group, scale in zip(adam.param_groups, scales, strict=False):
                 group["lr"] = adam.defaults["lr"] * factor * scale
         if step % 50 == 0:
             self.log("learning_rate_factor", factor)
@@ -311,19 +453,21 @@ class StyleGAN2Training(LightningModule):
             except (OSError, ImportError) as error:
                 warnings.warn(f"No Fréchet distance is measured: {error}", stacklevel=2)
                 self._metric = (None, None)
+        own = self._metric[1] if self._metric else None
+        self._real_wanted = own is not None and own.real_features_num_samples == 0
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Shows the metric one batch of real faces, uint8 (B, 3, R, R); once, since they stay the same."""
-        metric = self._metric[1] if self._metric else None
-        if metric is not None and metric.real_features_num_samples < len(self.trainer.datamodule.val_faces):  # type: ignore[attr-defined]
-            metric.update(batch, real=True)
+        if self._real_wanted:
+            self._metric[1].update(batch, real=True)
 
     def on_validation_epoch_end(self) -> None:
         """Measures the Fréchet distance of the averaged generator, draws the grid, saves the weights."""
         if self.trainer.sanity_checking:
             return
         self._measure()
-        self._show_grid()
+        if self.trainer.is_global_zero:
+            self._show_grid()
         self._export()
         self._clock = (int(self.images_seen), 0.0)
 
@@ -336,31 +480,31 @@ class StyleGAN2Training(LightningModule):
         if metric is None:
             return
         rng = step_rng(self.hparams["seed"], -1, 0, self.device)
-        left = self.hparams["metric_samples"]
-        while left > 0:
-            images = self.sample(min(left, 50), rng)
+        own = -(-self.hparams["metric_samples"] // self.trainer.world_size)
+        random = BatchRandom(rng, self.trainer.global_rank, self.trainer.world_size)
+        for first in range(0, own, 50):
+            images = self.sample(random.randn(min(50, own - first), self.generator.z_dim))
             metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
-            left -= len(images)
         self.log(name, metric.compute().float(), prog_bar=True)
         metric.reset()
 
     def _export(self) -> None:
         trainer, target = self.trainer, self.hparams["export_to"]
-        if target and trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if target and trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.log_dir or trainer.default_root_dir)
             notes = {"images_seen": str(int(self.images_seen))}
             save_generator(self.generator_ema, folder / target, notes)
             save_generator(self.generator_ema_short, (folder / target).with_stem(f"{Path(target).stem}_short"), notes)
 
-    def sample(self, batch: int, rng: torch.Generator) -> Tensor:
-        """Draws faces (B, 3, R, R) from the averaged generator, truncation 1, stored noise."""
-        z = torch.randn(batch, self.generator.z_dim, device=self.device, generator=rng)
+    def sample(self, z: Tensor) -> Tensor:
+        """Generates faces (B, 3, R, R) for z (B, Z) by the averaged generator, truncation 1, stored noise."""
         with torch.no_grad(), self._full_precision():
             return self.generator_ema(z)
 
     def _show_grid(self) -> None:
         if not isinstance(self.logger, TensorBoardLogger):  # Others do not take pictures, or take them differently.
             return
-        images = self.sample(48, step_rng(self.hparams["seed"], -2, 0, self.device))
+        rng = step_rng(self.hparams["seed"], -2, 0, self.device)
+        images = self.sample(torch.randn(48, self.generator.z_dim, device=self.device, generator=rng))
         grid = make_grid(images.clamp(-1, 1) / 2 + 0.5, nrow=8)
         self.logger.experiment.add_image("samples", grid, int(self.images_seen))

@@ -1,0 +1,126 @@
+"""What was measured so far, on disk: an interrupted run goes on, and several processes share one.
+
+A *cell* is one row of the table in one condition. Its faces are measured in batches; each batch is a file, complete or
+not there at all. The cache's folder is named by a hash of all that every figure depends on (the faces' pixels, seed,
+k, networks that measure), a cell by a hash of its method's recipe: what belongs to other circumstances is never read,
+and a search need not run again because an encoder changed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data.report import complete_file
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a run, as torchrun starts them; one alone otherwise.
+
+    Attributes:
+        rank: This one's number, from 0.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Meets the others, if torchrun started this process."""
+        rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if count > 1 and not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=datetime.timedelta(days=2))  # a slow one is waited for
+        return cls(rank, count)
+
+    def wait(self) -> None:
+        """Waits for all."""
+        if self.count > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Ends the meeting."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def share(self, total: int, batch: int) -> Iterator[slice]:
+        """Gives this process's batches of `total` faces; the last one is as long as it is."""
+        for start in range(self.rank * batch, total, self.count * batch):
+            yield slice(start, min(start + batch, total))
+
+
+class Cache:
+    """The files of a run.
+
+    Args:
+        out: The run's folder of results.
+        circumstances: All that the figures depend on besides the methods, as JSON.
+    """
+
+    def __init__(self, out: Path, circumstances: Mapping[str, Any]) -> None:
+        text = json.dumps(circumstances, sort_keys=True)
+        self.parent = out / "cache"
+        self.folder = self.parent / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def path(self, cell: str, batch: slice) -> Path:
+        """Names the file of a batch."""
+        return self.folder / cell / f"{batch.start:08}-{batch.stop:08}.npz"
+
+    def has(self, cell: str, batch: slice) -> bool:
+        """Says whether a batch was measured."""
+        return self.path(cell, batch).is_file()
+
+    def write(self, cell: str, batch: slice, values: Mapping[str, Tensor]) -> None:
+        """Keeps what was measured on a batch, arrays (b, …) by name."""
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
+        with complete_file(self.path(cell, batch)) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+
+    def read(self, cell: str, total: int, batch: int) -> dict[str, Tensor]:
+        """Reads a cell in the order of the faces.
+
+        Args:
+            cell: The cell's name.
+            total: Number of faces.
+            batch: Faces per batch.
+
+        Returns:
+            Arrays (total, …) by name; of a name that only some batches have, those that there are.
+
+        Raises:
+            FileNotFoundError: If a batch is missing.
+        """
+        parts: dict[str, list[Tensor]] = {}
+        for part in Processes().share(total, batch):
+            with np.load(self.path(cell, part), allow_pickle=False) as file:
+                for name in file.files:
+                    parts.setdefault(name, []).append(torch.from_numpy(file[name]))
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def note(self, name: str, value: float | None = None) -> float | None:
+        """Keeps a number by its name, or gives the one that was kept; None if there is none."""
+        path = self.folder / f"{name}.json"
+        if value is not None:
+            with complete_file(path) as partial:
+                partial.write_text(json.dumps(value), encoding="ascii")
+            return value
+        return float(json.loads(path.read_text(encoding="ascii"))) if path.is_file() else None
+
+    def clear(self) -> None:
+        """Takes the files away, once the results are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.parent.is_dir() and not any(self.parent.iterdir()):
+            self.parent.rmdir()

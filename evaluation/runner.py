@@ -1,0 +1,189 @@
+"""Runs every method in every condition on the same faces, batch by batch, and collects what the metrics say."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from search.consistency import make_consistent
+from torch import Tensor
+from tqdm import tqdm
+
+from data.reading import from_uint8, to_uint8
+from evaluation.cache import Cache, Processes
+from evaluation.figure import figure
+from evaluation.methods import Method
+from evaluation.metrics import MetricSuite, Values, attribute_rates, lr_psnr, summarize
+from evaluation.truth import Condition, TruthSet
+
+BATCH = 16
+FRECHET_FACES = 1000  # below, the covariance of the features is too uncertain
+TIMED_FACES, WARM_UP = 20, 3
+SLOW = 1.0  # seconds; a method that takes longer needs no more warming up
+TIMED_SECONDS = 20.0  # a slow method is timed on fewer faces
+SHOWN_FACES, SHOWN_SAMPLES = 8, 5
+PROJECTED = "+projection"  # ends the name of a row
+
+
+def project(images: Tensor, lr: Tensor) -> Tensor:
+    """Offers a method's samples the last step of the model.
+
+    Args:
+        images: Samples (B, k, 3, R, R), about [-1, 1].
+        lr: Inputs (B, 3, s, s) in [-1, 1].
+
+    Returns:
+        Samples of the same shape in [-1, 1] that downscale to the inputs.
+    """
+    flat, target = images.flatten(0, 1), lr.repeat_interleave(images.shape[1], dim=0)
+    for _ in range(8):
+        flat = make_consistent(flat, target).clamp(-1, 1)
+    return flat.view_as(images)
+
+
+@dataclass
+class Outcome:
+    """One row of the table in one condition.
+
+    Attributes:
+        means: Mean over faces by the name of the measure, see `evaluation.metrics.summarize`.
+        shown: Pictures (n, c, 3, R, R), uint8: the first samples of the first faces.
+        seconds: Median time for one face, one sample, batch 1.
+        faces: What was measured per face, by name, and its place among all faces, `index` (N,).
+    """
+
+    means: dict[str, Any]
+    shown: Tensor
+    seconds: float
+    faces: Values = field(repr=False, default_factory=dict)
+
+
+@dataclass
+class Runner:
+    """Lets methods run and measures them.
+
+    Attributes:
+        truth: The faces.
+        suite: Measures.
+        cache: Keeps what was measured.
+        processes: Those that share the work.
+        k: Samples per face to ask for.
+        seed: Of the samples and degradations.
+        recipes: What a method's samples depend on, by its name, see `evaluation.methods.recipe_hash`.
+        rows: Which rows a method has: "both", "without", or "only" with projection.
+    """
+
+    truth: TruthSet
+    suite: MetricSuite
+    cache: Cache
+    processes: Processes
+    k: int
+    seed: int
+    recipes: Mapping[str, str]
+    rows: str = "both"
+
+    def rows_of(self, name: str) -> list[str]:
+        """Names the rows of a method."""
+        return [name] * (self.rows != "only") + [name + PROJECTED] * (self.rows != "without")
+
+    def cell(self, row: str, condition: Condition) -> str:
+        """Names a row in a condition by all it depends on."""
+        return f"{condition.name}-{row}-{self.recipes[row.removesuffix(PROJECTED)][:16]}"
+
+    def run(self, name: str, method: Method, condition: Condition, progress: tqdm | None = None) -> None:
+        """Lets one method run on this process's share of the faces, but for what was done before.
+
+        Args:
+            name: Of the method.
+            method: The method.
+            condition: What it sees.
+            progress: A bar to move on by the number of faces.
+
+        Raises:
+            ValueError: If the method returns images of another shape, or not finite.
+        """
+        for part in self.processes.share(len(self.truth), BATCH):
+            wanted = [row for row in self.rows_of(name) if not self.cache.has(self.cell(row, condition), part)]
+            if wanted:
+                for row, values in self._measure(wanted, method, condition, part).items():
+                    self.cache.write(self.cell(row, condition), part, values)
+            if progress is not None:
+                progress.update(part.stop - part.start)
+
+    @torch.no_grad()
+    def _measure(self, rows: list[str], method: Method, condition: Condition, part: slice) -> dict[str, Values]:
+        """Lets a method upsample a batch once, and measures it as it is, projected, or both."""
+        truth, indices = self.truth.batch(part, self.suite.device)
+        lr, clean = condition.inputs(truth, self.seed, indices)
+        raw, nfe = method(lr, self.k, [self.face_seed(condition, int(i)) for i in indices])
+        measured = {}
+        for row in rows:
+            images = project(raw, lr) if row.endswith(PROJECTED) else raw
+            values = self.suite.measure(from_uint8(truth), images, lr)
+            values |= {"lr_psnr_clean": lr_psnr(images, clean).cpu(), "nfe": nfe.float().cpu(), "index": indices}
+            values["shown"] = to_uint8(images[indices < SHOWN_FACES, :SHOWN_SAMPLES]).cpu()
+            measured[row] = values
+        return measured
+
+    def face_seed(self, condition: Condition, index: int) -> int:
+        """The seed of a face's samples: it depends on nothing but the run's seed, the LR size and the face."""
+        return int(np.random.SeedSequence((self.seed, condition.lr_size, index)).generate_state(1)[0])
+
+    # ---------------------------------------------------------------- afterwards
+
+    def outcome(self, row: str, method: Method, condition: Condition) -> Outcome:
+        """Puts together what all processes measured of one row, and takes its time unless that was done before."""
+        values = self.cache.read(self.cell(row, condition), len(self.truth), BATCH)
+        shown = values.pop("shown")
+        means: dict[str, Any] = summarize(values) | {"nfe": float(values["nfe"].mean())}
+        means["lr_psnr_clean"] = float(values["lr_psnr_clean"].double().mean())
+        if len(self.truth) < FRECHET_FACES:
+            means = {name: value for name, value in means.items() if not name.endswith("d_vgg11")}
+        if self.suite.attributes is not None:
+            means["attributes"] = attribute_rates(values, self.suite.attributes.names)
+        return Outcome(means, shown, self._seconds(row, method, condition), values)
+
+    def _seconds(self, row: str, method: Method, condition: Condition) -> float:
+        """Gives the time for one face, as it was taken before, or takes it."""
+        name, size = row.removesuffix(PROJECTED), self.truth.faces.resolution
+        times = {f"seconds-{self.cell(name, condition)}": lambda lr: method(lr, 1, [0]).images}
+        if row != name:
+            blank = torch.zeros(1, 1, 3, size, size, device=self.suite.device)
+            times[f"seconds-{condition.name}{PROJECTED}"] = lambda lr: project(blank, lr)
+        for key, step in times.items():
+            if self.cache.note(key) is None:
+                self.cache.note(key, self.seconds(step, condition))
+        return sum(self.cache.note(key) or 0.0 for key in times)
+
+    @torch.no_grad()
+    def seconds(self, step: Callable[[Tensor], Tensor], condition: Condition) -> float:
+        """Takes the median time in seconds of a step from one LR face (1, 3, s, s) to images, after warming up."""
+        for _ in range(WARM_UP):
+            if self._time(step, condition, 0) > SLOW:
+                break
+        times: list[float] = []
+        for place in range(min(len(self.truth), TIMED_FACES)):
+            times.append(self._time(step, condition, place))
+            if sum(times) > TIMED_SECONDS:
+                break
+        return statistics.median(times)
+
+    def _time(self, step: Callable[[Tensor], Tensor], condition: Condition, place: int) -> float:
+        truth, indices = self.truth.batch(slice(place, place + 1), self.suite.device)
+        lr, _ = condition.inputs(truth, self.seed, indices)
+        start = time.perf_counter()
+        step(lr).cpu()  # waits for the device
+        return time.perf_counter() - start
+
+    def figure(self, condition: Condition, shown: Mapping[str, Tensor]) -> Image.Image:
+        """Plots the first faces beside what each row made of them, by title, see `Outcome.shown`."""
+        count = len(next(iter(shown.values())))
+        truth, indices = self.truth.batch(slice(0, count), self.suite.device)
+        lr, _ = condition.inputs(truth, self.seed, indices)
+        return figure(truth.cpu(), to_uint8(lr).cpu(), shown)

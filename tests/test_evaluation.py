@@ -1,0 +1,130 @@
+"""The parts of evaluation/ alone: cache, groups, methods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.operator import Downscale
+from evaluation import groups, methods
+from evaluation.cache import Cache, Processes
+from models.bundle import Bundle
+from models.encoder import Encoder
+from models.generator import Generator
+
+R = 32
+
+
+# --- cache ---
+
+
+def test_other_circumstances_never_share_a_cache(tmp_path) -> None:
+    one, other = (Cache(tmp_path, {"seed": seed}) for seed in (0, 1))
+    one.write("cell", slice(0, 2), {"x": torch.ones(2)})
+    assert one.has("cell", slice(0, 2)) and not other.has("cell", slice(0, 2)) and not one.has("cell", slice(0, 3))
+    assert torch.equal(one.read("cell", 2, 2)["x"], torch.ones(2))
+    with pytest.raises(FileNotFoundError):
+        other.read("cell", 2, 2)
+    assert one.note("seconds") is None and one.note("seconds", 0.5) == one.note("seconds") == 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_processes_share_all_faces(count: int) -> None:
+    parts = [list(Processes(rank, count).share(20, 3)) for rank in range(count)]
+    assert sorted(i for own in parts for part in own for i in range(part.start, part.stop)) == list(range(20))
+
+
+# --- groups ---
+
+
+def test_wilson_intervals_are_those_of_the_textbook() -> None:
+    assert groups.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert groups.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_bootstrap_intervals_are_those_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    low, high = groups.bootstrap_interval(values)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.02)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert groups.bootstrap_interval(values[:1]) == (values[0], values[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "message"),
+    [("file,a\n00.png,1\n", "b", "columns b"), ("x,a\n0,1\n", "a", "file"), ("file,a\nother.png,1\n", "a", "none")],
+)
+def test_tables_that_do_not_fit(tmp_path, text, column, message) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        groups.read_grouping(f"{tmp_path / 't.csv'}:{column}", ["00.png"])
+
+
+# --- methods ---
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Bundle:
+    torch.manual_seed(0)
+    generator = Generator(R, channels=(8, 8, 8, 8), z_dim=8, w_dim=8, mapping_layers=2).eval()
+    encoder = Encoder(R, generator.num_ws, 8, backbone="test_resnet", width=8).eval()
+    encoder.latents.fit(generator, samples=500)
+    return Bundle("tiny", R, (4, R), {}, "00", generator, encoder, torch.device("cpu"))
+
+
+class Pixels(torch.nn.Module):
+    def features(self, images):
+        return (images,)
+
+    def distance(self, a, b):
+        return (a[0] - b[0]).square().flatten(1).mean(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "most"),
+    [
+        ("wplus-adam", 1, 10),
+        ("brgm", 1, 10),
+        ("pulse", 1, 10),
+        ("mm-pulse", 2, 10),
+        ("amortized+search", 2, 18),
+        ("amortized", 2, 1),
+        ("amortized-no-refine", 2, 1),
+    ],
+)
+def test_methods_are_reproducible_and_count_generator_calls(name, samples, most, tiny, monkeypatch) -> None:
+    monkeypatch.setattr("search.candidates._lpips", lambda device: Pixels())
+    short = {key: replace(plan, steps=3) for key, plan in methods.SEARCHES.items()}
+    monkeypatch.setattr(methods, "SEARCHES", short)
+    method = methods.make_method(name, tiny, search=2)
+    # A face that can be matched: on the way to one that cannot, second-order steps enlarge rounding a thousandfold.
+    with torch.no_grad():
+        face = tiny.generator(torch.randn(1, 8, generator=torch.Generator().manual_seed(0)))
+    lr = Downscale(8)(face.clamp(-1, 1)).repeat(3, 1, 1, 1)
+    output = method(lr, 2, [5, 6, 5])
+    assert output.images.shape == (3, samples, 3, R, R) and output.nfe.shape == (3, samples)
+    assert torch.allclose(output.images[0], output.images[2], atol=1e-4)
+    assert 1 <= output.nfe.min() and output.nfe.max() <= most
+    if name in ("pulse", "mm-pulse"):
+        assert not torch.allclose(output.images[0], output.images[1], atol=1e-2)  # seeds of their own
+
+
+def test_recipes_name_what_samples_depend_on(tiny) -> None:
+    def hashes(bundle: Bundle, search: int = 10) -> dict[str, str]:
+        names = ("bicubic", "mean", "pulse", "amortized", "amortized+search", "other")
+        return {name: methods.recipe_hash(name, bundle, search) for name in names}
+
+    now, trained, longer = hashes(tiny), hashes(replace(tiny, hash="01")), hashes(tiny, search=20)
+    assert {name for name in now if now[name] != trained[name]} == {"amortized", "amortized+search", "other"}
+    assert {name for name in now if now[name] != longer[name]} == {"amortized+search"}
+    other = Generator(R, channels=(8, 8, 8, 8), z_dim=8, w_dim=8, mapping_layers=2)
+    redrawn = hashes(replace(tiny, generator=other))
+    assert {name for name in now if now[name] != redrawn[name]} == {"mean", "pulse"}  # its hash would differ as well
+
+
+def test_rls_without_a_flow_says_how_to_get_one(tiny: Bundle) -> None:
+    with pytest.raises(ValueError, match="load it from one"):
+        methods.make_method("rls", tiny, 1)

@@ -1,0 +1,104 @@
+"""The processes of a training: those that a launcher started are the trainer's, or the run is refused.
+
+torchrun and SLURM start the processes themselves. A trainer that is set up for one device would then train the same run
+as many times as there are processes, all into one folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+# Where launchers say how many processes they started: torchrun, SLURM, Open MPI, MPICH, LSF.
+COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
+
+
+class Launch(NamedTuple):
+    """What a launcher started.
+
+    Attributes:
+        launcher: Its name.
+        per_node: Processes on each machine.
+        nodes: Machines.
+    """
+
+    launcher: str
+    per_node: int
+    nodes: int
+
+
+def find_launch(environment: Mapping[str, str]) -> Launch | None:
+    """Reads from the environment whether torchrun or SLURM started this process, and how many.
+
+    Args:
+        environment: `os.environ`.
+
+    Returns:
+        What was started; None otherwise.
+
+    Raises:
+        ValueError: If SLURM is to start several processes and did not.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        world, per_node = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+        return Launch("torchrun", per_node, world // per_node)
+    tasks = _slurm_tasks(environment)
+    if tasks > 1 and "SLURM_STEP_ID" not in environment:
+        raise ValueError(
+            f"Expected srun to start the processes that SLURM_NTASKS={tasks} speaks of; put srun before the command, "
+            "or unset SLURM_NTASKS."
+        )
+    nodes = int(environment.get("SLURM_NNODES", "1"))
+    return Launch("SLURM", tasks // nodes, nodes) if tasks > 1 else None
+
+
+def follow_launch(trainer: Any, launch: Launch | None) -> None:
+    """Sets a trainer up for the processes that a launcher started, and batch normalisation for the device.
+
+    Args:
+        trainer: Arguments of `lightning.Trainer`; changed in place.
+        launch: From `find_launch`.
+
+    Raises:
+        ValueError: If the arguments ask for another number of devices.
+    """
+    if launch is not None:
+        asked = trainer.get("devices", "auto")
+        number = len(asked) if isinstance(asked, list) else asked
+        if str(number) not in ("auto", "-1", str(launch.per_node)):
+            raise ValueError(
+                f"Expected trainer.devices {launch.per_node}, as {launch.launcher} started so many processes on this "
+                f"machine, got {asked}; set --trainer.devices auto, or start fewer."
+            )
+        trainer["devices"] = asked if isinstance(asked, list) else launch.per_node
+        trainer["num_nodes"] = launch.nodes
+    on_gpu = torch.cuda.is_available() and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    trainer["sync_batchnorm"] = bool(trainer.get("sync_batchnorm")) and on_gpu  # it exists for CUDA alone
+
+
+def check_followed(world_size: int, environment: Mapping[str, str]) -> None:
+    """Refuses a trainer that knows nothing of processes that were started beside this one.
+
+    Args:
+        world_size: The trainer's.
+        environment: `os.environ`.
+
+    Raises:
+        ValueError: If a launcher started more processes.
+    """
+    for name in COUNTS:
+        count = _slurm_tasks(environment) if name == "SLURM_NTASKS" else int(environment.get(name) or 1)
+        if count > 1 and count != world_size:
+            raise ValueError(
+                f"Expected a training on {world_size} process{'es' * (world_size > 1)}, but {name}={count}: every "
+                f"process would train the same run. Start it by torchrun --nproc-per-node {count} train.py …, or "
+                f"unset {name}."
+            )
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Counts the tasks of a SLURM job; an interactive shell starts its programs itself."""
+    interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return 1 if interactive else int(environment.get("SLURM_NTASKS") or 1)
