@@ -47,8 +47,7 @@ import models.encoder  # noqa: E402
 import models.pretrained  # noqa: E402
 import models.propulse  # noqa: E402
 import models.psp_variant  # noqa: E402
-import pipeline.torch_backend  # noqa: E402
-import search.candidates  # noqa: E402, F401
+import pipeline.torch_backend  # noqa: E402, F401
 
 
 def generator(path_or_name: str = "celeba64", device: torch.device | str = "cpu") -> Generator:
