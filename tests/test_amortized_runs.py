@@ -50,7 +50,7 @@ def test_exact_resume_and_bundle(folder, monkeypatch) -> None:
     run(after, "killed")  # goes on from step 2
     assert before.losses == whole.losses[:3] and after.losses == whole.losses[2:]
 
-    ends = [torch.load(folder / name / "last.ckpt", weights_only=False) for name in ("whole", "killed")]
+    ends = [torch.load(folder / name / "checkpoints" / "last.ckpt", weights_only=False) for name in ("whole", "killed")]
     states = [end["state_dict"] for end in ends]
     assert {name.split(".")[0] for name in states[0]} == {"encoder", "encoder_ema", "discriminator"}
     torch.testing.assert_close(*states, rtol=0, atol=0)
@@ -120,16 +120,14 @@ def test_two_processes_are_one_with_the_double_batch(folder) -> None:
         recipe = {
             "model": {
                 "class_path": "test_amortized_runs.Same",
-                "init_args": {**settings, "export_to": f"bundle{devices}", "bundle_info": NOTES},
+                "init_args": {**settings, "export_to": "bundle", "bundle_info": NOTES},
             },
             "data": {"class_path": "data.datamodule.FaceData", "init_args": {**faces, "batch_size": 8 // devices}},
             "trainer": {
                 "accelerator": "cpu", "devices": devices, "strategy": strategy, "max_steps": 4, "max_epochs": -1,
                 "enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0,
-                "val_check_interval": 1, "check_val_every_n_epoch": 2, "enable_checkpointing": False,
-                "callbacks": [{"class_path": f"{name}", "init_args": {}} for name in (
-                    "test_amortized_runs.Keep", "training.guard.NonFiniteGuard",
-                )],
+                "val_check_interval": 1, "check_val_every_n_epoch": 2, "default_root_dir": f"run{devices}",
+                "callbacks": {"class_path": "test_amortized_runs.Keep", "init_args": {}},
             },
         }  # fmt: skip
         (folder / f"{devices}.yaml").write_text(yaml.safe_dump(recipe))
@@ -144,5 +142,5 @@ def test_two_processes_are_one_with_the_double_batch(folder) -> None:
     start = load_bundle(folder / "old").encoder.state_dict()
     moved = max(float((alone[f"encoder.{name}"] - tensor).abs().max()) for name, tensor in start.items())
     assert moved > 1e-3
-    codes = [load_bundle(folder / f"bundle{devices}").encode(torch.zeros(1, 3, 8, 8)).ws for devices in (1, 2)]
+    codes = [load_bundle(folder / f"run{devices}" / "bundle").encode(torch.zeros(1, 3, 8, 8)).ws for devices in (1, 2)]
     torch.testing.assert_close(*codes, rtol=1e-3, atol=1e-3)

@@ -55,7 +55,8 @@ def test_exact_resume_and_bundle(folder, monkeypatch, model) -> None:
         train(folder, monkeypatch, before, "killed", 4, **model)
     train(folder, monkeypatch, after, "killed", 4, **model)  # goes on from step 2
     assert before.losses == whole.losses[:3] and after.losses == whole.losses[2:]
-    states = [torch.load(folder / run / "last.ckpt", weights_only=False)["state_dict"] for run in ("whole", "killed")]
+    ends = [folder / run / "checkpoints" / "last.ckpt" for run in ("whole", "killed")]
+    states = [torch.load(path, weights_only=False)["state_dict"] for path in ends]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert {name.split(".")[0] for name in states[0]} == {"encoder", "encoder_ema"}
     bundle = load_bundle(folder / "bundle")

@@ -25,7 +25,7 @@ MODULES = ("data.samples", "models.checkpoints", "export.onnx", "export.run")
 
 def test_every_file_that_is_named_exists():
     named = set(re.findall(r"\]\((?!http)([^)#]+)\)", README)) | set(re.findall(r"`([\w/]+(?:\.py|/))`", README))
-    made = {"out/", "out/face/", "demo/", "runs/", "exported/", "results/", "build/web/"}  # by commands
+    made = {"datasets/", "out/", "out/face/", "demo/", "runs/", "exported/", "results/", "build/web/"}  # by commands
     missing = sorted(name for name in named - made if not (ROOT / name).exists())
     assert len(named) > 5 and not missing
 
