@@ -75,8 +75,8 @@ from data.command import (
     warn_of_crop,
     write_overview,
 )
+from data.image_io import centre_square, find_images, from_uint8, read_image, to_uint8
 from data.operator import Downscale, downscaling_error
-from data.reading import find_images, from_uint8, read_image, square, to_uint8
 from data.report import (
     MAX_K,
     check_free,
@@ -302,9 +302,10 @@ def _low_resolution(path: Path, lr_sizes: tuple[int, int], downscale: int | None
     Returns:
         The face (3, s, s), and the width and height of the picture.
     """
-    image = read_image(path)
+    image = torch.from_numpy(read_image(path))
     height, width = image.shape[-2:]
-    image, _ = square(image)
+    rows, columns = centre_square(height, width)
+    image = image[:, rows, columns].contiguous()
     check_size(width, height, lr_sizes, downscale)
     warn_of_crop(path, width, height)
     if downscale is not None:

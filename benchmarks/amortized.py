@@ -26,8 +26,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.faces import Faces
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
-from data.reading import from_uint8, to_uint8
 from models.bundle import DEFAULT_BUNDLE, PRECISIONS, Bundle, load_bundle
 from search.candidates import Plan, find_candidates
 from search.loop import draw

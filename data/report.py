@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data.picture_files import write_pixels
+from data.image_io import write_image
 from data.pictures import face_sheet
 from data.taps import EPSILON
 
@@ -82,9 +82,9 @@ def write_face(folder: Path, lr: ArrayLike, images: ArrayLike, ws: ArrayLike, re
         report: From `make_report`.
     """
     lr, images, ws = _as_array(lr), _as_array(images), _as_array(ws)
-    write_pixels(lr, folder / "input.png")
+    write_image(lr, folder / "input.png")
     for i, image in enumerate(images, start=1):
-        write_pixels(image, folder / f"{i}.png")
+        write_image(image, folder / f"{i}.png")
     errors = [candidate["downscaling_error"] for candidate in report["candidates"]]
     face_sheet(lr, images, errors).save(folder / "grid.png")
     np.savez(folder / "latents.npz", ws=ws.astype(np.float32))

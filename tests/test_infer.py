@@ -20,9 +20,9 @@ from PIL import Image
 
 import evaluate
 import infer
+from data.image_io import from_uint8, read_image, to_uint8
 from data.operator import Downscale, downscaling_error
 from data.pictures import disagreement, face_sheet, heat, overview
-from data.reading import from_uint8, read_image, to_uint8
 from data.report import FORMAT, folder_names
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle, save_bundle
 from models.checkpoints import sha256_of
@@ -104,12 +104,12 @@ def test_good_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys:
     width, height = Image.open(path).size
     size = min(width, height)
     assert (report["input"], report["input_size"], report["lr_size"]) == (path.name, [width, height], size)
-    lr = read_image(folder / "input.png")
-    original = read_image(path)
+    lr = torch.from_numpy(read_image(folder / "input.png"))
+    original = torch.from_numpy(read_image(path))
     top, left = ((side - size) // 2 for side in original.shape[-2:])
     assert torch.equal(to_uint8(lr), to_uint8(original[:, top : top + size, left : left + size]))
     for candidate in report["candidates"]:
-        face = read_image(folder / candidate["file"])
+        face = torch.from_numpy(read_image(folder / candidate["file"]))
         assert face.shape == (3, 32, 32)
         error = float(((Downscale(size)(face[None])[0] - lr) / 2).square().mean())
         assert candidate["downscaling_error"] == pytest.approx(error, rel=1e-4)
@@ -130,7 +130,7 @@ def test_report_and_latents(run: Callable[..., int], bundle: Path, tmp_path: Pat
     ws = np.load(folder / "latents.npz")["ws"]
     assert ws.shape == (3, 8, 32) and ws.dtype == np.float32
     drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
-    written = torch.stack([to_uint8(read_image(folder / f"{i}.png")) for i in (1, 2, 3)])
+    written = torch.stack([to_uint8(torch.from_numpy(read_image(folder / f"{i}.png"))) for i in (1, 2, 3)])
     assert torch.equal(drawn, written)
     assert not torch.equal(written[0], written[1]) and not torch.equal(written[1], written[2])
     assert set(json.loads((folder / "timing.json").read_text())) == {"read", "encode", "generate", "write"}
@@ -239,9 +239,9 @@ def test_downscale(run: Callable[..., int], tmp_path: Path, capsys: pytest.Captu
     small = picture(tmp_path / "small.png", 6, 6)
     assert run(photo, small, "--downscale", "8", "--k", "1") == 1
     assert f"{small}: 6 x 6 px cannot be downscaled to 8 px" in capsys.readouterr().err
-    middle = read_image(photo)[:, :, 6:54]
+    middle = torch.from_numpy(read_image(photo))[:, :, 6:54]
     expected = to_uint8(Downscale(8)(middle[None])[0])
-    assert torch.equal(to_uint8(read_image(tmp_path / "out" / "photo" / "input.png")), expected)
+    assert torch.equal(to_uint8(torch.from_numpy(read_image(tmp_path / "out" / "photo" / "input.png"))), expected)
     # The written low-resolution picture leads to the same faces by itself.
     assert run(tmp_path / "out" / "photo" / "input.png", "--k", "1", out="again") == 0
     for name in ("1.png", "latents.npz", "grid.png"):
@@ -275,8 +275,8 @@ def test_same_stem(run: Callable[..., int], tmp_path: Path) -> None:
     paths = [picture(tmp_path / "face.png", seed=1), picture(tmp_path / "other" / "face.png", seed=2)]
     assert run(*paths, "--k", "1") == 0
     for path, name in zip(paths, ["face", "face-2"], strict=True):
-        lr = read_image(tmp_path / "out" / name / "input.png")
-        assert torch.equal(lr, read_image(path))
+        lr = torch.from_numpy(read_image(tmp_path / "out" / name / "input.png"))
+        assert torch.equal(lr, torch.from_numpy(read_image(path)))
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_refined(run: Callable[..., int], bundle: Path, tmp_path: Path, capsys: 
         assert after["steps"] >= 1 and after["generator_passes"] <= PASSES_PER_STEP * 3 and not after["within_epsilon"]
     ws = np.load(tmp_path / "a" / "face" / "latents.npz")["ws"]
     drawn = to_uint8(load_bundle(bundle).generate(torch.from_numpy(ws)))
-    assert torch.equal(drawn[1], to_uint8(read_image(tmp_path / "a" / "face" / "2.png")))
+    assert torch.equal(drawn[1], to_uint8(torch.from_numpy(read_image(tmp_path / "a" / "face" / "2.png"))))
     assert "search" in json.loads((tmp_path / "a" / "face" / "timing.json").read_text())
 
 
@@ -594,7 +594,7 @@ def test_pulse(run: Callable[..., int], bundle: Path, tmp_path: Path) -> None:
     assert sorted(latents) == [f"noise_{i}" for i in range(7)] + ["ws"]
     noise = [torch.from_numpy(latents[f"noise_{i}"]) for i in range(7)]
     drawn = load_bundle(bundle).generator.synthesis(torch.from_numpy(latents["ws"]), noise=noise)
-    assert torch.equal(to_uint8(drawn.detach())[0], to_uint8(read_image(folder / "1.png")))
+    assert torch.equal(to_uint8(drawn.detach())[0], to_uint8(torch.from_numpy(read_image(folder / "1.png"))))
 
 
 @pytest.mark.parametrize("start", ["random", "mean"])
@@ -666,9 +666,9 @@ def test_shipped_bundle(tmp_path: Path) -> None:
     command = [sys.executable, "infer.py", "samples", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    inputs = {sample.stem: read_image(sample) for sample in samples}
+    inputs = {sample.stem: torch.from_numpy(read_image(sample)) for sample in samples}
     for name, own in inputs.items():
-        drawn = read_image(tmp_path / "out" / name / "1.png")[None]
+        drawn = torch.from_numpy(read_image(tmp_path / "out" / name / "1.png"))[None]
         operator = Downscale(own.shape[2])
         errors = {
             other: float(downscaling_error(drawn, lr[None], operator))
