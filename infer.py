@@ -59,7 +59,7 @@ from data.command import (
     warn_of_crop,
     write_overview,
 )
-from data.finding import find_images
+from data.image_io import find_images
 from data.report import check_free, complete_or_nothing, folder_names, make_report, write_face
 from pipeline.samples import Samples
 from pipeline.upsampler import RUNTIMES, Upsampler, batch_size

@@ -31,9 +31,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.faces import Faces
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
 from data.pictures import matrix_picture
-from data.reading import from_uint8, to_uint8
 from data.report import write_json
 from editing.boundaries import raw_direction, whitening_of
 from editing.boundary import FOLDER, Boundary, names_in, read_boundaries

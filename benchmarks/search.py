@@ -23,8 +23,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.faces import Faces
+from data.image_io import from_uint8, to_uint8
 from data.operator import EPSILON, Downscale
-from data.reading import from_uint8, to_uint8
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.determinism import use_deterministic_kernels
 from search.candidates import Plan, curvature_of, find_candidates, rows_at_once, start_codes

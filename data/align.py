@@ -16,6 +16,7 @@ at the end. A photo whose faces are there already is passed by, so an interrupte
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,9 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.command import OVERVIEW_ROWS, complain, reason_of, say
-from data.finding import find_images
 from data.framing import Square, cut_out, ffhq_square
-from data.picture_files import from_bytes, picture_of, read_pixels
+from data.image_io import find_images, from_uint8, read_bytes
 from data.pictures import overview
 from data.report import complete_file, folder_names
 
@@ -39,6 +39,14 @@ SHEET_TILE = 160  # px
 FURTHER_FACES = 6  # beside the first, on the sheet
 
 Finder = Callable[[Path, Image.Image], np.ndarray]
+
+# Where a point (x, y) of a photo that was turned by 90°, 180° and 270° counter-clockwise lies in the photo itself, of
+# which (right, bottom) is the last pixel.
+_TURNED_BACK: tuple[Callable[[Any, Any, int, int], tuple[Any, Any]], ...] = (
+    lambda x, y, right, bottom: (right - y, x),
+    lambda x, y, right, bottom: (right - x, bottom - y),
+    lambda x, y, right, bottom: (y, bottom - x),
+)
 
 
 class FaceFinder:
@@ -67,7 +75,7 @@ class FaceFinder:
         self._mtcnn: Any = MTCNN(keep_all=True, device=device)
 
     def __call__(self, path: Path, picture: Image.Image) -> np.ndarray:
-        """Finds the faces of a photo.
+        """Finds the faces of a photo; where there is none, also of the photo on its side and upside down.
 
         Args:
             path: Its file, which is not looked at.
@@ -76,10 +84,22 @@ class FaceFinder:
         Returns:
             Five points of each face (n, 5, 2), see `data.framing.ffhq_square`, by falling size.
         """
-        shorter = min(picture.size)
-        smallest = self.smallest or max(20, shorter // 20)
-        nothing = np.zeros((0, 5, 2))
-        if shorter <= smallest:
+        width, height = picture.size
+        for turn, back in enumerate((None, *_TURNED_BACK)):
+            points = self._find(picture if back is None else picture.rotate(90 * turn, expand=True))
+            if len(points):
+                x, y = points[..., 0], points[..., 1]
+                return points if back is None else np.stack(back(x, y, width - 1, height - 1), axis=-1)
+        return points
+
+    def smallest_in(self, picture: Image.Image) -> int:
+        """Gives the pixels of the smallest face that is searched for in a photo."""
+        return self.smallest or max(20, min(picture.size) // 20)
+
+    def _find(self, picture: Image.Image) -> np.ndarray:
+        """Finds upright faces."""
+        smallest, nothing = self.smallest_in(picture), np.zeros((0, 5, 2))
+        if min(picture.size) <= smallest:
             return nothing
         self._mtcnn.min_face_size = smallest
         try:
@@ -97,7 +117,8 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray]:
     """Reads lists such as CelebA's list_landmarks_align_celeba.txt: a name and ten numbers in each line.
 
     Args:
-        path: The file; lines of another form at its beginning are a header.
+        path: A text with blanks, or a table with commas, semicolons or tabs; lines of another form at its beginning are
+            a header. Names may hold blanks.
 
     Returns:
         Five points (5, 2) for each file name: left eye, right eye, nose, left and right corner of the mouth.
@@ -105,16 +126,23 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: If a line below the first points is something else, or there are no points at all.
     """
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text of names and points ({error}).") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    delimiter = next((mark for mark in ";\t," if lines and lines[-1].count(mark) >= 10), None)
+    rows = list(csv.reader(lines, delimiter=delimiter)) if delimiter else [line.rsplit(None, 10) for line in lines]
     landmarks: dict[str, np.ndarray] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        name, *values = line.split() or [""]
+    for line, row in zip(lines, rows, strict=False):
+        name, *values = [cell.strip() for cell in row]
         try:
-            if len(values) != 10:
-                raise ValueError
-            landmarks[name] = np.array(values, np.float64).reshape(5, 2)
+            numbers = np.array([cell.replace(",", ".") for cell in values], np.float64)
+            landmarks[name] = numbers.reshape(5, 2)
         except ValueError:
-            if name and landmarks:
-                raise ValueError(f"{path}: expected a name and ten numbers in line {number}: {line[:60]!r}.") from None
+            if landmarks:
+                raise ValueError(f"{path}: expected a name and ten numbers, got the line {line[:60]!r}.") from None
     if not landmarks:
         raise ValueError(f"{path}: no line holds a name and ten numbers, the five points of a face.")
     return landmarks
@@ -152,13 +180,17 @@ def align(path: Path, task: Task) -> tuple[Image.Image, list[tuple[Square, Image
     Raises:
         ValueError: If the photo cannot be read, or shows no face, or none that is large enough.
     """
-    picture = picture_of(read_pixels(path))
+    picture = Image.fromarray(read_bytes(path))
     try:
         points = task.find(path, picture)
     except RuntimeError as error:  # what torch says of anything, such as too little memory
         raise ValueError(f"the search for faces failed ({reason_of(error)}); use a smaller picture") from error
     if not len(points):
-        raise ValueError("no face found; a frontal one of at least 20 px is needed, --min-face searches for smaller")
+        smallest = getattr(task.find, "smallest_in", lambda picture: 20)(picture)
+        raise ValueError(
+            f"no face found in any of four turns; a frontal one of at least {smallest} px from eyebrows to chin is "
+            "needed, --min-face searches for smaller"
+        )
     squares = sorted((ffhq_square(face) for face in points), key=lambda square: -square.side)
     large = [square for square in squares if square.side >= task.smallest_square]
     if not large:
@@ -213,7 +245,7 @@ def _row(name: str, photo: Image.Image, faces: Sequence[Image.Image]) -> tuple[s
     tile = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
     tile.paste(small, ((SHEET_TILE - small.width) // 2, (SHEET_TILE - small.height) // 2))
     shown = [face.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS) for face in faces[: 1 + FURTHER_FACES]]
-    arrays = [from_bytes(np.asarray(image).transpose(2, 0, 1)) for image in (tile, *shown)]
+    arrays = [from_uint8(np.asarray(image).transpose(2, 0, 1)) for image in (tile, *shown)]
     return name, arrays[0], np.stack(arrays[1:])
 
 
@@ -295,9 +327,15 @@ def _finder(args: argparse.Namespace) -> Finder:
     landmarks = read_landmarks(args.landmarks)
 
     def look_up(path: Path, picture: Image.Image) -> np.ndarray:
-        if path.name not in landmarks:
+        points = landmarks.get(path.name)
+        if points is None:
             raise ValueError(f"{args.landmarks} has no line for it")
-        return landmarks[path.name][None]
+        if not ((points >= -0.5) & (points <= np.array(picture.size) - 0.5)).all():
+            raise ValueError(
+                f"{args.landmarks} gives points outside its {picture.width} x {picture.height} px: {points.tolist()}; "
+                "they are in pixels of the picture as it is shown, x before y"
+            )
+        return points[None]
 
     return look_up
 

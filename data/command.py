@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from data.picture_files import centre_square, from_bytes, read_pixels, to_bytes
+from data.image_io import centre_square, from_uint8, read_image, to_uint8
 from data.pictures import is_overview, overview, save_overview
 from data.report import complete_file
 from data.taps import resize
@@ -105,14 +105,14 @@ def low_resolution(path: Path | str, lr_sizes: tuple[int, int], downscale: int |
     Raises:
         ValueError: If the picture cannot be read, or is too small or too large.
     """
-    image = read_pixels(path)
+    image = read_image(path)
     height, width = image.shape[-2:]
     rows, columns = centre_square(height, width)
     image = image[:, rows, columns]
     check_size(width, height, lr_sizes, downscale)
     if downscale is not None:
         image = resize(image, downscale)
-    return LowResolution(from_bytes(to_bytes(image)), (width, height))
+    return LowResolution(from_uint8(to_uint8(image)), (width, height))
 
 
 def write_overview(faces: Sequence[Face], out: Path, overwrite: bool) -> bool:

@@ -105,16 +105,17 @@ class FaceData(LightningDataModule):
         """Opens the datasets that the stage needs."""
         h = self.hparams
         if stage == "fit":
-            self.train_faces = Faces(
-                h.train, h.resolution, h.train_limit, int(h.cache_gib * 2**30), h.num_workers > 0, h.split, "train"
-            )
+            self.train_faces = Faces(h.train, h.resolution, h.train_limit, part="train", **self._options())
             if len(self.train_faces) < h.batch_size:
                 raise ValueError(
                     f"Expected {h.batch_size} training faces or more, a batch, got {len(self.train_faces)}."
                 )
-        self.val_faces = Faces(
-            h.val, h.resolution, h.val_limit, int(h.cache_gib * 2**30), h.num_workers > 0, h.split, h.val_part
-        )
+        self.val_faces = Faces(h.val, h.resolution, h.val_limit, part=h.val_part, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        h = self.hparams
+        shared, cache = h.num_workers > 0, int(h.cache_gib * 2**30)
+        return {"cache_bytes": cache, "shared": shared, "split": h.split, "replace_broken": True}
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Gives batches of uint8 (B, 3, R, R), from where an interrupted epoch stopped."""

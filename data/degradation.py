@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.reading import from_uint8, to_uint8
+from data.image_io import from_uint8, to_uint8
 
 BLUR_FRAME = 1024  # px; the width of face that the length of a motion blur is given for
 JPEG_QUALITY = 75  # what Pillow and libjpeg take where nothing is said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import warnings
@@ -18,29 +19,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.archive import Member, read_directory, read_member
+from data.image_io import IMAGE_SUFFIXES, UnreadableImage, from_uint8, read_bytes
 from data.packed import PackedFaces
-from data.reading import from_uint8
 from data.shared_memory import ADVICE, SHARED_MEMORY, free_shared_memory
 from data.splits import MAPPING, PARTS, check_sizes, split_names
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 # Of CelebAMask-HQ, which has 400,000 of them beside its 30,000 faces: the folder, and the names where it was renamed.
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"
 MASK = re.compile(
     r"\d{5}_(skin|nose|mouth|cloth|hair|hat|eye_g|ear_r|neck|neck_l|[lr]_(brow|eye|ear)|[ul]_lip)\.png", re.IGNORECASE
 )
-# What reading a picture may raise: Pillow tells of broken PNGs by SyntaxError, and of giant pictures by its own error;
 # zipfile tells of encrypted members and unknown compressions by RuntimeError, of broken ones by the three others.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    Image.DecompressionBombError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-)
+_UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
 def data_folders() -> list[Path]:
@@ -70,7 +62,7 @@ def find_data(name: str | Path) -> Path:
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(
-        f"Expected faces at {name}: a zip or a folder of square pictures (PNG, JPEG, WebP), not found. "
+        f"Expected faces at {name}: a zip or a folder of square pictures, not found. "
         f"Put it into {ROOT / 'datasets'}, or name its folder in AMORTIZED_PULSE_DATA. "
         "CelebA comes from its authors (search: 'Large-scale CelebFaces Attributes (CelebA) Dataset'), for "
         "non-commercial research; CelebA-HQ is made from it. Crop the faces as FFHQ does."
@@ -79,7 +71,9 @@ def find_data(name: str | Path) -> Path:
 
 def _is_picture(name: str) -> bool:
     path = Path(name)
-    return path.suffix.lower() in SUFFIXES and not any(part[0] == "." or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(
+        part[0] == "." or part == "__MACOSX" for part in path.parts
+    )
 
 
 def _is_no_mask(name: str) -> bool:
@@ -171,6 +165,8 @@ class Faces(Dataset[Tensor]):
         split: Use one part alone, "celeba", "celebahq", "ffhq" or a folder of lists, see `data.splits.split_names`;
             None for all pictures. A standard split that is not complete is used with a warning.
         part: Which part: "train", "val" or "test".
+        replace_broken: Give the next picture in the place of one that cannot be read, which is named in the log; an
+            error comes once that is more than half of them. False raises it at once.
 
     Raises:
         FileNotFoundError: If the source does not exist, or a text that the split needs.
@@ -186,7 +182,9 @@ class Faces(Dataset[Tensor]):
         shared: bool = False,
         split: str | None = None,
         part: str = "train",
+        replace_broken: bool = False,
     ) -> None:
+        self.replace_broken = replace_broken
         self.contents = Contents(source)
         self.source = self.contents.source
         self.resolution = resolution
@@ -194,10 +192,13 @@ class Faces(Dataset[Tensor]):
         if self._packed and self._packed.resolution != resolution:
             raise ValueError(f"{self.source} is packed at {self._packed.resolution} px; pack it at {resolution} px.")
         if not names:
-            raise ValueError(f"Expected pictures ({', '.join(sorted(SUFFIXES))}) in {self.source}, found none.")
+            raise ValueError(f"Expected pictures ({', '.join(IMAGE_SUFFIXES)}) in {self.source}, found none.")
         if split is not None:
             names = self._part(names, split, part)
         self.names = names[:limit]
+        self._broken = torch.zeros(len(self.names), dtype=torch.bool)
+        if shared and replace_broken:
+            self._broken.share_memory_()  # so that all workers count together
         shape = (len(self.names), 3, resolution, resolution)
         needed = int(np.prod(shape))
         self._cache: Tensor | None = None
@@ -234,6 +235,40 @@ class Faces(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """Gives picture `index` as uint8 (3, R, R)."""
+        return self.load(index)[1]
+
+    def load(self, index: int) -> tuple[int, Tensor]:
+        """Gives a picture, or where broken ones are replaced the next that can be read.
+
+        Args:
+            index: Which picture.
+
+        Returns:
+            The index of the one that is given, and the picture, uint8 (3, R, R).
+
+        Raises:
+            ValueError: If it cannot be read and must not be replaced, or most pictures cannot be read.
+        """
+        while True:
+            if not self._broken[index]:
+                try:
+                    return index, self._face(index)
+                except ValueError as error:
+                    if not self.replace_broken:
+                        raise
+                    self._note_broken(index, error)
+            index = (index + 1) % len(self)
+
+    def _note_broken(self, index: int, error: ValueError) -> None:
+        self._broken[index] = True
+        count = int(self._broken.sum())
+        if 2 * count > len(self):
+            raise ValueError(
+                f"{self.source}: {count} of {len(self)} pictures cannot be read, which are most; the last: {error}"
+            ) from error
+        _log.warning("%s Skipped, another takes its place; %d of %d so far.", error, count, len(self))
+
+    def _face(self, index: int) -> Tensor:
         if self._cache is None:
             return self._decode(index)
         if not self._cached[index]:
@@ -257,10 +292,10 @@ class Faces(Dataset[Tensor]):
         if self._packed:
             return torch.from_numpy(self._packed[name])
         try:
-            with Image.open(self.contents.open(name)) as file:
-                image = file.convert("RGB")
-        except UNREADABLE as error:
-            raise ValueError(f"{self.source}: {name} cannot be read as a picture ({error}); remove it.") from error
+            file = self.contents.open(name)
+        except _UNREADABLE as error:
+            raise UnreadableImage(f"{self.source}: {name}: cannot be read ({error}); remove it.") from error
+        image = Image.fromarray(read_bytes(file, f"{self.source}: {name}"))
         if image.width != image.height:
             raise ValueError(f"{self.source}: expected square pictures, {name} has {image.width}x{image.height} px.")
         if image.width != self.resolution:

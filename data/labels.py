@@ -149,13 +149,14 @@ class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
         """Gives the faces of a batch."""
-        faces = [self.faces[i] for i in indices]
+        loaded = [self.faces.load(i) for i in indices]
+        faces = [face for _, face in loaded]
         if self._transform is not None:
             # Albumentations keeps to small seeds; the batch's faces come in another order in every epoch.
             sequence = np.random.SeedSequence([self.seed, *indices])
             self._transform.set_random_seed(int(sequence.generate_state(1)[0]))
             faces = [self._augmented(face) for face in faces]
-        return [(face, self.labels[i]) for face, i in zip(faces, indices, strict=True)]
+        return [(face, self.labels[i]) for face, (i, _) in zip(faces, loaded, strict=True)]
 
     def _augmented(self, face: Tensor) -> Tensor:
         assert self._transform is not None

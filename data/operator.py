@@ -73,7 +73,7 @@ def _check_square(images: Tensor) -> None:
     if images.ndim != 4:
         raise ValueError(f"Expected images (B, C, H, W), got shape {tuple(images.shape)}; batch one with image[None].")
     if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"Expected square images, got {tuple(images.shape[-2:])}; crop with data.reading.square.")
+        raise ValueError(f"Expected square images, got {tuple(images.shape[-2:])}; crop them.")
 
 
 class Downscale(nn.Module):

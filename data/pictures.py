@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from data.picture_files import picture_of
+from data.image_io import to_picture
 
 TILE = 160  # px; the least that a tile of a sheet measures
 COLUMNS = 8
@@ -185,7 +185,7 @@ def _side(images: np.ndarray) -> int:
 
 
 def _tile(image: np.ndarray, side: int, resampling: Image.Resampling) -> Image.Image:
-    return _enlarge(picture_of(image), side, resampling)
+    return _enlarge(to_picture(image), side, resampling)
 
 
 def _enlarge(picture: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data.picture_files import write_pixels
+from data.image_io import write_image
 from data.pictures import face_sheet
 
 FORMAT = "amortized-pulse/report/2"
@@ -79,10 +79,10 @@ def write_face(
         save: What to write besides: "images", "grid", "latents".
     """
     lr, images, ws = _as_array(lr), _as_array(images), _as_array(ws)
-    write_pixels(lr, folder / "input.png")
+    write_image(lr, folder / "input.png")
     if "images" in save:
         for i, image in enumerate(images, start=1):
-            write_pixels(image, folder / f"{i}.png")
+            write_image(image, folder / f"{i}.png")
     if "grid" in save:
         captions = [f"{i}: {row['lr_psnr']:.0f} dB" for i, row in enumerate(report["samples"], start=1)]
         face_sheet(lr, images, captions).save(folder / "grid.png")

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.image_io import write_image
 from data.operator import Downscale
-from data.reading import write_png
 from models import Generator, load_generator
 from models.bundle import DEFAULT_BUNDLE
 from models.pretrained import ROOT
@@ -52,7 +52,7 @@ def draw(generator: Generator, out: Path) -> None:
         z = np.random.default_rng(seed).standard_normal((1, generator.z_dim), dtype=np.float32)
         with torch.no_grad():
             face = generator(torch.from_numpy(z), truncation_psi=0.7).clamp(-1, 1)
-        write_png(Downscale(size)(face)[0], out / f"face-{i}-{size}px.png")
+        write_image(Downscale(size)(face)[0], out / f"face-{i}-{size}px.png")
 
 
 if __name__ == "__main__":

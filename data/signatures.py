@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 AGAIN = "download the file itself"
-_PICTURES = ("a picture", "expected weights")
 
 # First bytes, what such a file is, and what to do.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -27,9 +26,6 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89hdf", "an HDF5 file, as Keras writes", "save the weights from PyTorch with torch.save(G.state_dict(), …)"),
     (b"\x93numpy", "a NumPy array", "save a generator's tensors by name with torch.save(G.state_dict(), …)"),
     (b"%pdf", "a PDF document", "convert its picture to PNG or JPEG"),
-    (b"\xff\xd8\xff", *_PICTURES),
-    (b"\x89png", *_PICTURES),
-    (b"gif8", *_PICTURES),
     (b"#!", "a script", AGAIN),
 )
 # The brand at byte 8 of the containers that begin with an `ftyp` box.
@@ -79,6 +75,8 @@ def describe_bytes(head: bytes, name: str = "") -> str | None:
 
 
 def describe_file(path: Path) -> str | None:
-    """Names a file on disk; see `describe_bytes`."""
+    """Names a file on disk that should hold weights; see `describe_bytes`."""
     with open(path, "rb") as file:
-        return describe_bytes(file.read(512), path.name)
+        head = file.read(512)
+    picture = head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")) or head[8:12] == b"WEBP"
+    return "a picture; expected weights" if picture else describe_bytes(head, path.name)

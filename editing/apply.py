@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from data.command import Face, complain, line_of, reason_of, say, until_interrupted, write_overview
+from data.image_io import from_uint8, read_image, to_uint8
 from data.operator import Downscale, downscaling_error
-from data.reading import from_uint8, read_image, to_uint8
 from data.report import MAX_K, complete_or_nothing, folder_names, make_report, write_face, write_json
 from editing.boundary import FOLDER
 from editing.command import (
@@ -195,7 +195,7 @@ def _input_of(
     """The low-resolution face that the codes were found for; else the first candidate's own downscaled picture."""
     given = path.parent / "input.png"
     if path.name == LATENTS and given.is_file():
-        lr = read_image(given)
+        lr = torch.from_numpy(read_image(given))
         if lr.shape[-1] == lr.shape[-2] <= resolution:
             return lr
     if not 1 <= lr_size <= resolution:

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
-from data.reading import from_uint8, to_uint8
 from editing.choosing import STRENGTH, rarer_side
 from editing.fitting import Hyperplane, Whitening
 from editing.names import attribute_of, synonyms_of

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from data.faces import Faces
+from data.image_io import IMAGE_SUFFIXES, from_uint8, read_image
 from data.operator import Downscale
-from data.reading import IMAGE_SUFFIXES, from_uint8, read_image
 from evaluation.metrics import MetricSuite, Values, eight_bit, summarize
 
 INPUT = "input.png"
@@ -85,7 +85,7 @@ def _read(paths: list[Path], k: int, size: int) -> Tensor:
     """Reads the samples (k, 3, R, R) of one face."""
     if len(paths) != k:
         raise ValueError(f"Expected {k} samples of each face, found {len(paths)} in {paths[0].parent}.")
-    images = [read_image(path) for path in paths]
+    images = [torch.from_numpy(read_image(path)) for path in paths]
     for path, image in zip(paths, images, strict=True):
         if image.shape != (3, size, size):
             raise ValueError(f"Expected samples of {size} x {size} px, {path} has {image.shape[2]} x {image.shape[1]}.")
@@ -98,4 +98,4 @@ def _read_input(path: Path, face: Tensor, lr_size: int | None) -> Tensor:
         return eight_bit(Downscale(lr_size)(face[None]))[0]
     if not path.is_file():
         raise FileNotFoundError(f"Expected the input of a face at {path}, found none; name its size with --lr.")
-    return read_image(path)
+    return torch.from_numpy(read_image(path))

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
-from data.reading import from_uint8, to_uint8
 from evaluation.features import EdgeFace, VGG11Features
 from evaluation.frechet import frechet_distance, kernel_distance
 from losses.perceptual import LPIPS

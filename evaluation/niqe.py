@@ -30,8 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.faces import Faces
+from data.image_io import from_uint8
 from data.operator import Downscale
-from data.reading import from_uint8
 from data.report import complete_file
 
 BLOCK = 96  # px

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from data.degradation import find_degradation
-from data.reading import MIN_SIDE
+from data.image_io import MIN_SIDE
 from data.splits import add_split_options
 from evaluation.methods import DEFAULT_METHODS, METHODS
 from evaluation.truth import GENERATED

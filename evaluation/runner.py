@@ -15,7 +15,7 @@ from search.consistency import make_consistent
 from torch import Tensor
 from tqdm import tqdm
 
-from data.reading import from_uint8, to_uint8
+from data.image_io import from_uint8, to_uint8
 from evaluation.cache import Cache, Processes
 from evaluation.figure import figure
 from evaluation.methods import Method

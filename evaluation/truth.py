@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from data.degradation import DEGRADATIONS, Degradation, face_rngs
 from data.faces import Faces
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
-from data.reading import from_uint8, to_uint8
 from models.bundle import Bundle
 
 GENERATED = "generated"

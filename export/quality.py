@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.faces import Faces
-from data.picture_files import from_bytes, to_bytes
+from data.image_io import from_uint8, to_uint8
 from data.taps import downscaling_errors, resize
 from export.passes import feedback_inputs, take_passes
 from export.session import Models
@@ -214,7 +214,7 @@ def _drawn(bundle: Bundle, count: int, rng: np.random.Generator) -> Tensor:
 
 
 def _low_resolution(faces: np.ndarray, size: int) -> np.ndarray:
-    return from_bytes(to_bytes(resize(faces, size)))
+    return from_uint8(to_uint8(resize(faces, size)))
 
 
 def _judge(results: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, Any]:

@@ -47,8 +47,7 @@ from data.command import (
     warn_of_crop,
     write_overview,
 )
-from data.finding import find_images
-from data.picture_files import from_bytes, to_bytes
+from data.image_io import find_images, from_uint8, to_uint8
 from data.report import MAX_K, check_free, complete_or_nothing, folder_names, make_report, write_face, write_json
 from data.taps import downscaling_errors, resize
 from editing.boundary import FOLDER, apply_edits
@@ -185,7 +184,7 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
     before, editing = ws, args.editing
     ws = apply_edits(before, editing.edits)
     encoded = time.perf_counter()
-    images = from_bytes(to_bytes(models.generate(ws)))  # (k, 3, R, R), as they are written
+    images = from_uint8(to_uint8(models.generate(ws)))  # (k, 3, R, R), as they are written
     generated = time.perf_counter()
     errors = downscaling_errors(images, lr).tolist()
     notes = {

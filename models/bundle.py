@@ -117,7 +117,7 @@ class Bundle:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
             raise ValueError(
                 f"Expected floating-point faces (B, 3, s, s) in [-1, 1], got {lr.dtype} {tuple(lr.shape)}; "
-                "read them with data.reading.read_image and crop with data.reading.square."
+                "read them with data.image_io.read_image and crop with data.image_io.centre_square."
             )
         if not smallest <= lr.shape[-1] <= largest:
             raise ValueError(

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from data.image_io import to_uint8
 from data.operator import Downscale
-from data.reading import to_uint8
 from search.loop import Step
 
 FRAMES = 60  # at most, with the first and the last one

@@ -23,8 +23,8 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from data.image_io import from_uint8, to_uint8
 from data.operator import downscaling_error
-from data.reading import from_uint8, to_uint8
 from search.forward_mode import dual_level
 from search.side_by_side import one_by_one, side_by_side
 

@@ -14,6 +14,9 @@ from data import align
 from data.align import FaceFinder, main, read_landmarks
 from data.framing import Square, cut_out, ffhq_square
 
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the example files are not on this machine")
+
 # A face upright in a photo: eyes 60 px apart, the mouth 54 px below them.
 UPRIGHT = np.array([[70.0, 100.0], [130.0, 100.0], [101.0, 130.0], [80.0, 154.0], [120.0, 154.0]])
 
@@ -278,6 +281,60 @@ def test_other_lists_are_refused(tmp_path, text) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"list\.txt.*ten numbers"):
         read_landmarks(path)
+
+
+NUMBERS = [f"{value:g}" for value in UPRIGHT.ravel()]
+TABLES = {
+    "Kaggle": "image_id,lefteye_x,lefteye_y\na b.png," + ",".join(NUMBERS) + "\n",
+    "blanks": "a b.png  " + "   ".join(NUMBERS) + "\n\n",
+    "quoted": '"a b.png",' + ",".join(f'"{n}"' for n in NUMBERS) + "\r\n",
+    "semicolons": "a b.png;" + ";".join(n.replace(".", ",") + ",0" for n in NUMBERS) + "\n",
+    "tabs": "a b.png\t" + "\t".join(NUMBERS) + "\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_of_other_forms_are_read(tmp_path, kind, encoding) -> None:
+    (tmp_path / "list").write_bytes(TABLES[kind].encode(encoding))
+    found = read_landmarks(tmp_path / "list")
+    assert found.keys() == {"a b.png"} and np.array_equal(found["a b.png"], UPRIGHT)
+
+
+@needs_cases
+@pytest.mark.parametrize(("file", "name"), [("landmarks.csv", "a.png"), ("landmarks_blank.txt", "a b.png")])
+def test_the_cases_are_read(file, name) -> None:
+    points = read_landmarks(CASES / file)[name]
+    assert points.tolist() == [[5, 6], [11, 6], [8, 8], [6, 11], [10, 11]]
+
+
+@pytest.mark.parametrize("point", [(1e9, 5), (-3, 5), (5, 260), (np.nan, 5)])
+def test_points_outside_the_picture_are_refused(photos, tmp_path, point, capsys) -> None:
+    points = UPRIGHT.copy()
+    points[3] = point
+    (tmp_path / "list").write_text(line("a.png", points))
+    call = [str(photos / "a.png"), "--out", str(tmp_path / "out"), "--landmarks", str(tmp_path / "list")]
+    assert main(call) == 1
+    assert "points outside its 200 x 260 px" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_faces_are_found_in_every_turn(turn) -> None:
+    """With a finder that sees faces only where the mouth is below the eyes, and knows the place of this one."""
+    upright = photo_of_waves()
+    photo = upright.rotate(90 * turn, expand=True)
+
+    class Stub(FaceFinder):
+        def __init__(self) -> None:
+            self.smallest = None
+
+        def _find(self, picture):
+            same = picture.size == upright.size and np.array_equal(np.asarray(picture), np.asarray(upright))
+            return UPRIGHT[None] if same else np.zeros((0, 5, 2))
+
+    (points,) = Stub()(Path("a.png"), photo)
+    face, expected = (cut_out(*args, 64) for args in ((photo, ffhq_square(points)), (upright, ffhq_square(UPRIGHT))))
+    np.testing.assert_allclose(np.asarray(face, float), np.asarray(expected, float), atol=2)
 
 
 @pytest.mark.parametrize("arguments", [["--size", "0"], ["--confidence", "1.5"], ["--min-face", "-1"]])

@@ -22,8 +22,8 @@ from data.degradation import (
     line_kernel,
     random_degradation,
 )
+from data.image_io import to_uint8
 from data.operator import Downscale
-from data.reading import to_uint8
 
 SEED = 5
 

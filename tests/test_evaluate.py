@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import evaluate
 from data.faces import Faces
+from data.image_io import from_uint8, to_uint8, write_image
 from data.operator import Downscale, upscale_bicubic
-from data.reading import from_uint8, to_uint8, write_png
 from evaluation import cache, figure, methods, metrics, options, runner
 from evaluation.methods import Output
 
@@ -314,8 +314,8 @@ def write_samples(folder: Path, out: Path, k: int) -> None:
     for path, truth in zip(sorted(folder.iterdir()), from_uint8(truths(folder)), strict=True):
         (out / path.stem).mkdir(parents=True)
         for i in range(1, k + 1):
-            write_png(truth + 0.02 * i, out / path.stem / f"{i}.png")
-        write_png(Downscale(8)(truth[None])[0], out / path.stem / "input.png")
+            write_image(truth + 0.02 * i, out / path.stem / f"{i}.png")
+        write_image(Downscale(8)(truth[None])[0], out / path.stem / "input.png")
 
 
 def test_folders_are_measured_like_methods(folder, tmp_path, enter) -> None:
@@ -341,7 +341,7 @@ def test_folders_are_measured_like_methods(folder, tmp_path, enter) -> None:
         (lambda out: [path.unlink() for path in (out / "03").iterdir()], "samples of 03"),
         (lambda out: (out / "03" / "2.png").unlink(), "3 samples"),
         (lambda out: (out / "03" / "input.png").unlink(), "--lr"),
-        (lambda out: write_png(torch.zeros(3, 8, 8), out / "03" / "1.png"), "32 x 32"),
+        (lambda out: write_image(torch.zeros(3, 8, 8), out / "03" / "1.png"), "32 x 32"),
     ],
 )
 def test_folders_that_do_not_fit(folder, tmp_path, capsys, spoil, message) -> None:

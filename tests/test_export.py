@@ -19,9 +19,8 @@ from PIL import Image
 import export.onnx
 import export.run
 import infer
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale, downscaling_error
-from data.picture_files import from_bytes, to_bytes
-from data.reading import from_uint8, to_uint8
 from data.taps import downscaling_errors, resize
 from export.graphs import describe
 from export.metadata import ENCODER, FORMAT, GENERATOR, REPORT, from_props, to_props
@@ -375,9 +374,9 @@ def test_providers_by_name() -> None:
 def test_arrays_as_tensors() -> None:
     """What is written for arrays agrees with what is written for tensors."""
     levels = torch.linspace(-1.2, 1.2, 3 * 40 * 40).reshape(1, 3, 40, 40)
-    assert np.array_equal(to_bytes(levels.numpy()), to_uint8(levels).numpy())
+    assert np.array_equal(to_uint8(levels.numpy()), to_uint8(levels).numpy())
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert np.array_equal(from_bytes(every.numpy()), from_uint8(every).numpy())
+    assert np.array_equal(from_uint8(every.numpy()), from_uint8(every).numpy())
     for size in (7, 10, 40):
         lr = Downscale(size)(levels)
         np.testing.assert_allclose(resize(levels.numpy(), size), lr.numpy(), atol=1e-6)
@@ -385,8 +384,8 @@ def test_arrays_as_tensors() -> None:
         wanted = downscaling_error(faces, lr, Downscale(size))
         np.testing.assert_allclose(downscaling_errors(faces.numpy(), lr[0].numpy()), wanted, rtol=1e-5)
     with pytest.raises(ValueError, match="floating-point"):
-        to_bytes(np.zeros((3, 4, 4), np.uint8))
+        to_uint8(np.zeros((3, 4, 4), np.uint8))
     with pytest.raises(ValueError, match="uint8"):
-        from_bytes(np.zeros((3, 4, 4), np.float32))
+        from_uint8(np.zeros((3, 4, 4), np.float32))
     with pytest.raises(ValueError, match="square"):
         resize(np.zeros((3, 4, 5), np.float32), 4)

@@ -18,6 +18,8 @@ from data.pack import main as pack_main
 from data.shared_memory import affordable_workers
 
 COUNT = 7
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the example files are not on this machine")
 
 
 def picture(seed: int, width: int = 20, height: int = 20) -> Image.Image:
@@ -207,9 +209,29 @@ def test_picture_that_is_not_square_is_named(tmp_path) -> None:
 @pytest.mark.parametrize("content", [b"garbage", encoded(picture(1))[:200]])
 def test_corrupt_picture_is_named(tmp_path, content) -> None:
     path = write_zip(tmp_path / "f.zip", {"good.png": encoded(picture(0)), "zz_bad.png": content})
-    with pytest.raises(ValueError, match=r"zz_bad\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"zz_bad\.png: (not a picture|truncated)"):
         Faces(path, 20)[1]
     assert Faces(path, 20)[0].shape == (3, 20, 20)
+
+
+@needs_cases
+def test_one_broken_picture_never_ends_a_training(caplog) -> None:
+    source = CASES / "one_cut_off.zip"
+    faces, strict = Faces(source, 16, replace_broken=True, shared=True), Faces(source, 16)
+    with pytest.raises(ValueError, match=r"one_cut_off\.zip: 06\.png: truncated"):
+        strict[6]
+    given = torch.cat([*DataLoader(faces, 5), *DataLoader(faces, 5)])
+    others = [i if i != 6 else 7 for i in range(12)] * 2
+    assert torch.equal(given, torch.stack([strict[i] for i in others]))
+    assert caplog.text.count("06.png") == 1 and "1 of 12 so far" in caplog.text and faces.load(6)[0] == 7
+
+
+def test_a_data_set_of_broken_pictures_is_refused(tmp_path, caplog) -> None:
+    members = {f"{i}.png": encoded(picture(i)) if i < 2 else b"broken" for i in range(5)}
+    faces = Faces(write_zip(tmp_path / "f.zip", members), 20, replace_broken=True)
+    with pytest.raises(ValueError, match="3 of 5 pictures cannot be read, which are most"):
+        faces[2]
+    assert len(caplog.records) == 2
 
 
 def test_damaged_zip_member_is_named(tmp_path) -> None:
@@ -217,7 +239,7 @@ def test_damaged_zip_member_is_named(tmp_path) -> None:
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF  # the checksum no longer fits
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"face\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"face\.png: cannot be read"):
         Faces(path, 20)[0]
 
 
@@ -227,7 +249,7 @@ def test_encrypted_zip_member_is_named(tmp_path) -> None:
     content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory, which zipfile goes by
     content[6] |= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"face\.png cannot be read.*encrypted"):
+    with pytest.raises(ValueError, match=r"face\.png: cannot be read.*encrypted"):
         Faces(path, 20)[0]
 
 
@@ -238,13 +260,13 @@ def test_broken_compression_is_named(tmp_path) -> None:
     content = bytearray(path.read_bytes())
     content[38] = 0xFF  # the first byte of the deflated stream: a block of a kind that does not exist
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"face\.png cannot be read.*decompressing"):
+    with pytest.raises(ValueError, match=r"face\.png: cannot be read.*decompressing"):
         Faces(path, 20)[0]
 
 
 def test_giant_picture_is_named(archive, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"a/00\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"a/00\.png.*megapixels"):
         Faces(archive, 20)[0]
 
 

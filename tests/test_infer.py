@@ -19,10 +19,9 @@ import torch
 from PIL import Image
 
 import infer
+from data.image_io import from_uint8, read_image, to_uint8
 from data.operator import Downscale
-from data.picture_files import read_pixels
 from data.pictures import disagreement, face_sheet, heat, overview
-from data.reading import from_uint8, read_image, to_uint8
 from data.report import FORMAT, folder_names
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.checkpoints import sha256_of
@@ -32,7 +31,7 @@ from pipeline.torch_backend import TorchBackend
 RNG = np.random.default_rng(0)
 ROOT = Path(infer.__file__).parent
 LOADS = "pipeline.torch_backend.load_bundle"
-READS = "data.command.read_pixels"
+READS = "data.command.read_image"
 
 
 @pytest.fixture
@@ -92,8 +91,8 @@ def test_good_inputs(kind: str, run: Callable[..., int], tmp_path: Path, capsys:
     width, height = Image.open(path).size
     size = min(width, height)
     assert (report["input"], report["input_size"], report["lr_size"]) == (path.name, [width, height], size)
-    lr = read_image(folder / "input.png")
-    original = read_image(path)
+    lr = torch.from_numpy(read_image(folder / "input.png"))
+    original = torch.from_numpy(read_image(path))
     top, left = ((side - size) // 2 for side in original.shape[-2:])
     assert torch.equal(to_uint8(lr), to_uint8(original[:, top : top + size, left : left + size]))
     for sample in report["samples"]:
@@ -257,9 +256,9 @@ def test_downscale(run: Callable[..., int], tmp_path: Path, capsys: pytest.Captu
     small = picture(tmp_path / "small.png", 6, 6)
     assert run(photo, small, "--downscale", "8", "--k", "1") == 1
     assert f"{small}: 6 x 6 px cannot be downscaled to 8 px" in capsys.readouterr().err
-    middle = read_image(photo)[:, :, 6:54]
+    middle = torch.from_numpy(read_image(photo))[:, :, 6:54]
     expected = to_uint8(Downscale(8)(middle[None])[0])
-    assert torch.equal(to_uint8(read_image(tmp_path / "out" / "photo" / "input.png")), expected)
+    assert torch.equal(to_uint8(torch.from_numpy(read_image(tmp_path / "out" / "photo" / "input.png"))), expected)
     # The written low-resolution picture leads to the same faces by itself.
     assert run(tmp_path / "out" / "photo" / "input.png", "--k", "1", out="again") == 0
     for name in ("1.png", "latents.npz", "grid.png"):
@@ -300,8 +299,8 @@ def test_same_stem(run: Callable[..., int], tmp_path: Path) -> None:
     paths = [picture(tmp_path / "face.png", seed=1), picture(tmp_path / "other" / "face.png", seed=2)]
     assert run(*paths, "--k", "1") == 0
     for path, name in zip(paths, ["face", "face-2"], strict=True):
-        lr = read_image(tmp_path / "out" / name / "input.png")
-        assert torch.equal(lr, read_image(path))
+        lr = torch.from_numpy(read_image(tmp_path / "out" / name / "input.png"))
+        assert torch.equal(lr, torch.from_numpy(read_image(path)))
 
 
 @pytest.mark.parametrize(
@@ -435,7 +434,7 @@ def test_one_bad_face_never_stops_the_others(
     def reads(path: Path) -> np.ndarray:
         if path.name == "bad.png":
             raise error
-        return read_pixels(path)
+        return read_image(path)
 
     monkeypatch.setattr(READS, reads)
     assert run(picture(tmp_path / "bad.png"), picture(tmp_path / "good.png"), "--k", "1") == 1
@@ -447,7 +446,7 @@ def test_one_bad_face_never_stops_the_others(
 def test_one_face_that_fails_in_a_batch_never_stops_the_others(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    bad = read_pixels(picture(tmp_path / "bad.png", seed=5))
+    bad = read_image(picture(tmp_path / "bad.png", seed=5))
     sample = TorchBackend.sample
 
     def stumbles(self: TorchBackend, lr: np.ndarray, *arguments: object) -> object:
@@ -479,7 +478,7 @@ def test_interrupted(
     def reads(path: Path) -> np.ndarray:
         if path.name == "b.png":
             raise KeyboardInterrupt
-        return read_pixels(path)
+        return read_image(path)
 
     monkeypatch.setattr(READS, reads)
     faces = [picture(tmp_path / name) for name in ("a.png", "b.png")]

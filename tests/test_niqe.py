@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from data.reading import from_uint8
+from data.image_io import from_uint8
 from evaluation import niqe
 from evaluation.niqe import Pristine, block_features, fit_generalised_gaussian, normalise_locally
 

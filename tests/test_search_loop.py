@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale, downscaling_error
-from data.reading import from_uint8, to_uint8
 from models import banded
 from models.generator import Generator
 from search.loop import Codes, Found, Optimiser, Point, Problem, Rows, Step, search

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.picture_files import from_bytes, to_bytes
+from data.image_io import from_uint8, to_uint8
 from data.pictures import disagreement, heat
 from data.taps import downscaling_errors, resize, resize_weights
 from editing.boundary import Boundary, apply_edits, write_boundary
@@ -99,7 +99,7 @@ def test_resize_bytes(band: int) -> None:
         f"((top, rows) => Uint8ClampedArray.from({pixels.ravel().tolist()}).subarray(top*{4 * n}, (top+rows)*{4 * n}))"
     )
     (found,) = node(("taps.js", "resizeBytes", [{"source": source}, n, size, band]))
-    wanted = resize(from_bytes(pixels[..., :3].transpose(2, 0, 1)), size)
+    wanted = resize(from_uint8(pixels[..., :3].transpose(2, 0, 1)), size)
     np.testing.assert_allclose(np.reshape(found, (3, size, size)), wanted, atol=2e-6)
 
 
@@ -146,14 +146,14 @@ def test_bytes() -> None:
     values = np.concatenate([np.arange(-1.1, 1.1, 0.0007), np.arange(512) / 255 - 1]).astype(np.float32)
     calls = [("pixels.js", "toByte", [float(value)]) for value in values]
     found = node(*calls, *(("pixels.js", "fromByte", [byte]) for byte in range(256)))
-    assert found[: len(values)] == to_bytes(values[None, None])[0, 0].tolist()
-    assert np.array_equal(np.float32(found[len(values) :]), from_bytes(np.arange(256, dtype=np.uint8)))
+    assert found[: len(values)] == to_uint8(values[None, None])[0, 0].tolist()
+    assert np.array_equal(np.float32(found[len(values) :]), from_uint8(np.arange(256, dtype=np.uint8)))
     image = np.random.default_rng(0).uniform(-1.2, 1.2, (3, 8, 8)).astype(np.float32)
     (drawn,) = node(("pixels.js", "imageOf", [floats(image), 8]))
     drawn = np.reshape(drawn, (8, 8, 4))
-    assert np.array_equal(drawn[..., :3].transpose(2, 0, 1), to_bytes(image)) and (drawn[..., 3] == 255).all()
+    assert np.array_equal(drawn[..., :3].transpose(2, 0, 1), to_uint8(image)) and (drawn[..., 3] == 255).all()
     (back,) = node(("pixels.js", "planesOf", [drawn.ravel().tolist(), 8]))
-    assert np.array_equal(np.reshape(np.float32(back), image.shape), from_bytes(to_bytes(image)))
+    assert np.array_equal(np.reshape(np.float32(back), image.shape), from_uint8(to_uint8(image)))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])

@@ -22,7 +22,7 @@ from chromium import Browser, find_chromium, pixels, serve
 from PIL import Image
 
 import export.run
-from data.picture_files import from_bytes, picture_of, to_bytes
+from data.image_io import from_uint8, to_picture, to_uint8
 from data.taps import resize
 from editing.boundary import Boundary, apply_edits
 from export.page import EDITS, EDITS_FORMAT
@@ -130,7 +130,7 @@ def photo(path: Path, width: int = 210, height: int = 160) -> Path:
     y, x = np.mgrid[:height, :width] / 160
     planes = np.stack([np.sin(9 * x * y), np.cos(7 * x), (x + y > 1) - 0.5]) / 1.5
     planes += np.random.default_rng(0).normal(0, 0.1, planes.shape)
-    picture_of(planes.astype(np.float32)).save(path)
+    to_picture(planes.astype(np.float32)).save(path)
     return path
 
 
@@ -184,8 +184,8 @@ def test_crop_by_keyboard(page: Browser, tmp_path: Path) -> None:
     finished(page, done)
     n, x, y = map(int, re.findall(r"\d+", page.evaluate("document.getElementById('box').getAttribute('aria-label')")))
     assert n < 160 and x > (210 - n) // 2 and y < (160 - n) // 2
-    planes = from_bytes(np.array(Image.open(path)).transpose(2, 0, 1))[:, y : y + n, x : x + n]
-    wanted = to_bytes(resize(planes, 16)).transpose(1, 2, 0).astype(int)
+    planes = from_uint8(np.array(Image.open(path)).transpose(2, 0, 1))[:, y : y + n, x : x + n]
+    wanted = to_uint8(resize(planes, 16)).transpose(1, 2, 0).astype(int)
     assert np.abs(picture(page, "#lr") - wanted).max() <= 1
     assert not np.array_equal(candidate(page, 0), before)
 
@@ -239,9 +239,9 @@ def test_slider_edits_as_python_does(page: Browser, models: Models, edits: list[
     before = [candidate(page, i) for i in range(4)]
     slide(page, "[name=smile]", 2)
     slide(page, "[name=blond-hair]", -1.5)
-    lr = from_bytes(np.array(Image.open(path)).transpose(2, 0, 1))
+    lr = from_uint8(np.array(Image.open(path)).transpose(2, 0, 1))
     ws = apply_edits(models.encode(lr[None], 1)[0], [(edits[0], 2), (edits[1], -1.5)])
-    wanted = to_bytes(models.generate(ws))[0].transpose(1, 2, 0).astype(int)
+    wanted = to_uint8(models.generate(ws))[0].transpose(1, 2, 0).astype(int)
     assert np.abs(candidate(page, 0) - wanted).max() <= CLOSE
     assert all(np.abs(candidate(page, i) - before[i]).max() > 10 * CLOSE for i in range(4))
     act(page, "document.getElementById('reset').click()")

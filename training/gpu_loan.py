@@ -1,0 +1,228 @@
+"""Trains the generator on a GPU that is lent for minutes, and brings everything back in small files.
+
+On the machine at home, pack the faces and the newest state; both are files of at most 16 MB:
+    python -m training.gpu_loan pack-faces --data celeba128_train.zip --out .gpu/faces
+    python -m training.gpu_loan pack-state --checkpoint runs/stylegan2_128/checkpoints/last.ckpt --out .gpu/state
+On the GPU, where they have been copied to, part by part if need be; without a state the recipe starts afresh:
+    python -m training.gpu_loan train --faces .gpu/faces --state .gpu/state --minutes 8 --out OUT
+At home again, where `train.py fit` goes on from it:
+    python -m training.gpu_loan unpack-state --state OUT --out runs/stylegan2_128/checkpoints/last.ckpt
+
+The GPU needs torch, torchvision, lightning, safetensors, Pillow and PyYAML, and nothing from the network: SqueezeNet's
+weights are looked for as always (`$TORCH_HOME`, `models.pretrained`). The state is also written while the training
+runs, so that little is lost if the loan ends early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import zipfile
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
+
+from data.datamodule import FaceData
+from data.faces import Contents
+from data.files import atomic_write
+from training.guard import NonFiniteGuard
+from training.state_parts import NOTES, PART_BYTES, read_parts, write_parts
+from training.stylegan2 import StyleGAN2Training
+
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_128.yaml"
+
+
+def pack_faces(source: str, folder: Path) -> list[Path]:
+    """Copies the pictures of a zip or a folder, as they are, into zips of at most 16 MB.
+
+    Args:
+        source: See `data.faces.find_data`.
+        folder: Where to.
+
+    Returns:
+        The zips.
+    """
+    contents = Contents(source)
+    paths: list[Path] = []
+    pictures = []
+    for name in contents.pictures:
+        file = contents.open(name)
+        pictures.append((name, file.read_bytes() if isinstance(file, Path) else file.getvalue()))
+    while pictures:
+        size, count = 0, 0
+        while count < len(pictures) and size + len(pictures[count][1]) + 400 < PART_BYTES:
+            size += len(pictures[count][1]) + 400  # of the zip's own
+            count += 1
+        paths.append(folder / f"faces{len(paths):02d}.zip")
+        with atomic_write(paths[-1]) as partial, zipfile.ZipFile(partial, "w") as archive:
+            for name, content in pictures[:count]:
+                archive.writestr(name, content)
+        pictures = pictures[count:]
+    return paths
+
+
+def unpack_faces(folder: Path) -> Path:
+    """Puts the pictures of all zips in a folder into one folder within it."""
+    target = folder / "all"
+    for path in sorted(folder.glob("faces*.zip")):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(target)
+    return target
+
+
+class Report(Callback):
+    """Prints the speed and the losses, and writes the state, every so many seconds.
+
+    Args:
+        out: Where to write the state.
+        print_seconds: Between two lines.
+        save_seconds: Between two states.
+    """
+
+    def __init__(self, out: Path, print_seconds: float = 10, save_seconds: float = 120) -> None:
+        self.out = out
+        self.print_seconds = print_seconds
+        self.save_seconds = save_seconds
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clocks."""
+        self._start = self._printed = self._saved = time.monotonic()
+        self._images = self._first = int(pl_module.images_seen)  # type: ignore[arg-type]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Prints and saves where it is time to."""
+        now = time.monotonic()
+        if now - self._printed >= self.print_seconds:
+            images = int(pl_module.images_seen)
+            losses = {n: float(v) for n, v in sorted(trainer.callback_metrics.items()) if "loss" in n or "logits" in n}
+            line = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in losses.items())
+            speed = (images - self._images) / (now - self._printed)
+            print(f"{now - self._start:.0f} s, {images} images, {speed:.1f} images/s, {line}", flush=True)
+            self._printed, self._images = now, images
+        # Not when the training has ended: Lightning would take the epoch for ended too.
+        last = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+        if last or now - self._saved >= self.save_seconds:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Prints what was done."""
+        seconds, images = time.monotonic() - self._start, int(pl_module.images_seen) - self._first
+        print(f"{images} images in {seconds:.0f} s, {images / seconds:.1f} images/s; the state is in {self.out}")
+
+    def _save(self, trainer: Trainer) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "state.ckpt"
+            trainer.save_checkpoint(path)
+            write_parts(torch.load(path, map_location="cpu", weights_only=False), self.out)
+        self._saved = time.monotonic()
+
+
+def train(
+    faces: Path,
+    state: Path,
+    out: Path,
+    recipe: str | Path = RECIPE,
+    minutes: float = 8,
+    steps: int = -1,
+    batch: int | None = None,
+    workers: int = 0,
+    model: dict[str, Any] | None = None,
+) -> None:
+    """Trains for some time, from the state if there is one.
+
+    Args:
+        faces: Folder of what `pack_faces` wrote.
+        state: Folder of what `write_parts` wrote; without it the recipe starts afresh.
+        out: Where to write the state.
+        recipe: A recipe of `StyleGAN2Training`.
+        minutes: How long to train, from the first step on.
+        steps: Stop at this step of the run; -1 for no limit.
+        batch: Faces per step; the recipe's if None.
+        workers: Processes that decode faces.
+        model: Arguments of `StyleGAN2Training` that replace the recipe's.
+    """
+    settings = yaml.safe_load(Path(recipe).read_text())
+    seed_everything(settings["seed_everything"])
+    torch.set_float32_matmul_precision("high")
+    own: dict[str, Any] = {"export_to": None, "seed": settings["seed_everything"]}
+    if torch.cuda.is_available():
+        own["micro_batches"] = 1  # parts are for the cache of a CPU
+    module = StyleGAN2Training(**{**settings["model"]["init_args"], **own, **(model or {})})
+    pictures = str(unpack_faces(faces))
+    batch = batch or settings["data"]["init_args"]["batch_size"]
+    data = FaceData(
+        pictures, pictures, module.hparams["resolution"], batch, workers, val_limit=1, seed=settings["seed_everything"]
+    )
+    trainer = Trainer(
+        accelerator="auto", devices=1, precision=settings["trainer"]["precision"], max_epochs=-1, max_steps=steps,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0, log_every_n_steps=10,
+        callbacks=[Timer(timedelta(minutes=minutes)), NonFiniteGuard(), Report(out)],
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        start = Path(folder) / "start.ckpt" if (state / NOTES).is_file() else None
+        if start is not None:
+            torch.save(read_parts(state), start)
+        trainer.fit(module, data, ckpt_path=start, weights_only=False)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describes the command line."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    result = argparse.ArgumentParser(
+        "python -m training.gpu_loan",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = result.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("pack-faces", help="faces into zips of at most 16 MB")
+    command.add_argument("--data", default="celeba128_train.zip", help="a zip or a folder (default: %(default)s)")
+    command.add_argument("--out", type=Path, required=True)
+    command = commands.add_parser("pack-state", help="a checkpoint into files of at most 16 MB")
+    command.add_argument("--checkpoint", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True)
+    command = commands.add_parser("unpack-state", help="a checkpoint from such files")
+    command.add_argument("--state", type=Path, required=True)
+    command.add_argument("--out", type=Path, required=True, help="the checkpoint")
+    command = commands.add_parser("train", help="train for some minutes")
+    command.add_argument("--faces", type=Path, required=True, help="folder of the packed faces")
+    command.add_argument("--state", type=Path, required=True, help="folder of the packed state, if there is one")
+    command.add_argument("--out", type=Path, required=True, help="where the new state goes")
+    command.add_argument("--recipe", type=Path, default=RECIPE)
+    command.add_argument("--minutes", type=float, default=8)
+    command.add_argument("--steps", type=int, default=-1, help="stop at this step of the run")
+    command.add_argument("--batch", type=int, help="faces per step (default: the recipe's)")
+    command.add_argument("--workers", type=int, default=0, help="processes that decode faces")
+    command.add_argument("--model", type=yaml.safe_load, help='replaces arguments of the recipe: "{compile: false}"')
+    return result
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Arguments in place of those of the process.
+    """
+    given = vars(parser().parse_args(args))
+    command = given.pop("command")
+    if command == "train":
+        train(**given)
+    elif command == "pack-faces":
+        print(*pack_faces(given["data"], given["out"]), sep="\n")
+    elif command == "pack-state":
+        checkpoint = torch.load(given["checkpoint"], map_location="cpu", weights_only=False, mmap=True)
+        print(*write_parts(checkpoint, given["out"]), sep="\n")
+    else:
+        with atomic_write(given["out"]) as partial:
+            torch.save(read_parts(given["state"]), partial)
+
+
+if __name__ == "__main__":
+    main()
