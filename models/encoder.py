@@ -159,25 +159,37 @@ class DetailHead(nn.Module):
 
 
 class NoiseEstimator(nn.Module):
-    """Guesses the standard deviation of the noise in LR faces of any size, from local differences.
+    """Guesses the standard deviation of the noise in LR faces of any size from their second differences.
+
+    Noise is as strong in second differences as in the picture, faces are weak there, and weaker still in differences of
+    colours (Immerkær 1996, "Fast Noise Variance Estimation", has the first filter). A small network weighs how strong
+    each filter answers in each colour.
 
     Args:
-        width: Channels.
+        width: Width of the network.
     """
 
-    def __init__(self, width: int = 32) -> None:
+    filters: Tensor
+    colours: Tensor
+
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
-        self.convs = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()
+        second, flat = torch.tensor([1.0, -2.0, 1.0]), torch.tensor([0.0, 1.0, 0.0])
+        pairs = ((second, second), (second, flat), (flat, second))
+        bank = torch.stack([torch.outer(a, b) / torch.outer(a, b).norm() for a, b in pairs])
+        self.register_buffer("filters", bank[:, None], persistent=False)  # (3, 1, 3, 3)
+        colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])
+        self.register_buffer("colours", F.normalize(colours), persistent=False)  # brightness and two differences
+        self.layers = nn.Sequential(
+            nn.Linear(19, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
         )
-        self.head = nn.Sequential(nn.Linear(2 * width + 1, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, lr: Tensor, octave: Tensor) -> Tensor:
         """Maps LR faces (B, 3, s, s) and `EncoderBase.octave` of their size (B,) to log(1 + σ), σ in grey levels."""
-        x = self.convs(lr)
-        energy = (x.square().mean(dim=(2, 3)) + 1e-6).log()  # noise is told by its share, at every strength
-        pooled = torch.cat([x.mean(dim=(2, 3)), energy, octave[:, None].to(x.dtype)], dim=1)
-        return self.head(pooled)[:, 0].float()
+        x = (self.colours.to(lr) @ lr.flatten(2)).unflatten(2, lr.shape[2:]) * 127.5
+        x = F.conv2d(x.flatten(0, 1)[:, None], self.filters.to(lr)).unflatten(0, lr.shape[:2]).flatten(1, 2)
+        strong = [(x.square().mean(dim=(2, 3)) + 0.1).log(), (x.abs().mean(dim=(2, 3)) + 0.1).log()]  # (B, 9) each
+        return self.layers(torch.cat([*strong, octave[:, None].to(lr)], dim=1))[:, 0].float()
 
 
 class Encoder(EncoderBase):
@@ -262,7 +274,7 @@ class Encoder(EncoderBase):
         return torch.where(sigma < LEAST_NOISE, 0, sigma)
 
 
-LEAST_NOISE = 5.0  # grey levels; below, an estimate is as likely of a clean face
+LEAST_NOISE = 6.0  # grey levels; clean faces are rarely guessed to have more (99.9 % quantile 6 to 9)
 
 
 def make_encoder(config: dict[str, Any]) -> EncoderBase:
