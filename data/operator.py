@@ -27,6 +27,7 @@ __all__ = [
     "Downscale",
     "back_project",
     "downscaling_error",
+    "lift",
     "resize_matrix",
     "trusted_part",
     "upscale_bicubic",
@@ -179,6 +180,20 @@ def _eigenbasis(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     matrix = resize_weights(size_in, size_out).astype(np.float64)
     values, vectors = np.linalg.eigh(matrix @ matrix.T)
     return values.astype(np.float32), vectors.astype(np.float32)
+
+
+def lift(residual: Tensor, size: int) -> Tensor:
+    """Gives the smallest images that downscale to a picture, A⁺ r A⁺ᵀ.
+
+    Args:
+        residual: Pictures r (B, C, s, s).
+        size: Width R of the images in pixels, R ≥ s.
+
+    Returns:
+        Images (B, C, R, R).
+    """
+    up = torch.from_numpy(_pseudo_inverse(size, int(residual.shape[-1]))).to(residual)  # A⁺ (R, s)
+    return up @ residual @ up.T
 
 
 def trusted_part(residual: Tensor, size: int, noise_ratio: Tensor) -> Tensor:

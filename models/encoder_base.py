@@ -46,6 +46,12 @@ class Encoding(NamedTuple):
     details: dict[int, Tensor]
 
 
+def face_keys(lr: Tensor) -> list[int]:
+    """Gives LR faces (B, 3, s, s) in [-1, 1] numbers that depend on their pixels alone, and seed their samples."""
+    pixels = ((lr.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    return [int.from_bytes(hashlib.sha256(face.tobytes()).digest()[:8], "little") for face in pixels]
+
+
 def face_noise(lr: Tensor, k: int, noise_dim: int, seed: int) -> Tensor:
     """Samples the noise of k encodings; it depends on the seed and the face alone, never on the batch or on k.
 
@@ -58,10 +64,8 @@ def face_noise(lr: Tensor, k: int, noise_dim: int, seed: int) -> Tensor:
     Returns:
         Noise (B, k, E), float32 on the CPU, the same on every machine.
     """
-    pixels = ((lr.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
     noise = np.zeros((len(lr), k, noise_dim), np.float32)
-    for row, face in zip(noise, pixels, strict=True):
-        key = int.from_bytes(hashlib.sha256(face.tobytes()).digest()[:8], "little")
+    for row, key in zip(noise, face_keys(lr), strict=True):
         row[1:] = np.random.default_rng((seed, key)).standard_normal((k - 1, noise_dim), dtype=np.float32)
     return torch.from_numpy(noise)
 

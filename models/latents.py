@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.curvature import Curvature
 from models.generator import Generator
+from models.preconditioner import Preconditioner
 
 
 def gaussianize(w: Tensor) -> Tensor:
@@ -26,12 +26,12 @@ def ungaussianize(v: Tensor) -> Tensor:
 
 
 class LatentStatistics(nn.Module):
-    """The mean of w and the Gaussian of v, as buffers; and coordinates of W+ in which the LR picture changes evenly.
+    """The mean of w, σ, the standard deviation over all its numbers, and the Gaussian of v; and P of the searches.
 
     Args:
         w_dim: Width D of w.
-        num_ws: Styles L of W+, for the coordinates.
-        rank: Directions r in which they differ from W+ itself, see `models.curvature`; 0 for none.
+        num_ws: Styles L of W+, for P.
+        rank: Directions r of P, see `models.preconditioner`; 0 for none, P = 1.
     """
 
     w_avg: Tensor
@@ -47,8 +47,8 @@ class LatentStatistics(nn.Module):
         self.register_buffer("w_avg", torch.zeros(w_dim))
         self.register_buffer("mean", torch.zeros(w_dim))
         self.register_buffer("factor", torch.eye(w_dim))
+        self.register_buffer("sigma", torch.ones(()))
         if rank:
-            self.register_buffer("sigma", torch.ones(()))
             self.register_buffer("directions", torch.zeros(num_ws * w_dim, rank))
             self.register_buffer("gains", torch.ones(rank))
 
@@ -72,35 +72,21 @@ class LatentStatistics(nn.Module):
         self.w_avg.copy_(w.mean(dim=0))
         self.mean.copy_(v.mean(dim=0))
         self.factor.copy_(torch.linalg.cholesky(torch.cov(v.T) + jitter))
-        if self.rank:
-            self.sigma.copy_((w - w.mean(dim=0)).square().mean().sqrt())
+        self.sigma.copy_((w - w.mean(dim=0)).square().mean().sqrt())
 
     @property
-    def curvature(self) -> Curvature | None:
-        """P of `models.curvature`, if there is one."""
-        return Curvature(self.directions, self.gains) if self.rank else None
+    def preconditioner(self) -> Preconditioner | None:
+        """P of `models.preconditioner`, if there is one."""
+        return Preconditioner(self.directions, self.gains) if self.rank else None
 
     @torch.no_grad()
-    def set_curvature(self, curvature: Curvature) -> None:
+    def set_preconditioner(self, preconditioner: Preconditioner) -> None:
         """Takes over P; where it has fewer directions than there is room for, the others stay as they are in W+."""
-        found = len(curvature.gains)
+        found = len(preconditioner.gains)
         self.directions.zero_()
         self.gains.fill_(1.0)
-        self.directions[:, :found].copy_(curvature.directions[:, : self.rank])
-        self.gains[:found].copy_(curvature.gains[: self.rank])
-
-    def unscale(self, x: Tensor) -> Tensor:
-        """Maps offsets x (N, L, D) in the coordinates of P to W+, σ P x; without P, x is in W+ already."""
-        return x if not self.rank else self.sigma * Curvature(self.directions, self.gains).scale(x)
-
-    def offsets(self, ws: Tensor) -> Tensor:
-        """Gives (w − w̄) / σ for codes (N, L, D)."""
-        return (ws - self.w_avg) / self.sigma if self.rank else ws - self.w_avg
-
-    def whiten(self, w: Tensor) -> Tensor:
-        """Maps codes w (…, D) to u = F⁻¹ (lrelu₅(w) − μ) (…, D), nearly standard normal; `sample` is the inverse."""
-        centred = (gaussianize(w) - self.mean).unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.factor, centred, upper=False)[..., 0]
+        self.directions[:, :found].copy_(preconditioner.directions[:, : self.rank])
+        self.gains[:found].copy_(preconditioner.gains[: self.rank])
 
     def sample(self, noise: Tensor) -> Tensor:
         """Maps standard normal noise (…, D) to codes w (…, D) that are distributed as the generator's."""

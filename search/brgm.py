@@ -1,6 +1,6 @@
 """BRGM's maximum a posteriori estimate (Marinescu et al. 2020), the other baseline of the regularized latent search.
 
-    0.001 · 255² ‖D(g(w)) − y‖² + 1.25 LPIPS(D(g(w)), y) + 100 mean(((w − w̄) / s)²) + λ Σ_{l,m} (1 − cos(w_l, w_m))
+    0.001 · 255² ‖D(G(w)) − y‖² + 1.25 LPIPS(D(G(w)), y) + 100 mean(((w − w̄) / s)²) + λ Σ_{l,m} (1 − cos(w_l, w_m))
 
 with the mean square in units of [0, 1], s² = E‖w − w̄‖² over the generator's codes, λ = 0.1 up to a factor of 16 and 1
 beyond; Adam at 0.1, 500 steps from the mean latent.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from losses.perceptual import LPIPS
 from models.generator import SynthesisNetwork
-from search.loop import Codes, Found, Problem, Rows, Step, search
-from search.optimisers import Adam, constant
+from search.loop import Codes, Problem, Rows, Search
+from search.optimizers import Adam, constant
 
-STEPS, LEARNING_RATE = 500, 0.1
+LEARNING_RATE = 0.1
 PIXELS, PERCEPTUAL, PRIOR = 0.001 * 255**2, 1e7 / 7_995_392, 100.0
 LEAST_SIDE = 64  # px; smaller pictures are enlarged before LPIPS looks at them
 
@@ -48,65 +47,11 @@ def cosine_weight(resolution: int, lr_size: int) -> float:
     return 0.1 if resolution <= 16 * lr_size else 1.0
 
 
-@dataclass(frozen=True)
-class BrgmProblem(Problem):
-    """A problem whose residuals have LPIPS in their last column; it is not one of least squares.
-
-    Attributes:
-        lpips: The distance.
-    """
-
-    lpips: LPIPS = field(kw_only=True)
-
-    def evaluate(self, variables: Rows, constants: Rows, target: Tensor) -> tuple[Codes, Tensor, Tensor]:
-        """Draws faces, see `Problem.evaluate`; compares the downscaled ones by LPIPS as well."""
-        codes = self.decode(variables, constants)
-        images = self.synthesis(codes.ws, noise=codes.noise)
-        downscaled = self.operator(images)
-        with torch.no_grad():
-            wanted = self.lpips.features(_enlarged(target))
-        distance = self.lpips.distance(self.lpips.features(_enlarged(downscaled)), wanted)  # (N,)
-        pixels = (downscaled - target).flatten(1)
-        pixels = pixels / (2 * pixels.shape[1] ** 0.5)
-        return codes, images, torch.cat([pixels, distance[:, None]], dim=1)
-
-
 def _enlarged(pictures: Tensor) -> Tensor:
     side = pictures.shape[-1]
     if side >= LEAST_SIDE:
         return pictures
     return F.interpolate(pictures, size=LEAST_SIDE, mode="nearest-exact")
-
-
-def brgm_problem(
-    synthesis: SynthesisNetwork,
-    lpips: LPIPS,
-    operator: Callable[[Tensor], Tensor],
-    mean: Tensor,
-    sigma: float,
-    weight: float,
-) -> Problem:
-    """States the search for `search.loop`: the variable "ws" (N, L, D).
-
-    Args:
-        synthesis: The network that draws, with its stored noise maps.
-        lpips: The distance.
-        operator: The downscaling D.
-        mean: w̄ (D,).
-        sigma: Standard deviation of w over all its numbers, s / √D.
-        weight: λ.
-
-    Returns:
-        The problem; the last column of its residuals is LPIPS.
-    """
-    scale = sigma * math.sqrt(len(mean))  # s
-
-    def loss(variables: Rows, codes: Codes, residuals: Tensor) -> Tensor:
-        error, distance = residuals[:, :-1].square().sum(dim=1), residuals[:, -1]
-        prior = ((codes.ws - mean) / scale).square().mean(dim=(1, 2))
-        return PIXELS * error + PERCEPTUAL * distance + PRIOR * prior + weight * cosine_term(codes.ws)
-
-    return BrgmProblem(lambda variables, _: Codes(variables["ws"]), synthesis, operator, loss=loss, lpips=lpips)
 
 
 def brgm(
@@ -115,33 +60,34 @@ def brgm(
     operator: Callable[[Tensor], Tensor],
     mean: Tensor,
     sigma: float,
-    target: Tensor,
-    start: Tensor,
+    ws: Tensor,
     weight: float,
-    steps: int = STEPS,
-    epsilon: float = 0.0,
-    callback: Callable[[Step], None] | None = None,
-    at_once: int | None = None,
-) -> Found:
-    """Searches with BRGM's estimate.
+) -> Search:
+    """States BRGM's estimate.
 
     Args:
-        synthesis: The network that draws, with its stored noise maps.
+        synthesis: The network, with its stored noise maps.
         lpips: The distance.
         operator: The downscaling D.
         mean: w̄ (D,).
-        sigma: See `brgm_problem`.
-        target: LR pictures (N, 3, s, s) in [-1, 1], one per row.
-        start: Codes (N, L, D); the mean latent in the published code.
+        sigma: Standard deviation of w over all its numbers, s / √D.
+        ws: Codes to start from (N, L, D); the mean latent in the published code.
         weight: λ, see `cosine_weight`.
-        steps: Steps at most.
-        epsilon: A row is done once its downscaling error is at most this; the published code takes all steps.
-        callback: See `search.loop.search`.
-        at_once: See `search.loop.search`.
 
     Returns:
-        The best of each row.
+        The search; its variable is "ws" (N, L, D), and the last column of its residuals is LPIPS.
     """
-    problem = brgm_problem(synthesis, lpips, operator, mean, sigma, weight)
-    adam = Adam(constant(LEARNING_RATE))
-    return search(problem, {"ws": start.float()}, {}, target, adam, steps, epsilon, callback, at_once)
+    scale = sigma * math.sqrt(len(mean))  # s
+
+    def loss(variables: Rows, codes: Codes, residuals: Tensor) -> Tensor:
+        error, distance = residuals[:, :-1].square().sum(dim=1), residuals[:, -1]
+        prior = ((codes.ws - mean) / scale).square().mean(dim=(1, 2))
+        return PIXELS * error + PERCEPTUAL * distance + PRIOR * prior + weight * cosine_term(codes.ws)
+
+    def perceptual(images: Tensor, downscaled: Tensor, target: Tensor, constants: Rows) -> Tensor:
+        with torch.no_grad():
+            wanted = lpips.features(_enlarged(target))
+        return lpips.distance(lpips.features(_enlarged(downscaled)), wanted)[:, None]
+
+    problem = Problem(lambda variables, constants: Codes(variables["ws"]), synthesis, operator, perceptual, loss)
+    return Search(problem, {"ws": ws.float()}, {}, Adam(constant(LEARNING_RATE)))

@@ -5,8 +5,8 @@
 with the mean square in units of [0, 1], u (L, D) on the spheres of its start, Adam at 0.4 times a cycle that ends in a
 drop, and noise maps: the first ones trained, each on its own sphere, the last one zero.
 
-Unlike the published code, a row ends once it is within ε, and the evaluation with the smallest error is kept; the code
-goes on with the geodesic term alone, and hands out its last face.
+Unlike the published code, a search ends once it is within ε, and the evaluation with the smallest residual is kept; the
+code goes on with the geodesic term alone, and returns its last face.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from models.generator import SynthesisNetwork
-from search.loop import Codes, Found, Problem, Rows, Step, search
-from search.optimisers import Adam
+from search.loop import Codes, Problem, Rows, Search
+from search.optimizers import Adam
 from search.sphere import GaussianMap, OnSphere, geodesic_cross_as_published
 
 NOISE_KINDS = ("zero", "fixed", "trainable")
@@ -28,13 +28,13 @@ NOISE_KINDS = ("zero", "fixed", "trainable")
 
 @dataclass(frozen=True)
 class PulseSettings:
-    """The settings of PULSE; the defaults are the published code's.
+    """The settings of PULSE; the defaults are the published code's, whose ε is 2e-3 where the paper has 1e-3.
 
     Attributes:
-        epsilon: Tolerance ε of the downscaling error.
-        steps: Steps at most.
+        epsilon: Tolerance ε of the residual.
+        steps: Steps that the schedule is for.
         learning_rate: Peak of the schedule.
-        l2: Weight of the downscaling error.
+        l2: Weight of the residual.
         geocross: Weight of the geodesic cross loss.
         noise: "zero", "fixed" (random) or "trainable" (random, the first maps are searched).
         trainable_maps: How many.
@@ -58,12 +58,8 @@ class PulseSettings:
 
 
 # MM-PULSE (Hıdıroğlu, Turan, Yılmaz) is PULSE from k random codes, with noise that is not searched; its code draws the
-# noise anew at every step, here it is drawn once, so that the face that was found can be drawn again.
-PRESETS = {
-    "code": PulseSettings(),
-    "paper": PulseSettings(epsilon=1e-3),
-    "mm-pulse": PulseSettings(epsilon=1e-3, noise="fixed"),
-}
+# noise anew at every step, here it is drawn once, so that the face that was found can be synthesized again.
+SETTINGS = {"pulse": PulseSettings(), "mm-pulse": PulseSettings(noise="fixed")}
 
 
 def cycle_with_drop(number: float, steps: int) -> float:
@@ -83,11 +79,11 @@ def cycle_with_drop(number: float, steps: int) -> float:
 
 
 def pulse_noise(synthesis: SynthesisNetwork, rngs: list[np.random.Generator], kind: str) -> list[Tensor]:
-    """Draws a noise map per layer and row, (N, 1, H, W): standard normal, or zero; the last is zero in any case.
+    """Samples a noise map (N, 1, H, W) per layer: standard normal, or zero; the last is zero in any case.
 
     Args:
         synthesis: The network that they are for.
-        rngs: Source of each row's numbers.
+        rngs: Source of each search's numbers.
         kind: See `PulseSettings.noise`.
     """
     device = synthesis.layers[0].noise_const.device
@@ -102,63 +98,39 @@ def pulse_noise(synthesis: SynthesisNetwork, rngs: list[np.random.Generator], ki
     return maps
 
 
-def pulse_problem(
-    synthesis: SynthesisNetwork, to_w: GaussianMap, operator: Callable[[Tensor], Tensor], settings: PulseSettings
-) -> Problem:
-    """States PULSE for `search.loop`: variables "u" and the searched maps, the other maps constant, as "noise 0" ….
+def pulse(
+    synthesis: SynthesisNetwork,
+    to_w: GaussianMap,
+    operator: Callable[[Tensor], Tensor],
+    u: Tensor,
+    noise: list[Tensor],
+    settings: PulseSettings = SETTINGS["pulse"],
+) -> Search:
+    """States PULSE.
 
     Args:
-        synthesis: The network that draws.
+        synthesis: The network.
         to_w: The Gaussianised W.
         operator: The downscaling D.
-        settings: Weights and ε.
+        u: Where to start (N, L, D); standard normal in the paper. Every style stays at its own length.
+        noise: Maps (N, 1, H, W) per layer, see `pulse_noise`.
+        settings: Weights, schedule and ε.
 
     Returns:
-        The problem.
+        The search; its variables are "u" and the searched maps "noise 0" …, the other maps are constants.
     """
 
     def decode(variables: Rows, constants: Rows) -> Codes:
         maps = variables | constants
-        return Codes(to_w.to_w(variables["u"]), [maps[f"noise {i}"] for i in range(synthesis.num_layers)])
+        return Codes(to_w.to_w(variables["u"]), [maps[f"noise {i}"] for i in range(len(noise))])
 
     def loss(variables: Rows, codes: Codes, residuals: Tensor) -> Tensor:
         error = residuals.square().sum(dim=1).clamp(min=settings.epsilon)
         return settings.l2 * error + settings.geocross * geodesic_cross_as_published(codes.ws)
 
-    return Problem(decode, synthesis, operator, loss=loss)
-
-
-def pulse(
-    synthesis: SynthesisNetwork,
-    to_w: GaussianMap,
-    operator: Callable[[Tensor], Tensor],
-    target: Tensor,
-    start: Tensor,
-    noise: list[Tensor],
-    settings: PulseSettings = PRESETS["paper"],
-    callback: Callable[[Step], None] | None = None,
-    at_once: int | None = None,
-) -> Found:
-    """Searches with PULSE.
-
-    Args:
-        synthesis: The network that draws.
-        to_w: The Gaussianised W.
-        operator: The downscaling D.
-        target: LR pictures (N, 3, s, s) in [-1, 1], one per row.
-        start: Where to start, u (N, L, D); standard normal in the paper. Every style stays at its own length.
-        noise: Maps (N, 1, H, W) per layer, see `pulse_noise`.
-        settings: One of `PRESETS`, or others.
-        callback: See `search.loop.search`.
-        at_once: See `search.loop.search`.
-
-    Returns:
-        The best of each row; whether it was found says its error. "Not found" is a face all the same.
-    """
     searched = min(settings.trainable_maps, len(noise) - 1) if settings.noise == "trainable" else 0
     maps = {f"noise {i}": tensor for i, tensor in enumerate(noise)}
-    variables = {"u": start} | {name: maps.pop(name) for name in list(maps)[:searched]}
-    rate = settings.learning_rate
-    optimiser = OnSphere(Adam(lambda number: rate * cycle_with_drop(number, settings.steps)))
-    problem = pulse_problem(synthesis, to_w, operator, settings)
-    return search(problem, variables, maps, target, optimiser, settings.steps, settings.epsilon, callback, at_once)
+    variables = {"u": u} | {name: maps.pop(name) for name in list(maps)[:searched]}
+    rate, steps = settings.learning_rate, settings.steps
+    optimizer = OnSphere(Adam(lambda number: rate * cycle_with_drop(number, steps)))
+    return Search(Problem(decode, synthesis, operator, loss=loss), variables, maps, optimizer)

@@ -1,13 +1,13 @@
 """Regularized latent search (Gheisari & Genovesio 2022): W+ with three priors, two of them from a flow over W.
 
-    L1(D(g(w)), y) + λ₁ mean_l(−log p(w_l)) + λ₂ mean_l((‖f(w_l)‖ − √D)²) + λ₃ mean_{l<m} ‖w_l − w_m‖
+    L1(D(G(w)), y) + λ₁ mean_l(−log p(w_l)) + λ₂ mean_l((‖f(w_l)‖ − √D)²) + λ₃ mean_{l<m} ‖w_l − w_m‖
 
 with the mean absolute difference in units of [0, 1], the flow f of `models.flow`, log p in nats; Adam at 0.5 times a
 cycle that ends in a drop, 500 steps from the mean latent. k results come from k starts: the mean, and points a fifth of
 the way from it to random codes. Weights at 0 switch a prior off.
 
-"paper" has the weights of the paper, "code" those of the published code, which has 10 L1 in place of L1. That code also
-keeps w in a ball about the mean, with a radius that it does not give; this is left out.
+The weights are those of the paper; the published code has 10 L1, 0.002, 0.004 and 0.5. That code also keeps w in a ball
+about the mean, with a radius that it does not give; this is left out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from models.flow import FlowPrior
 from models.generator import SynthesisNetwork
-from search.loop import Codes, Found, Problem, Rows, Step, search
-from search.optimisers import Adam
+from search.loop import Codes, Problem, Rows, Search
+from search.optimizers import Adam
 from search.pulse import cycle_with_drop
 
 PERTURBATION = 0.2  # how far starts 2 to k lie from the mean, as a share of the way to a random code
@@ -37,9 +37,8 @@ class RlsSettings:
         density: λ₁.
         norm: λ₂.
         pairs: λ₃.
-        steps: Steps at most.
+        steps: Steps that the schedule is for.
         learning_rate: Peak of the schedule.
-        epsilon: A row is done once its downscaling error is at most this; the published code takes all steps.
 
     Raises:
         ValueError: If a weight is negative.
@@ -51,16 +50,12 @@ class RlsSettings:
     pairs: float = 1e-2
     steps: int = 500
     learning_rate: float = 0.5
-    epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
         """Checks the weights."""
         weights = {name: getattr(self, name) for name in ("data", "density", "norm", "pairs")}
         if min(weights.values()) < 0:
             raise ValueError(f"Expected weights from 0, got {weights}.")
-
-
-PRESETS = {"paper": RlsSettings(), "code": RlsSettings(data=10.0, density=2e-3, norm=4e-3, pairs=0.5)}
 
 
 def pairwise_distance(ws: Tensor) -> Tensor:
@@ -92,19 +87,24 @@ def flow_terms(flow: FlowPrior, ws: Tensor) -> tuple[Tensor, Tensor]:
     return -log_density.mean(dim=1), (lengths - math.sqrt(u.shape[2])).square().mean(dim=1)
 
 
-def rls_problem(
-    synthesis: SynthesisNetwork, flow: FlowPrior | None, operator: Callable[[Tensor], Tensor], settings: RlsSettings
-) -> Problem:
-    """States the search for `search.loop`: the variable "ws" (N, L, D).
+def rls(
+    synthesis: SynthesisNetwork,
+    flow: FlowPrior | None,
+    operator: Callable[[Tensor], Tensor],
+    ws: Tensor,
+    settings: RlsSettings = RlsSettings(),
+) -> Search:
+    """States the regularized latent search.
 
     Args:
-        synthesis: The network that draws, with its stored noise maps.
+        synthesis: The network, with its stored noise maps.
         flow: f; may be None if both of its priors are off.
         operator: The downscaling D.
-        settings: The weights.
+        ws: Codes to start from (N, L, D); the mean latent in the paper.
+        settings: Weights and schedule.
 
     Returns:
-        The problem.
+        The search; its variable is "ws" (N, L, D).
 
     Raises:
         ValueError: If a prior needs the flow and there is none.
@@ -121,36 +121,6 @@ def rls_problem(
             total = total + settings.pairs * pairwise_distance(codes.ws)
         return total
 
-    return Problem(lambda variables, constants: Codes(variables["ws"]), synthesis, operator, loss=loss)
-
-
-def rls(
-    synthesis: SynthesisNetwork,
-    flow: FlowPrior | None,
-    operator: Callable[[Tensor], Tensor],
-    target: Tensor,
-    start: Tensor,
-    settings: RlsSettings = PRESETS["paper"],
-    callback: Callable[[Step], None] | None = None,
-    at_once: int | None = None,
-) -> Found:
-    """Searches with the regularized latent search.
-
-    Args:
-        synthesis: The network that draws, with its stored noise maps.
-        flow: f, see `rls_problem`.
-        operator: The downscaling D.
-        target: LR pictures (N, 3, s, s) in [-1, 1], one per row.
-        start: Codes (N, L, D); the mean latent in the paper.
-        settings: One of `PRESETS`, or others.
-        callback: See `search.loop.search`.
-        at_once: See `search.loop.search`.
-
-    Returns:
-        The best of each row.
-    """
-    rate = settings.learning_rate
-    optimiser = Adam(lambda number: rate * cycle_with_drop(number, settings.steps))
-    problem = rls_problem(synthesis, flow, operator, settings)
-    variables = {"ws": start.float()}
-    return search(problem, variables, {}, target, optimiser, settings.steps, settings.epsilon, callback, at_once)
+    rate, steps = settings.learning_rate, settings.steps
+    problem = Problem(lambda variables, constants: Codes(variables["ws"]), synthesis, operator, loss=loss)
+    return Search(problem, {"ws": ws.float()}, {}, Adam(lambda number: rate * cycle_with_drop(number, steps)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.latents import LatentStatistics, gaussianize, ungaussianize
-from search.loop import Optimiser, Point, Rows
+from search.loop import Optimizer, Point, Rows
 
 _INSIDE_ROOT = 1e-9  # as in the published code: keeps the gradients of norms finite at zero
 
@@ -47,7 +47,7 @@ class GaussianMap:
 
 
 def radius(x: Tensor) -> Tensor:
-    """The length of each row's styles, or of its noise map: r = √(Σ x² + 1e-9) over all but the first two dimensions.
+    """The length of styles, or of a noise map: r = √(Σ x² + 1e-9) over all but the first two dimensions.
 
     Args:
         x: Codes (N, L, D) or noise maps (N, 1, H, W).
@@ -59,31 +59,31 @@ def radius(x: Tensor) -> Tensor:
 
 
 class OnSphere:
-    """Keeps every variable on the sphere of its start's own radius, x ← r₀ x / ‖x‖ after each step of an optimiser.
+    """Keeps every variable on the sphere of its start's own radius, x ← r₀ x / ‖x‖ after each step of an optimizer.
 
     Args:
-        optimiser: Takes the steps.
+        optimizer: Takes the steps.
 
     References:
         Menon et al. 2020, the published code's SphericalOptimizer.
     """
 
-    def __init__(self, optimiser: Optimiser) -> None:
-        self.optimiser = optimiser
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
 
     @property
-    def passes(self) -> int:
-        """Those of the optimiser."""
-        return self.optimiser.passes
+    def nfe(self) -> int:
+        """That of the optimizer."""
+        return self.optimizer.nfe
 
-    def start(self, variables: Rows) -> Rows:
-        """The optimiser's state, with the radii."""
-        return self.optimiser.start(variables) | {f"radius {name}": radius(x) for name, x in variables.items()}
+    def init(self, variables: Rows) -> Rows:
+        """The optimizer's state, with the radii."""
+        return self.optimizer.init(variables) | {f"radius {name}": radius(x) for name, x in variables.items()}
 
     def step(self, number: int, point: Point, state: Rows) -> tuple[Rows, Rows]:
-        """Takes the optimiser's step and projects."""
+        """Takes the optimizer's step and projects."""
         radii = {name: r for name, r in state.items() if name.startswith("radius ")}
-        variables, state = self.optimiser.step(number, point, state)
+        variables, state = self.optimizer.step(number, point, state)
         return {name: x / radius(x) * radii[f"radius {name}"] for name, x in variables.items()}, state | radii
 
 

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import benchmarks.norms
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from search.refine import OPTIMISERS, SPACES
 from torch import nn
 
-import benchmarks.norms
 import benchmarks.parity
 import benchmarks.pulse_speed
 import benchmarks.runtimes
@@ -26,7 +27,6 @@ from models.encoder import Encoder
 from models.flow import FlowPrior, save_flow
 from models.generator import Generator, SynthesisNetwork
 from search.loop import Found
-from search.refine import OPTIMISERS, SPACES
 
 D = 16
 

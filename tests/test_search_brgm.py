@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import search.brgm
 from data.operator import Downscale, downscaling_error
 from models.generator import Generator
-from search.brgm import PERCEPTUAL, PIXELS, PRIOR, brgm, brgm_problem, cosine_term, cosine_weight
+from search.brgm import PERCEPTUAL, PIXELS, PRIOR, brgm, cosine_term, cosine_weight
 
 D, SIGMA = 8, 0.5
 
@@ -51,7 +51,7 @@ def test_cosine_term() -> None:
 def test_the_loss_is_the_formula(generator: Generator) -> None:
     ws, mean = codes(generator, 1), torch.randn(D, generator=torch.Generator().manual_seed(2))
     lr = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    problem = brgm_problem(generator.synthesis, PixelDistance(), Downscale(8), mean, SIGMA, weight=0.3)
+    problem = brgm(generator.synthesis, PixelDistance(), Downscale(8), mean, SIGMA, ws, weight=0.3).problem
     found, images, residuals = problem.evaluate({"ws": ws}, {}, lr)
     error = downscaling_error(images, lr, Downscale(8))
     perceptual = (Downscale(8)(images) - lr).abs().mean(dim=(1, 2, 3))
@@ -63,10 +63,10 @@ def test_the_loss_is_the_formula(generator: Generator) -> None:
 def test_the_prior_holds_the_codes(generator: Generator, monkeypatch) -> None:
     lr = Downscale(8)(generator.synthesis(codes(generator, 1)).clamp(-1, 1))
     start = codes(generator, 4).mean(dim=(0, 1)).expand(2, 8, -1)
-    parts = generator.synthesis, PixelDistance(), Downscale(8), start[0, 0], SIGMA, lr, start, 0.1
-    held = brgm(*parts, steps=15)
+    parts = generator.synthesis, PixelDistance(), Downscale(8), start[0, 0], SIGMA, start, 0.1
+    held = brgm(*parts).run(lr, 15)
     monkeypatch.setattr(search.brgm, "PRIOR", 0.0)
-    free = brgm(*parts, steps=15)
+    free = brgm(*parts).run(lr, 15)
     begin = downscaling_error(generator.synthesis(start).clamp(-1, 1), lr, Downscale(8))
-    assert (held.errors <= begin + 1e-6).all() and (free.errors < 0.8 * begin).all()
+    assert (held.residual <= begin + 1e-6).all() and (free.residual < 0.8 * begin).all()
     assert (held.ws - start).norm() < (free.ws - start).norm()

@@ -12,9 +12,9 @@ from torch import Tensor
 from data.operator import Downscale, downscaling_error
 from models.generator import Generator
 from models.latents import LatentStatistics, gaussianize
-from search.loop import Codes, Found, Problem, search
-from search.optimisers import Adam, constant
-from search.pulse import PRESETS, PulseSettings, cycle_with_drop, pulse, pulse_noise, pulse_problem
+from search.loop import Codes, Problem, Search, SearchResult
+from search.optimizers import Adam, constant
+from search.pulse import SETTINGS, PulseSettings, cycle_with_drop, pulse, pulse_noise
 from search.sphere import (
     GaussianMap,
     OnSphere,
@@ -102,16 +102,17 @@ def test_sphere_keeps_every_style_and_map_at_its_own_radius(generator: Generator
             return variables, state
 
     problem = Problem(decode, generator.synthesis, Downscale(8))
-    search(problem, start, {}, torch.zeros(2, 3, 8, 8), Watched(Adam(constant(0.4))), 3)
+    Search(problem, start, {}, Watched(Adam(constant(0.4)))).run(torch.zeros(2, 3, 8, 8), 3)
     for name, end in ends.items():
         assert torch.allclose(radius(end), radius(start[name]), rtol=1e-5)
         assert (end - start[name]).abs().max() > 0.1
 
 
 def test_loss_is_the_published_one(generator: Generator, to_w: GaussianMap) -> None:
-    problem = pulse_problem(generator.synthesis, to_w, Downscale(8), PulseSettings(epsilon=0.05, noise="zero"))
     rng = torch.Generator().manual_seed(0)
     u, noise = torch.randn(3, 8, 16, generator=rng), pulse_noise(generator.synthesis, [None] * 3, "zero")
+    settings = PulseSettings(epsilon=0.05, noise="zero")
+    problem = pulse(generator.synthesis, to_w, Downscale(8), u, noise, settings).problem
     target = Downscale(8)(generator.synthesis(to_w.to_w(u), noise_mode="none"))
     target[0] += 1.0  # far away: an error of (1/2)²
     target[1] += 0.1  # within ε
@@ -130,13 +131,13 @@ def test_loss_is_the_published_one(generator: Generator, to_w: GaussianMap) -> N
 
 @pytest.mark.parametrize("kind", ["zero", "fixed", "trainable"])
 def test_noise(kind: str, generator: Generator, to_w: GaussianMap) -> None:
-    def run(rows: list[int]) -> tuple[list[Tensor], Found]:
+    def run(rows: list[int]) -> tuple[list[Tensor], SearchResult]:
         rngs = [np.random.default_rng((0, row)) for row in rows]
         noise = pulse_noise(generator.synthesis, rngs, kind)
         start = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))[: len(rows)]
-        target = torch.zeros(len(rows), 3, 8, 8)
         settings = PulseSettings(noise=kind, steps=2, trainable_maps=3)
-        return noise, pulse(generator.synthesis, to_w, Downscale(8), target, start, noise, settings)
+        search = pulse(generator.synthesis, to_w, Downscale(8), start, noise, settings)
+        return noise, search.run(torch.zeros(len(rows), 3, 8, 8), 2)
 
     noise, found = run([0, 1])
     assert [tuple(tensor.shape) for tensor in noise] == [(2, 1, s, s) for s in (4, 8, 8, 16, 16, 32, 32)]
@@ -146,22 +147,23 @@ def test_noise(kind: str, generator: Generator, to_w: GaussianMap) -> None:
     assert all(torch.equal(a[:1], b) for a, b in zip(noise, run([0])[0], strict=True))
 
 
-def test_result_can_be_drawn_again(generator: Generator, to_w: GaussianMap) -> None:
+def test_result_can_be_synthesized_again(generator: Generator, to_w: GaussianMap) -> None:
     noise = pulse_noise(generator.synthesis, [np.random.default_rng(i) for i in range(2)], "trainable")
     start = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
     target = torch.full((2, 3, 8, 8), 0.2)
-    found = pulse(generator.synthesis, to_w, Downscale(8), target, start, noise, PulseSettings(steps=12))
+    search = pulse(generator.synthesis, to_w, Downscale(8), start, noise, PulseSettings(steps=12))
+    found = search.run(target, 12, epsilon=2e-3)
     before = downscaling_error(generator.synthesis(to_w.to_w(start), noise=noise), target, Downscale(8))
     again = downscaling_error(generator.synthesis(found.ws, noise=found.noise).clamp(-1, 1), target, Downscale(8))
-    assert torch.allclose(again, found.errors, rtol=1e-2) and (found.errors < 0.5 * before).all()
+    assert torch.allclose(again, found.residual, rtol=1e-2) and (found.residual < 0.5 * before).all()
 
 
-def test_presets() -> None:
-    assert (PRESETS["paper"].epsilon, PRESETS["code"].epsilon) == (1e-3, 2e-3)
-    code = PRESETS["code"]
+def test_settings_are_the_published_ones() -> None:
+    code = SETTINGS["pulse"]
     assert (code.steps, code.learning_rate, code.l2, code.geocross, code.noise, code.trainable_maps) == (
         100, 0.4, 100, 0.05, "trainable", 5
     )  # fmt: skip
+    assert (code.epsilon, SETTINGS["mm-pulse"].noise) == (2e-3, "fixed")
     with pytest.raises(ValueError, match="zero, fixed, trainable"):
         PulseSettings(noise="pink")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +13,25 @@ from torch import Tensor
 
 import models.flow
 from data.operator import Downscale, downscaling_error
-from models.bundle import Bundle, load_bundle, save_bundle
+from models.bundle import Bundle, load_bundle
 from models.checkpoints import sha256_of
-from models.encoder import Encoder
 from models.flow import FlowPrior, flow_of, save_flow
-from models.generator import Generator
-from search.candidates import Plan, find_candidates, start_codes
-from search.loop import draw
-from search.plain import plain
 from search.pulse import cycle_with_drop
-from search.rls import PRESETS, RlsSettings, flow_terms, pairwise_distance, rls, rls_problem
+from search.rls import RlsSettings, flow_terms, pairwise_distance, rls
+from search.samples import SearchPlan, find_samples, synthesize
+from search.wplus_adam import wplus_adam
 
-D = 8
+D = 16
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.manual_seed(0)
-    generator = Generator(32, channels=(16, 16, 8, 8), z_dim=D, w_dim=D, mapping_layers=2).eval()
-    for block in generator.synthesis.blocks:
-        block.torgb.weight.data.mul_(0.2)  # faces within [-1, 1], as those of a trained generator
-    encoder = Encoder(32, generator.num_ws, D, backbone="test_resnet", width=8).eval()
-    encoder.latents.fit(generator, samples=500)
+def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path: Path = tmp_path_factory.mktemp("bundles") / "tiny"
-    save_bundle(path, generator, encoder, {"name": "tiny", "licence": "none", "training_data": "none"})
+    shutil.copytree(tiny_bundle, path)
+    torch.manual_seed(0)
     flow = FlowPrior(D, blocks=2, hidden=8)
     z = torch.randn(2000, D, generator=torch.Generator().manual_seed(1))
-    flow.fit_scale(generator.mapping(z)[:, 0].detach())
+    flow.fit_scale(load_bundle(path).generator.mapping(z)[:, 0].detach())
     save_flow(flow, path.parent / "flow.safetensors", sha256_of(path / "generator.safetensors"))
     assert models.flow.main(["--bundle", str(path), "--flow", str(path.parent / "flow.safetensors")]) == 0
     return load_bundle(path)
@@ -54,11 +47,10 @@ def codes(bundle: Bundle, count: int) -> Tensor:
     return bundle.generator.mapping(z)[:, 0].detach().view(count, 8, D)
 
 
-def test_presets_are_the_published_numbers() -> None:
-    paper, code = PRESETS["paper"], PRESETS["code"]
+def test_settings_are_the_papers() -> None:
+    paper = RlsSettings()
     assert (paper.data, paper.density, paper.norm, paper.pairs) == (1, 1e-4, 2e-4, 1e-2)
-    assert (code.data, code.density, code.norm, code.pairs) == (10, 0.002, 0.004, 0.5)
-    assert (paper.steps, paper.learning_rate) == (code.steps, code.learning_rate) == (500, 0.5)
+    assert (paper.steps, paper.learning_rate) == (500, 0.5)
 
 
 def test_pairwise_distance_is_cdists() -> None:
@@ -88,8 +80,8 @@ def test_flow_terms(bundle: Bundle) -> None:
 @pytest.mark.parametrize("switched", ["data", "density", "norm", "pairs"])
 def test_every_term_counts_by_its_weight(switched: str, bundle: Bundle) -> None:
     only = {name: 0.0 for name in ("data", "density", "norm", "pairs")} | {switched: 3.0}
-    problem = rls_problem(bundle.generator.synthesis, flow_of(bundle), Downscale(8), RlsSettings(**only))
     ws, lr = codes(bundle, 2), faces(bundle, 2)
+    problem = rls(bundle.generator.synthesis, flow_of(bundle), Downscale(8), ws, RlsSettings(**only)).problem
     found, images, residuals = problem.evaluate({"ws": ws}, {}, lr)
     density, norm = flow_terms(flow_of(bundle), ws)
     terms = {"density": density, "norm": norm, "pairs": pairwise_distance(ws)}
@@ -98,13 +90,13 @@ def test_every_term_counts_by_its_weight(switched: str, bundle: Bundle) -> None:
 
 
 def test_priors_of_the_flow_can_be_done_without(bundle: Bundle) -> None:
-    parts = bundle.generator.synthesis, None, Downscale(8)
-    with pytest.raises(ValueError, match="flow"):
-        rls_problem(*parts, RlsSettings())
     start, lr = codes(bundle, 1), faces(bundle, 1)
-    found = rls(*parts, lr, start, RlsSettings(density=0, norm=0, pairs=0, steps=5, learning_rate=0.05, epsilon=1e-9))
+    with pytest.raises(ValueError, match="flow"):
+        rls(bundle.generator.synthesis, None, Downscale(8), start)
+    settings = RlsSettings(density=0, norm=0, pairs=0, steps=5, learning_rate=0.05)
+    found = rls(bundle.generator.synthesis, None, Downscale(8), start, settings).run(lr, 5, 1e-9)
     begin = downscaling_error(bundle.generate(start).clamp(-1, 1), lr, Downscale(8))
-    assert float(found.errors) < 0.9 * float(begin)
+    assert float(found.residual) < 0.9 * float(begin)
 
 
 def test_steps_follow_the_schedule(bundle: Bundle) -> None:
@@ -112,12 +104,12 @@ def test_steps_follow_the_schedule(bundle: Bundle) -> None:
     start = bundle.encoder.latents.w_avg.expand(1, 8, -1)
     seen: list[Tensor] = []
 
-    def synthesis(ws: Tensor, noise: None = None) -> Tensor:
+    def synthesis(ws: Tensor, **maps: object) -> Tensor:
         seen.append(ws.detach().clone())
         return bundle.generator.synthesis(ws)
 
-    settings = RlsSettings(density=0, norm=0, pairs=0, epsilon=1e-9, steps=20)
-    rls(synthesis, None, Downscale(8), faces(bundle, 1), start, settings)
+    settings = RlsSettings(density=0, norm=0, pairs=0, steps=20)
+    rls(synthesis, None, Downscale(8), start, settings).run(faces(bundle, 1), 20, 1e-9)
     moved = [(b - a).abs().max() for a, b in zip(seen, seen[1:], strict=False)]
     assert len(seen) == 21 and float(moved[0]) == pytest.approx(0.5 * cycle_with_drop(0, 20), rel=1e-2)
     assert float(moved[0]) == pytest.approx(0.05, rel=1e-2) and max(moved) > 3 * moved[0] > 3 * moved[-1]
@@ -131,24 +123,22 @@ def test_weights_that_cannot_be(wrong: dict) -> None:
 
 def test_plan_of_rls(bundle: Bundle) -> None:
     lr = faces(bundle, 2)
-    plan = Plan("rls", "mean", steps=3, epsilon=1e-9)
-    ws = start_codes(bundle, lr, 3, plan).unflatten(0, (2, 3))
+    ws = find_samples(bundle, lr, 3, SearchPlan("rls", "mean")).ws.unflatten(0, (2, 3))
     w_avg = bundle.encoder.latents.w_avg
-    random = start_codes(bundle, lr, 3, Plan("rls", "random")).unflatten(0, (2, 3))
+    random = find_samples(bundle, lr, 3, SearchPlan("rls", "random")).ws.unflatten(0, (2, 3))
     assert torch.equal(ws[0, 0], w_avg.expand(8, -1))
     assert torch.allclose(ws[:, 1:] - w_avg, 0.2 * (random[:, 1:] - w_avg), atol=1e-5)  # as in the published code
-    found = find_candidates(bundle, lr, 2, plan)
-    again = find_candidates(bundle, lr, 2, plan)
+    found = find_samples(bundle, lr, 2, SearchPlan("rls", "mean", steps=3, epsilon=1e-9))
+    again = find_samples(bundle, lr, 2, SearchPlan("rls", "mean", steps=3, epsilon=1e-9))
     assert torch.equal(found.ws, again.ws) and found.ws.shape == (4, 8, D) and found.noise is None
-    errors = downscaling_error(
-        draw(bundle.generator.synthesis, found).clamp(-1, 1), lr.repeat_interleave(2, 0), Downscale(8)
-    )
-    assert torch.allclose(errors, found.errors, rtol=0.02) and found.passes.max() <= 10
+    images = synthesize(bundle, found).clamp(-1, 1)
+    residual = downscaling_error(images, lr.repeat_interleave(2, 0), Downscale(8))
+    assert torch.allclose(residual, found.residual, rtol=0.02) and found.nfe.max() <= 10
 
 
-def test_plain_adam_is_torchs(bundle: Bundle) -> None:
+def test_wplus_adam_is_torchs(bundle: Bundle) -> None:
     start, lr, sigma = codes(bundle, 1), faces(bundle, 1), 0.7
-    found = plain(bundle.generator.synthesis, sigma, Downscale(8), lr, start, steps=4, rate=0.1)
+    found = wplus_adam(bundle.generator.synthesis, sigma, Downscale(8), start, rate=0.1).run(lr, 4)
     x = torch.zeros_like(start, requires_grad=True)
     adam, best = torch.optim.Adam([x], 0.1), []
     for _ in range(5):

@@ -36,6 +36,7 @@ from models.encoder_base import Encoding
 from models.feature_discriminator import FeatureDiscriminator
 from models.generator import Generator
 from models.identity import Identity
+from models.preconditioner import measure_preconditioner
 from training.batches import faces_from_bytes, random_sizes
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
@@ -167,6 +168,8 @@ class AmortizedTraining(OwnedTraining):
         encoder = self.encoder
         if path is None:
             encoder.latents.fit(generator)
+            if encoder.latents.rank:
+                encoder.latents.set_preconditioner(measure_preconditioner(generator, encoder.latents.rank, seed=0))
             noise = torch.randn(4000, encoder.w_dim, generator=torch.Generator().manual_seed(0))
             encoder.w_std.copy_(encoder.latents.sample(noise).std(dim=0))
             return

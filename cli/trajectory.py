@@ -1,4 +1,4 @@
-"""A search as a film: its candidates side by side, step after step, for `infer.py --save-steps`."""
+"""The trajectory of a search as a moving picture: its samples step by step, for `infer.py --save-trajectory`."""
 
 from __future__ import annotations
 
@@ -11,52 +11,55 @@ from torch import Tensor
 
 from data.image_io import to_uint8
 from data.operator import Downscale
-from search.loop import Step
+from search.loop import SearchState
 
+TRAJECTORY = "trajectory.webp"
 FRAMES = 60  # at most, with the first and the last one
 CELL = 128  # px that a face is shown at, at least
 GAP = 4
 FRAME_MS, LAST_MS = 80, 2000
 
 
-class Film:
-    """Collects what a search sees; used as its callback.
+class TrajectoryRecorder:
+    """Keeps the faces that a search passes through; used as its callback.
 
-    A row that is done stays as it was then. Large faces are kept at 256 px.
+    Samples that have converged stay as they were then. Large faces are kept at 256 px.
 
     Args:
-        rows: Candidates of the search.
+        samples: Samples N of the search.
     """
 
-    def __init__(self, rows: int) -> None:
-        self.pictures: list[dict[int, np.ndarray]] = [{} for _ in range(rows)]  # by the number of the step
+    def __init__(self, samples: int) -> None:
+        self.pictures: list[dict[int, np.ndarray]] = [{} for _ in range(samples)]  # by the number of the step
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, state: SearchState) -> None:
         """Keeps the faces of a step, if it is one of those that are shown."""
-        every = max(1, math.ceil(step.steps / (FRAMES - 1)))
-        wanted = [bool(done) or step.number % every == 0 for done in step.done.tolist()]
+        every = max(1, math.ceil(state.steps / (FRAMES - 1)))
+        wanted = [bool(done) or state.number % every == 0 for done in state.done.tolist()]
         if not any(wanted):
             return
-        images = step.images.clamp(-1, 1)
+        images = state.images.clamp(-1, 1)
         if images.shape[-1] > 2 * CELL:
             images = Downscale(2 * CELL)(images)
         pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (n, h, h, 3)
-        for row, picture, keep in zip(step.rows.tolist(), pixels, wanted, strict=True):
+        for sample, picture, keep in zip(state.indices.tolist(), pixels, wanted, strict=True):
             if keep:
-                self.pictures[row][step.number] = picture
+                self.pictures[sample][state.number] = picture
 
-    def frames(self, lr: Tensor) -> list[Image.Image]:
+    def frames(self, lr: Tensor, samples: slice = slice(None)) -> list[Image.Image]:
         """Puts the pictures together.
 
         Args:
             lr: The input (3, s, s) in [-1, 1], shown on the left.
+            samples: Which samples are those of this input.
 
         Returns:
             Frames of one size, from the first step to the last.
         """
         given = to_uint8(lr[None])[0].permute(1, 2, 0).cpu().numpy()
-        numbers = sorted({number for own in self.pictures for number in own})
-        return [self._frame([given, *(_until(own, number) for own in self.pictures)]) for number in numbers]
+        shown = self.pictures[samples]
+        numbers = sorted({number for own in shown for number in own})
+        return [self._frame([given, *(_until(own, number) for own in shown)]) for number in numbers]
 
     def _frame(self, pictures: list[np.ndarray]) -> Image.Image:
         cell = max(CELL, *(len(picture) for picture in pictures[1:]))
@@ -66,14 +69,15 @@ class Film:
             frame.paste(image, (column * (cell + GAP), 0))
         return frame
 
-    def save(self, lr: Tensor, path: Path) -> None:
-        """Writes the film as an animated WebP, which runs for ever and rests on the last frame.
+    def save(self, path: Path, lr: Tensor, samples: slice = slice(None)) -> None:
+        """Writes an animated WebP, which repeats and pauses on the last frame.
 
         Args:
-            lr: See `frames`.
             path: The file, ends in .webp.
+            lr: See `frames`.
+            samples: See `frames`.
         """
-        first, *others = self.frames(lr)
+        first, *others = self.frames(lr, samples)
         durations = [FRAME_MS] * len(others) + [LAST_MS]
         first.save(path, save_all=True, append_images=others, duration=durations, loop=0, quality=85, method=4)
 

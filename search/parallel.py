@@ -1,7 +1,7 @@
-"""Parts of a search side by side on a processor: each in a thread of its own, with its share of torch's threads.
+"""Batches of a search in several threads of a processor, each with its share of torch's threads.
 
-A part's tensors are small, and torch's threads wait for each other after every operation. Parts know nothing of each
-other, so that their threads need not wait.
+A batch's tensors are small, and torch's threads wait for each other after every operation. Batches are independent of
+each other, so that their threads need not wait.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 T = TypeVar("T")
 
 
-def one_by_one(work: Callable[[T], None], parts: Sequence[T]) -> None:
+def run_in_order(work: Callable[[T], None], parts: Sequence[T]) -> None:
     """Does the work on the parts, one after the other."""
     for part in parts:
         work(part)
 
 
-def side_by_side(work: Callable[[T], None], parts: Sequence[T], stopped: threading.Event) -> None:
+def run_in_threads(work: Callable[[T], None], parts: Sequence[T], stopped: threading.Event) -> None:
     """Does the work on the parts, as many at a time as torch has threads.
 
     Args:
@@ -39,7 +39,7 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T], stopped: threadi
     rounds = math.ceil(len(parts) / threads)
     workers = math.ceil(len(parts) / max(rounds, 1))  # no more than it takes for so many rounds
     if workers <= 1:
-        return one_by_one(work, parts)
+        return run_in_order(work, parts)
     autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
     ready = threading.Barrier(workers + 1)
 
@@ -62,7 +62,7 @@ def side_by_side(work: Callable[[T], None], parts: Sequence[T], stopped: threadi
         try:
             futures = [pool.submit(guarded, part) for part in parts]
             ready.wait()
-            # The number belongs to the thread that sets it, but whoever is new to torch takes the last that was set.
+            # The number belongs to the thread that sets it, but a thread that is new to torch takes the last one set.
             torch.set_num_threads(threads)
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:

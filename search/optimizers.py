@@ -1,12 +1,4 @@
-"""Optimisers for `search.loop`: each row takes its own steps, as if it were alone.
-
-    Adam          3 passes a step
-    LBFGS         3, and 2 more where the step length is made exact by a forward-mode derivative
-    GaussNewton   1 + 4 n: n steps of conjugate gradients on the linearised residuals
-
-The last two are for least squares, loss = ‖ρ‖². A 16 px picture has only 768 numbers to match, so ρ is nearly linear
-where the start is near, and second-order steps reach the goal with less work.
-"""
+"""Optimizers for `search.loop`: each search takes its own steps, as if it were alone. A step is 3 generator calls."""
 
 from __future__ import annotations
 
@@ -39,9 +31,9 @@ class Adam:
 
     rate: Callable[[int], float]
     betas: tuple[float, float] = (0.9, 0.999)
-    passes = 3
+    nfe = 3
 
-    def start(self, variables: Rows) -> Rows:
+    def init(self, variables: Rows) -> Rows:
         """Moments of zero."""
         return {f"{moment} {name}": torch.zeros_like(x) for name, x in variables.items() for moment in ("m", "v")}
 
@@ -60,78 +52,27 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class GaussNewton:
-    """Gauss-Newton by conjugate gradients: minimises ‖ρ + J d‖² over d in a Krylov space, from d = 0.
-
-    Few products also regularise: directions that change the residuals little are hardly touched. A step that made
-    things worse is taken back, and a quarter of it tried.
-
-    Args:
-        products: Steps n of conjugate gradients (CGLS), each with one product by J and one by Jᵀ.
-
-    References:
-        Björck 1996, Numerical Methods for Least Squares Problems, algorithm 7.4.1 (CGLS).
-    """
-
-    products: int = 4
-
-    @property
-    def passes(self) -> int:
-        """Of a step: 1 + 4 n."""
-        return 1 + 4 * self.products
-
-    def start(self, variables: Rows) -> Rows:
-        """No step yet: whatever comes is better than an infinite loss."""
-        x = _flat(variables)
-        return {"x": x, "moved": torch.zeros_like(x), "loss": x.new_full((len(x), 1), torch.inf)}
-
-    def step(self, number: int, point: Point, state: Rows) -> tuple[Rows, Rows]:
-        """Takes the step of the linearised problem, or a quarter of the last one from where that began."""
-        x, loss = _flat(point.variables), _dot(point.residuals, point.residuals)
-        worse = loss > state["loss"]
-        kept = {"x": x, "moved": self._solve(point), "loss": loss}
-        before = {**state, "moved": state["moved"] / 4}
-        state = {name: torch.where(worse, before[name], kept[name]) for name in kept}
-        return _unflat(state["x"] + state["moved"], point.variables), state
-
-    def _solve(self, point: Point) -> Tensor:
-        remaining = -point.residuals  # (N, Q)
-        slope = _flat(point.pull_back(remaining))  # (N, P)
-        moved, direction, size = torch.zeros_like(slope), slope, _dot(slope, slope)
-        for i in range(self.products):
-            image = point.push_forward(_unflat(direction, point.variables))  # (N, Q)
-            length = size / (_dot(image, image) + TINY)
-            moved = moved + length * direction
-            if i == self.products - 1:
-                break
-            remaining = remaining - length * image
-            slope = _flat(point.pull_back(remaining))
-            size, before = _dot(slope, slope), size
-            direction = slope + size / (before + TINY) * direction
-        return moved  # (N, P)
-
-
-@dataclass(frozen=True)
 class LBFGS:
-    """L-BFGS directions; the first steps have the length that minimises the linearised residuals.
+    """L-BFGS for least squares, loss = ‖ρ‖²; the first step has the length that minimises the residuals along it.
 
-    d = −H g by the two-loop recursion, x ← x + α d with α = −⟨ρ, J d⟩ / ‖J d‖², later 1
+    d = −H g by the two-loop recursion, x ← x + α d with α = −⟨ρ, Δ⟩ / ‖Δ‖² in the first step, 1 in later ones
 
-    The first step knows no scale yet. Once H has seen a step, α is near 1, and to compute it costs more than it gives.
+    Δ = (ρ(x + h d) − ρ(x)) / h is the change along d, which costs one call more. Once H has seen a step it knows the
+    scale.
 
     Args:
         memory: Pairs of steps and gradient changes that H is made of.
-        exact: Steps whose length is computed.
+        probe: Root mean square of h d.
 
     References:
         Nocedal & Wright 2006, Numerical Optimization, algorithm 7.4.
     """
 
     memory: int = 10
-    exact: int = 1
-    passes = 3
+    probe: float = 0.02
+    nfe = 3
 
-    def start(self, variables: Rows) -> Rows:
+    def init(self, variables: Rows) -> Rows:
         """An empty memory."""
         x = _flat(variables)
         pairs = x.new_zeros(len(x), self.memory, x.shape[1])  # the oldest first; zero where there is none
@@ -141,13 +82,14 @@ class LBFGS:
         """Takes a step along −H g."""
         x, g = _flat(point.variables), _flat(point.gradient())
         s, y = state["s"], state["y"]
-        if number > 0:
+        if number == 0:
+            move = self.probe * -g / (g.square().mean(dim=1, keepdim=True) + TINY).sqrt()  # h d
+            change = point.residuals_at(_unflat(x + move, point.variables)) - point.residuals  # (N, Q)
+            move = -_dot(point.residuals, change) / (_dot(change, change) + TINY) * move
+        else:
             s, y = _append(s, x - state["x"]), _append(y, g - state["g"])
-        direction = -_inverse_hessian(g, s, y)
-        if number < self.exact:
-            image = point.push_forward(_unflat(direction, point.variables))  # (N, Q)
-            direction = -_dot(point.residuals, image) / (_dot(image, image) + TINY) * direction
-        return _unflat(x + direction, point.variables), {"x": x, "g": g, "s": s, "y": y}
+            move = -_inverse_hessian(g, s, y)
+        return _unflat(x + move, point.variables), {"x": x, "g": g, "s": s, "y": y}
 
 
 def _append(pairs: Tensor, newest: Tensor) -> Tensor:
@@ -173,7 +115,7 @@ def _inverse_hessian(g: Tensor, s: Tensor, y: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows, (N, P) -> (N, 1)."""
+    """Inner products (N, P) -> (N, 1)."""
     return (a * b).sum(dim=1, keepdim=True)
 
 

@@ -1,0 +1,198 @@
+"""k samples for each face by a search, whose method and start go by their names, as `infer.py` offers them.
+
+Only `amortized` with `--init encoder` uses the whole encoding: the published methods search codes alone, and start from
+the encoding's codes without its details.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.operator import EPSILON, Downscale
+from models.encoder_base import face_keys
+from search.amortized import amortized
+from search.loop import Callback, Search, SearchResult
+from search.pulse import SETTINGS, pulse, pulse_noise
+from search.rls import PERTURBATION, RlsSettings, rls
+from search.sphere import GaussianMap
+from search.wplus_adam import wplus_adam
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+
+METHODS = ("amortized", "pulse", "mm-pulse", "rls", "brgm", "wplus-adam")
+INITS = ("encoder", "random", "mean")
+STEPS = {"amortized": 10, "pulse": 100, "mm-pulse": 100, "rls": 500, "brgm": 500, "wplus-adam": 200}
+"""Usual numbers of steps; those of the published methods are the published ones."""
+EPSILONS = dict.fromkeys(METHODS, EPSILON) | {"amortized": 1e-4}
+"""ε by method: the encoder's own samples have about the 1e-3 that others search for."""
+MEAN_PERTURBATION = 0.1  # how far samples 2 to k start from the mean, as a share of the way to a random face
+# Of the faces in a batch, whose features a search keeps for the gradient. A processor is half as fast again where they
+# stay in its caches, a GPU wants to be filled.
+PIXELS = {"cpu": 2**16, "cuda": 2**20, "mps": 2**20}
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What is asked for.
+
+    Attributes:
+        method: One of `METHODS`.
+        init: One of `INITS`.
+        steps: Steps at most; 0 gives the starts as they are.
+        epsilon: A search has converged once its residual, mean squared on [0, 1] before back-projection, is at most
+            this, or the variance of the input's noise if that is more; None for the method's, see `EPSILONS`.
+        seed: Of all random numbers; together with the face it determines them.
+
+    Raises:
+        ValueError: If a name is unknown, a number is out of range, or PULSE is to start at the mean.
+    """
+
+    method: str = "amortized"
+    init: str = "encoder"
+    steps: int = 0
+    epsilon: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the names and numbers."""
+        for name, known in (("method", METHODS), ("init", INITS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.steps < 0 or not 0 < self.tolerance < float("inf") or self.seed < 0:
+            raise ValueError(
+                f"Expected steps and seed from 0 and a positive epsilon, got {self.steps}, {self.seed}, {self.epsilon}."
+            )
+        if self.method in SETTINGS and self.init == "mean":
+            raise ValueError(
+                "PULSE keeps every code at the length it starts with, and at the mean that is 0; start it from "
+                "random or encoder."
+            )
+
+    @property
+    def tolerance(self) -> float:
+        """ε, that of the method if none is given."""
+        return EPSILONS[self.method] if self.epsilon is None else self.epsilon
+
+
+@torch.inference_mode(False)  # a search takes gradients, even where the caller wants none
+def find_samples(
+    bundle: Bundle,
+    lr: Tensor,
+    k: int,
+    plan: SearchPlan,
+    callback: Callback | None = None,
+    sigma: Tensor | None = None,
+) -> SearchResult:
+    """Searches for k samples of each face.
+
+    Args:
+        bundle: Generator and encoder.
+        lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
+        k: Samples per face. Sample j is the same whatever k and the batch are.
+        plan: What is asked for.
+        callback: See `search.loop.Search.run`.
+        sigma: Standard deviation of the noise in the faces, in grey levels (B,); 0 if None.
+
+    Returns:
+        N = B · k results, the samples of the first face first; `synthesize` makes faces of them.
+
+    Raises:
+        ValueError: If "rls" is asked for, and the bundle has no flow.
+    """
+    lr = lr.to(bundle.device, torch.float32)
+    target = lr.repeat_interleave(k, dim=0)  # (B · k, 3, s, s)
+    search, details = _start(bundle, lr, k, plan, sigma)
+    epsilon = torch.full((len(lr),), plan.tolerance)
+    if sigma is not None:
+        epsilon = torch.maximum(epsilon, (sigma.cpu().float() / 255).square())
+    epsilon = epsilon.repeat_interleave(k).to(bundle.device)
+    result = search.run(target, plan.steps, epsilon, callback, batch_size(bundle))
+    return replace(result, details=details)
+
+
+@torch.inference_mode()
+def synthesize(bundle: Bundle, result: SearchResult, offset: Tensor | None = None) -> Tensor:
+    """Synthesizes the faces that were found, before back-projection.
+
+    Args:
+        bundle: Generator and encoder.
+        result: N results.
+        offset: Added to their codes (L, D), such as an edit.
+
+    Returns:
+        Images (N, 3, R, R), about [-1, 1] but not clamped.
+
+    Raises:
+        ValueError: If they are not finite: the search has diverged, or the network's weights are broken.
+    """
+    ws = result.ws if offset is None else result.ws + offset.to(result.ws)
+    images = bundle.generator.synthesis(ws, noise=result.noise, details=result.details)
+    if not images.isfinite().all():
+        raise ValueError("Expected finite faces from the search, got NaN or infinite values; take fewer steps.")
+    return images
+
+
+def batch_size(bundle: Bundle) -> int:
+    """Says how many searches run together; further ones wait, or run in other threads."""
+    device = bundle.device.type
+    # In bfloat16 twice as many fit into a processor's caches.
+    pixels = PIXELS[device] * (2 if device == "cpu" and bundle.precision == "bf16" else 1)
+    return max(1, pixels // bundle.resolution**2)
+
+
+def _start(
+    bundle: Bundle, lr: Tensor, k: int, plan: SearchPlan, sigma: Tensor | None
+) -> tuple[Search, dict[int, Tensor]]:
+    """Puts a method at its start; gives the details that it holds fixed as well."""
+    latents, operator = bundle.encoder.latents, Downscale(lr.shape[-1])
+    synthesis, w_std = bundle.search_synthesis, float(latents.sigma)
+    rngs = [np.random.default_rng((plan.seed, key, j)) for key in face_keys(lr) for j in range(k)]
+    if plan.method in SETTINGS:
+        to_w = GaussianMap.of(latents)
+        if plan.init == "random":
+            u = _normal(rngs, (bundle.generator.num_ws, bundle.generator.w_dim)).to(bundle.device)  # (N, L, D)
+        else:
+            u = to_w.from_w(_start_codes(bundle, lr, k, plan, sigma, rngs)[0])
+        settings = replace(SETTINGS[plan.method], steps=plan.steps, epsilon=plan.tolerance)
+        return pulse(synthesis, to_w, operator, u, pulse_noise(synthesis, rngs, settings.noise), settings), {}
+    ws, details = _start_codes(bundle, lr, k, plan, sigma, rngs)
+    if plan.method == "amortized":
+        return amortized(synthesis, w_std, latents.preconditioner, operator, ws, details), details
+    if plan.method == "rls":
+        from models.flow import flow_of  # late: it reads and makes the flow
+
+        return rls(synthesis, flow_of(bundle), operator, ws, RlsSettings(steps=plan.steps)), {}
+    if plan.method == "brgm":
+        from losses.perceptual import LPIPS
+        from search.brgm import brgm, cosine_weight
+
+        weight = cosine_weight(bundle.resolution, lr.shape[-1])
+        return brgm(synthesis, LPIPS().to(bundle.device), operator, latents.w_avg, w_std, ws, weight), {}
+    return wplus_adam(synthesis, w_std, operator, ws), {}
+
+
+def _start_codes(
+    bundle: Bundle, lr: Tensor, k: int, plan: SearchPlan, sigma: Tensor | None, rngs: list[np.random.Generator]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Codes (N, L, D): the encoder's, with its details (N, C, r, r), random faces, or about the mean latent."""
+    if plan.init == "encoder":
+        encoding = bundle.encode(lr, k, plan.seed, sigma)
+        return encoding.ws.flatten(0, 1), {size: d.flatten(0, 1) for size, d in encoding.details.items()}
+    latents = bundle.encoder.latents
+    w = latents.sample(_normal(rngs, latents.w_avg.shape).to(latents.w_avg))  # (N, D), random faces
+    if plan.init == "mean":
+        share = PERTURBATION if plan.method == "rls" else MEAN_PERTURBATION
+        w = torch.lerp(latents.w_avg.expand_as(w), w, share)
+        w[::k] = latents.w_avg
+    return w[:, None].repeat(1, bundle.generator.num_ws, 1), {}
+
+
+def _normal(rngs: list[np.random.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Samples standard normal numbers (N, …), each row from its own source."""
+    return torch.from_numpy(np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs]))
