@@ -131,7 +131,7 @@ class _Reader:
 
 
 def _large_products(model: ModelProto) -> list[str]:
-    """Names the nodes that multiply by large constant weights, but for the directions of `models.curvature`."""
+    """Names the nodes that multiply by large constant weights, but for the directions of `models.preconditioner`."""
     sizes = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
     return [
         node.name

@@ -79,7 +79,7 @@ class EncoderBase(nn.Module):
         w_dim: Width D of a style.
         canvas: Size that LR faces are brought to.
         noise_dim: Width E of the noise of one encoding.
-        rank: Directions of the search's preconditioner, see `models.curvature`; 0 for none.
+        rank: Directions of the search's preconditioner, see `models.preconditioner`; 0 for none.
     """
 
     def __init__(self, resolution: int, num_ws: int, w_dim: int, canvas: int, noise_dim: int, rank: int = 0) -> None:

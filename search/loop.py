@@ -174,6 +174,15 @@ class SearchResult:
     nfe: Tensor
     details: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
 
+    def split(self, size: int) -> list[SearchResult]:
+        """Cuts it into parts of so many searches; the last may have fewer."""
+        parts = []
+        for i in (slice(start, start + size) for start in range(0, len(self.ws), size)):
+            noise = None if self.noise is None else [tensor[i] for tensor in self.noise]
+            details = {r: tensor[i] for r, tensor in self.details.items()}
+            parts.append(SearchResult(self.ws[i], noise, self.residual[i], self.steps[i], self.nfe[i], details))
+        return parts
+
 
 @dataclass(frozen=True)
 class Search:

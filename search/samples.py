@@ -32,6 +32,7 @@ STEPS = {"amortized": 10, "pulse": 100, "mm-pulse": 100, "rls": 500, "brgm": 500
 EPSILONS = dict.fromkeys(METHODS, EPSILON) | {"amortized": 1e-4}
 """ε by method: the encoder's own samples have about the 1e-3 that others search for."""
 MEAN_PERTURBATION = 0.1  # how far samples 2 to k start from the mean, as a share of the way to a random face
+AT_ONCE = 64  # faces that are synthesized together
 # Of the faces in a batch, whose features a search keeps for the gradient. A processor is half as fast again where they
 # stay in its caches, a GPU wants to be filled.
 PIXELS = {"cpu": 2**16, "cuda": 2**20, "mps": 2**20}
@@ -131,8 +132,10 @@ def synthesize(bundle: Bundle, result: SearchResult, offset: Tensor | None = Non
     Raises:
         ValueError: If they are not finite: the search has diverged, or the network's weights are broken.
     """
-    ws = result.ws if offset is None else result.ws + offset.to(result.ws)
-    images = bundle.generator.synthesis(ws, noise=result.noise, details=result.details)
+    if offset is not None:
+        result = replace(result, ws=result.ws + offset.to(result.ws))
+    synthesis = bundle.generator.synthesis
+    images = torch.cat([synthesis(p.ws, noise=p.noise, details=p.details) for p in result.split(AT_ONCE)])
     if not images.isfinite().all():
         raise ValueError("Expected finite faces from the search, got NaN or infinite values; take fewer steps.")
     return images
