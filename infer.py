@@ -17,6 +17,11 @@ A noisy input, whose grains the samples are not to follow; by default the noise 
 
     python infer.py noisy.png --noise-sigma 25
 
+Samples that explain the input better before the last step makes them exact, by a short search; PULSE as published:
+
+    python infer.py face.png --search 10
+    python infer.py face.png --search 100 --method pulse --init random --save-trajectory
+
 Four of sixteen samples that are far apart:
 
     python infer.py face.png --select 4-of-16
@@ -27,6 +32,7 @@ For face.png it writes
     out/face/input.png     the low-resolution face as it was used
     out/face/report.json   how well each sample downscales to the input (LR-PSNR), and what made it
     out/face/latents.npz   the style codes `ws` of the samples
+    out/face/trajectory.webp    with --save-trajectory: the input and the samples, step after step of the search
     out/overview.png       the first 16 faces of the call in one picture
 
 The exit status is 0 if everything was written, 1 if something was not (each face is named with the reason), 2 if the
@@ -38,50 +44,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from cli.sampling_options import SAVED, add_sampling_options, read_sampling, tell_of_samples
-from data.command import (
-    OVERVIEW_ROWS,
-    Face,
-    LowResolution,
-    complain,
-    line_of,
-    low_resolution,
-    reason_of,
-    say,
-    until_interrupted,
-    warn_of_crop,
-    write_overview,
-)
+from cli.inference import FAILURES, Run
+from cli.sampling_options import SAVED, add_sampling_options, read_sampling
+from cli.search_options import add_search_options, read_plan
+from data.command import complain, reason_of, until_interrupted, write_overview
 from data.image_io import find_images
-from data.report import check_free, complete_or_nothing, folder_names, make_report, write_face
-from pipeline.samples import Samples
-from pipeline.upsampler import RUNTIMES, Upsampler, batch_size
-
-BAR_FROM = 4  # faces; fewer are done before a progress bar helps
-WRITERS = 2  # threads
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input on its way.
-
-    Attributes:
-        path: The picture.
-        folder: What it becomes.
-        lr: The low-resolution face.
-    """
-
-    path: Path
-    folder: Path
-    lr: LowResolution
+from pipeline.upsampler import RUNTIMES, Upsampler
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
     )
     add_sampling_options(parser.add_argument_group("samples"))
+    add_search_options(parser.add_argument_group("search"))
     add(
         "--save",
         default=",".join(SAVED),
@@ -160,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Ends the program with status 2 if an option cannot be followed."""
     try:
-        args.sampling = read_sampling(args)
+        args.sampling, args.plan = read_sampling(args), read_plan(args)
+        if args.plan and args.runtime == "onnx":
+            raise ValueError("--search: needs torch, which has gradients; leave it out, or --runtime onnx")
     except ValueError as error:
         parser.error(str(error))
     args.save = args.save.split(",")
@@ -176,104 +150,6 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     args.out = Path(args.out)
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
-
-
-class Run:
-    """Goes through the inputs, whatever happens to single ones: faces of one LR size together, written by threads.
-
-    Attributes:
-        shown: The first faces that were written, as many as the overview shows.
-        failed: Inputs that came to nothing.
-    """
-
-    def __init__(self, upsampler: Upsampler, args: argparse.Namespace) -> None:
-        self.upsampler, self.args = upsampler, args
-        self.shown: list[Face] = []
-        self.failed = 0
-        about = upsampler.about
-        self.batch = args.batch_size or batch_size(about.resolution, args.sampling.k, about.device)
-
-    def upsample(self, paths: Sequence[Path]) -> None:
-        """Upsamples all inputs; what fails is named and counted."""
-        with ThreadPoolExecutor(WRITERS) as pool:
-            waiting: list[tuple[Job, Future[Face]]] = []
-            for jobs in self._batches(paths):
-                waiting += self._sample(jobs, pool)
-                while len(waiting) > 2 * self.batch:  # memory stays flat when the disk is slow
-                    self._finish(*waiting.pop(0))
-            for job, future in waiting:
-                self._finish(job, future)
-
-    def _batches(self, paths: Sequence[Path]) -> Iterator[list[Job]]:
-        """Reads the inputs, and gives those of one LR size together."""
-        waiting: dict[int, list[Job]] = {}
-        for path, name in self._progress(list(zip(paths, folder_names(paths), strict=True))):
-            job = self._read(path, self.args.out / name)
-            if job is None:
-                continue
-            group = waiting.setdefault(job.lr.image.shape[-1], [])
-            group.append(job)
-            if len(group) == self.batch:
-                yield waiting.pop(job.lr.image.shape[-1])
-        yield from waiting.values()
-
-    def _read(self, path: Path, folder: Path) -> Job | None:
-        try:
-            check_free(folder, self.args.overwrite, self.args.sampling.k)  # before the work, and again after it
-            lr = low_resolution(path, self.upsampler.about.lr_sizes, self.args.downscale)
-        except FAILURES as error:
-            self._fail(path, error)
-            return None
-        warn_of_crop(path, *lr.origin)
-        return Job(path, folder, lr)
-
-    def _sample(self, jobs: list[Job], pool: ThreadPoolExecutor) -> list[tuple[Job, Future[Face]]]:
-        try:
-            lr = np.stack([job.lr.image for job in jobs])
-            samples = self.args.sampling.sample(self.upsampler, lr)
-        except FAILURES as error:
-            if len(jobs) > 1:  # one bad face never stops the others
-                return [pair for job in jobs for pair in self._sample([job], pool)]
-            self._fail(jobs[0].path, error)
-            return []
-        return [(job, pool.submit(self._write, job, samples[i])) for i, job in enumerate(jobs)]
-
-    def _write(self, job: Job, sample: Samples) -> Face:
-        args, about = self.args, self.upsampler.about
-        notes = {
-            "input": job.path.name,
-            "input_size": list(job.lr.origin),
-            "lr_size": job.lr.image.shape[-1],
-            "resolution": about.resolution,
-            "bundle": {"name": about.name, "hash": about.hash},
-        }
-        report = make_report(notes | tell_of_samples(sample, args.sampling))
-        with complete_or_nothing(job.folder, args.overwrite, len(sample.images)) as partial:
-            write_face(partial, job.lr.image, sample.images, sample.ws, report, args.save)
-        return Face(job.folder.name, job.lr.image, sample.images, sample.lr_psnr.tolist(), job.folder)
-
-    def _finish(self, job: Job, future: Future[Face]) -> None:
-        try:
-            face = future.result()
-        except FAILURES as error:
-            self._fail(job.path, error)
-            return
-        say(line_of(job.path, face))
-        if len(self.shown) < OVERVIEW_ROWS:
-            self.shown.append(face)
-
-    def _fail(self, path: Path, error: BaseException) -> None:
-        self.failed += 1
-        reason = reason_of(error)
-        complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
-
-    @staticmethod
-    def _progress(items: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
-        if len(items) < BAR_FROM or not sys.stderr.isatty():
-            return iter(items)
-        from tqdm import tqdm
-
-        return iter(tqdm(items, unit="face"))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from evaluation.metrics import MetricSuite
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.determinism import use_deterministic_kernels
 from search.loop import SearchResult
-from search.samples import EPSILONS, SearchPlan, find_samples, synthesize
+from search.plan import EPSILONS, SearchPlan
+from search.samples import find_samples, synthesize
 
 AT_ONCE = 16  # faces
 

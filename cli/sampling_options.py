@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.samples import Samples
-from pipeline.upsampler import Upsampler
+from pipeline.wanted import Wanted
 
 MAX_K = 64
 SAVED = ("images", "grid", "latents", "report")
@@ -21,27 +19,20 @@ class Sampling:
     """What is asked for.
 
     Attributes:
-        k: Samples per face that are kept.
-        seed: Of the samples.
-        fidelity: See `pipeline.Upsampler`.
-        noise_sigma: See `pipeline.Upsampler`.
-        drawn: Samples per face of which k are kept that are far apart; None keeps the first k.
+        wanted: Of the pipeline; its k is what is sampled.
+        kept: How many samples of each face are kept, those that are far apart if fewer than are sampled.
     """
 
-    k: int = 4
-    seed: int = 0
-    fidelity: float = 1.0
-    noise_sigma: float | None = None
-    drawn: int | None = None
+    wanted: Wanted
+    kept: int
 
-    def sample(self, upsampler: Upsampler, lr: np.ndarray) -> Samples:
-        """Samples faces for inputs (B, 3, s, s) of one size."""
-        samples = upsampler(lr, self.drawn or self.k, self.seed, self.fidelity, self.noise_sigma)
-        if self.drawn is None:
+    def select(self, samples: Samples) -> Samples:
+        """Keeps what is asked for of the samples of one face."""
+        if self.kept == self.wanted.k:
             return samples
         from pipeline.selection import select_apart
 
-        return select_apart(samples, self.k)
+        return select_apart(samples, self.kept)
 
 
 def add_sampling_options(group: argparse._ArgumentGroup) -> None:
@@ -88,10 +79,10 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
         raise ValueError(f"--fidelity: expected 0 to 1, got {args.fidelity}")
     if args.noise_sigma is not None and not 0 <= args.noise_sigma <= 255:
         raise ValueError(f"--noise-sigma: expected 0 to 255 grey levels, got {args.noise_sigma}")
-    return Sampling(k, args.seed, args.fidelity, args.noise_sigma, drawn)
+    return Sampling(Wanted(drawn or k, args.seed, args.fidelity, args.noise_sigma), k)
 
 
-def tell_of_samples(samples: Samples, sampling: Sampling) -> dict[str, Any]:
+def summarize_samples(samples: Samples, sampling: Sampling) -> dict[str, Any]:
     """Says in a report how the samples of one face were made, and how well each fits.
 
     Args:
@@ -105,7 +96,8 @@ def tell_of_samples(samples: Samples, sampling: Sampling) -> dict[str, Any]:
         {"file": f"{i}.png", "lr_psnr": round(float(db), 2), "residual": float(f"{error:.3g}")}
         for i, (db, error) in enumerate(zip(samples.lr_psnr, samples.residual, strict=True), start=1)
     ]
-    notes = {"k": sampling.k, "seed": sampling.seed, "fidelity": sampling.fidelity, "samples": rows}
-    if sampling.drawn is not None:
-        notes["selected_of"] = sampling.drawn
+    wanted = sampling.wanted
+    notes = {"k": sampling.kept, "seed": wanted.seed, "fidelity": wanted.fidelity, "samples": rows}
+    if sampling.kept != wanted.k:
+        notes["selected_of"] = wanted.k
     return notes | {"noise_sigma": round(float(samples.sigma), 1)}

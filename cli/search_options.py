@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cli.trajectory import TRAJECTORY
-from search.loop import Callback, SearchResult, SearchState
-from search.samples import EPSILONS, INITS, METHODS, STEPS, SearchPlan
+from search.plan import EPSILONS, INITS, METHODS, STEPS, SearchPlan
+
+if TYPE_CHECKING:
+    from search.loop import Callback, SearchResult, SearchState
+
+TRAJECTORY = "trajectory.webp"
 
 
 def add_search_options(group: argparse._ArgumentGroup) -> None:

@@ -13,7 +13,6 @@ from data.image_io import to_uint8
 from data.operator import Downscale
 from search.loop import SearchState
 
-TRAJECTORY = "trajectory.webp"
 FRAMES = 60  # at most, with the first and the last one
 CELL = 128  # px that a face is shown at, at least
 GAP = 4

@@ -131,7 +131,7 @@ class Bundle:
         """Gives σ²/τ² of `data.operator.trusted_part` for noise in grey levels (B,); None where there is none."""
         if not sigma.any():
             return None
-        return (sigma.to(self.device) / 127.5).square() / self.encoder.lacking
+        return self.encoder.noise_ratio(sigma.to(self.device))
 
     @property
     def search_synthesis(self) -> SynthesisNetwork:

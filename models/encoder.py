@@ -147,8 +147,8 @@ class DetailHead(nn.Module):
         self.shared = nn.Conv2d(width, channels, 3, padding=1)
         self.modulation = near_zero(nn.Linear(hidden, 2 * channels))
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, level: Tensor, hidden: Tensor) -> Tensor:
         """Maps a level (B, width, r, r) and sampler features (B, k, H) to details (B, k, C, r, r)."""
@@ -266,6 +266,10 @@ class Encoder(EncoderBase):
         ws = self.point(features)[:, None] + moves.float() * self.w_std
         heads = zip(self.detail_sizes, self.details, features.levels, strict=True)
         return Encoding(ws, {size: head(level, hidden) for size, head, level in heads})
+
+    def noise_ratio(self, sigma: Tensor) -> Tensor:
+        """Gives the variance of the noise over that of what the generator lacks, see `EncoderBase.noise_ratio`."""
+        return (sigma / 127.5).square() / self.lacking
 
     def noise_level(self, lr: Tensor) -> Tensor:
         """Estimates the noise in LR faces, see `EncoderBase.noise_level`; what could be a clean face's counts as 0."""

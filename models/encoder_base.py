@@ -114,6 +114,10 @@ class EncoderBase(nn.Module):
         """Maps what was seen and noise (B, k, E) to k encodings; the noise 0 gives the point estimate."""
         raise NotImplementedError
 
+    def noise_ratio(self, sigma: Tensor) -> Tensor:
+        """Gives σ²/τ² of `data.operator.trusted_part` for noise in grey levels (B,)."""
+        return torch.zeros_like(sigma)
+
     def noise_level(self, lr: Tensor) -> Tensor:
         """Estimates the standard deviation of the noise in LR faces (B, 3, s, s), in grey levels (B,)."""
         return lr.new_zeros(lr.shape[0])

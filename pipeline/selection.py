@@ -10,35 +10,29 @@ from pipeline.samples import Samples
 
 
 def select_apart(samples: Samples, k: int) -> Samples:
-    """Keeps k of the samples of each face: the point estimate, then always the one farthest from those that are kept.
+    """Keeps k of the samples of one face: the point estimate, then always the one farthest from those that are kept.
 
     Distances are LPIPS on SqueezeNet. What is kept is no random sample of the posterior any more.
 
     Args:
-        samples: n samples of each face, as arrays.
+        samples: n samples of one face, as arrays (n, …).
         k: How many to keep, at most n.
 
     Returns:
-        k samples of each face.
+        k samples.
     """
     import torch
 
     from losses.perceptual import LPIPS
 
     lpips = LPIPS()
-    kept = []
-    for images in torch.from_numpy(samples.images):
-        with torch.inference_mode():
-            features = lpips.features(images)
-            flat = torch.cat([f.flatten(1) / f[0, 0].numel() ** 0.5 for f in features], dim=1)  # (n, F), d = ‖a − b‖²
-            distances = torch.cdist(flat, flat).numpy()
-        kept.append(farthest_points(distances, k))
-    rows = np.array(kept)  # (B, k)
-    chosen = {
-        name: np.take_along_axis(value, rows.reshape(*rows.shape, *[1] * (value.ndim - 2)), axis=1)
-        for name, value in ((f, getattr(samples, f)) for f in ("images", "ws", "lr_psnr", "residual"))
-    }
-    return dataclasses.replace(samples, **chosen)
+    with torch.inference_mode():
+        features = lpips.features(torch.from_numpy(samples.images))
+        flat = torch.cat([f.flatten(1) / f[0, 0].numel() ** 0.5 for f in features], dim=1)  # (n, F), d = ‖a − b‖²
+        rows = farthest_points(torch.cdist(flat, flat).numpy(), k)
+    return dataclasses.replace(
+        samples, **{name: getattr(samples, name)[rows] for name in ("images", "ws", "lr_psnr", "residual")}
+    )
 
 
 def farthest_points(distances: np.ndarray, k: int) -> list[int]:

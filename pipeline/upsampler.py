@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pipeline.about import About
 from pipeline.samples import Samples
+from pipeline.wanted import Wanted
+
+if TYPE_CHECKING:
+    from search.loop import Callback, SearchResult
+    from search.plan import SearchPlan
 
 RUNTIMES = ("torch", "onnx")
 PIXELS = {"cpu": 2**18, "cuda": 2**24, "mps": 2**22}  # of all samples of a batch
@@ -20,8 +25,14 @@ class Backend(Protocol):
 
     about: About
 
-    def sample(self, lr: np.ndarray, k: int, seed: int, fidelity: float, sigma: np.ndarray | None) -> Samples:
-        """Samples k faces for each of (B, 3, s, s)."""
+    def sample(self, lr: np.ndarray, wanted: Wanted) -> Samples:
+        """Samples faces for inputs (B, 3, s, s)."""
+        ...
+
+    def search(
+        self, lr: np.ndarray, wanted: Wanted, plan: SearchPlan, callback: Callback | None = None
+    ) -> tuple[Samples, SearchResult]:
+        """Searches for samples; needs gradients, so torch."""
         ...
 
 
@@ -67,14 +78,20 @@ class Upsampler:
         """
         if runtime not in RUNTIMES:
             raise ValueError(f"Expected the runtime to be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+        from models.bundle import DEFAULT_BUNDLE
         from pipeline.torch_backend import TorchBackend  # here, so that --runtime onnx needs no torch
 
-        if path is None:
-            from models.bundle import DEFAULT_BUNDLE as path  # noqa: N811
-        return cls(TorchBackend(path, device, precision))
+        return cls(TorchBackend(DEFAULT_BUNDLE if path is None else path, device, precision))
 
     def __call__(
-        self, lr: Any, k: int = 4, seed: int = 0, fidelity: float = 1.0, noise_sigma: float | None = None
+        self,
+        lr: Any,
+        k: int = 4,
+        seed: int = 0,
+        fidelity: float = 1.0,
+        noise_sigma: float | None = None,
+        edit: np.ndarray | None = None,
+        preserve_lr: bool = False,
     ) -> Samples:
         """Samples k faces for each input.
 
@@ -86,6 +103,9 @@ class Upsampler:
                 face) to 1 (exactly).
             noise_sigma: Standard deviation of the noise in the inputs in grey levels, which samples need not follow; 0
                 for clean inputs, None to estimate it for each.
+            edit: What is added to the codes (L, D), such as a sum of edit directions; None for no edit.
+            preserve_lr: Whether edited faces are to downscale to the input as well. If not, they take over what the
+                unedited ones were corrected by.
 
         Returns:
             The samples; tensors on the CPU if `lr` is a tensor, else arrays.
@@ -93,16 +113,10 @@ class Upsampler:
         Raises:
             ValueError: If a number is out of range, or the faces are not of such a form or size.
         """
-        if k < 1 or seed < 0:
-            raise ValueError(f"Expected k from 1 and a seed from 0, got {k} and {seed}.")
-        if not 0 <= fidelity <= 1:
-            raise ValueError(f"Expected a fidelity from 0 to 1, got {fidelity}.")
-        if noise_sigma is not None and not 0 <= noise_sigma <= 255:
-            raise ValueError(f"Expected a noise_sigma from 0 to 255 grey levels, got {noise_sigma}.")
+        wanted = Wanted(k, seed, fidelity, noise_sigma, edit, preserve_lr)
         tensor = hasattr(lr, "detach")
         faces = np.ascontiguousarray(lr.detach().cpu().numpy() if tensor else lr, dtype=np.float32)
-        sigma = None if noise_sigma is None else np.full(len(faces), noise_sigma, np.float32)
-        samples = self.backend.sample(faces, k, seed, fidelity, sigma)
+        samples = self.backend.sample(faces, wanted)
         return _as_tensors(samples) if tensor else samples
 
 

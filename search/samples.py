@@ -6,17 +6,18 @@ the encoding's codes without its details.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.operator import EPSILON, Downscale
+from data.operator import Downscale
 from models.encoder_base import face_keys
 from search.amortized import amortized
 from search.loop import Callback, Search, SearchResult
+from search.plan import SearchPlan
 from search.pulse import SETTINGS, pulse, pulse_noise
 from search.rls import PERTURBATION, RlsSettings, rls
 from search.sphere import GaussianMap
@@ -25,60 +26,11 @@ from search.wplus_adam import wplus_adam
 if TYPE_CHECKING:
     from models.bundle import Bundle
 
-METHODS = ("amortized", "pulse", "mm-pulse", "rls", "brgm", "wplus-adam")
-INITS = ("encoder", "random", "mean")
-STEPS = {"amortized": 10, "pulse": 100, "mm-pulse": 100, "rls": 500, "brgm": 500, "wplus-adam": 200}
-"""Usual numbers of steps; those of the published methods are the published ones."""
-EPSILONS = dict.fromkeys(METHODS, EPSILON) | {"amortized": 1e-4}
-"""ε by method: the encoder's own samples have about the 1e-3 that others search for."""
 MEAN_PERTURBATION = 0.1  # how far samples 2 to k start from the mean, as a share of the way to a random face
 AT_ONCE = 64  # faces that are synthesized together
 # Of the faces in a batch, whose features a search keeps for the gradient. A processor is half as fast again where they
 # stay in its caches, a GPU wants to be filled.
 PIXELS = {"cpu": 2**16, "cuda": 2**20, "mps": 2**20}
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """What is asked for.
-
-    Attributes:
-        method: One of `METHODS`.
-        init: One of `INITS`.
-        steps: Steps at most; 0 gives the starts as they are.
-        epsilon: A search has converged once its residual, mean squared on [0, 1] before back-projection, is at most
-            this, or the variance of the input's noise if that is more; None for the method's, see `EPSILONS`.
-        seed: Of all random numbers; together with the face it determines them.
-
-    Raises:
-        ValueError: If a name is unknown, a number is out of range, or PULSE is to start at the mean.
-    """
-
-    method: str = "amortized"
-    init: str = "encoder"
-    steps: int = 0
-    epsilon: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the names and numbers."""
-        for name, known in (("method", METHODS), ("init", INITS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if self.steps < 0 or not 0 < self.tolerance < float("inf") or self.seed < 0:
-            raise ValueError(
-                f"Expected steps and seed from 0 and a positive epsilon, got {self.steps}, {self.seed}, {self.epsilon}."
-            )
-        if self.method in SETTINGS and self.init == "mean":
-            raise ValueError(
-                "PULSE keeps every code at the length it starts with, and at the mean that is 0; start it from "
-                "random or encoder."
-            )
-
-    @property
-    def tolerance(self) -> float:
-        """ε, that of the method if none is given."""
-        return EPSILONS[self.method] if self.epsilon is None else self.epsilon
 
 
 @torch.inference_mode(False)  # a search takes gradients, even where the caller wants none

@@ -16,9 +16,10 @@ from data.operator import Downscale, downscaling_error
 from models.bundle import Bundle, load_bundle
 from models.checkpoints import sha256_of
 from models.flow import FlowPrior, flow_of, save_flow
+from search.plan import SearchPlan
 from search.pulse import cycle_with_drop
 from search.rls import RlsSettings, flow_terms, pairwise_distance, rls
-from search.samples import SearchPlan, find_samples, synthesize
+from search.samples import find_samples, synthesize
 from search.wplus_adam import wplus_adam
 
 D = 16

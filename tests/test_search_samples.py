@@ -20,7 +20,8 @@ from models.bundle import Bundle, load_bundle
 from models.encoder_base import face_keys
 from models.preconditioner import Preconditioner, measure_preconditioner
 from search.amortized import amortized
-from search.samples import METHODS, SearchPlan, batch_size, find_samples, synthesize
+from search.plan import METHODS, SearchPlan
+from search.samples import batch_size, find_samples, synthesize
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from PIL import Image
 from cli.trajectory import CELL, FRAMES, GAP, TRAJECTORY, TrajectoryRecorder
 from models.bundle import load_bundle
 from search.loop import SearchState
-from search.samples import SearchPlan, find_samples
+from search.plan import SearchPlan
+from search.samples import find_samples
 
 
 def step(number: int, steps: int, indices: list[int], done: list[bool], level: float, size: int = 8) -> SearchState:

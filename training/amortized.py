@@ -283,7 +283,7 @@ class AmortizedTraining(OwnedTraining):
     def _noise_ratio(encoder: Encoder, sigma: Tensor, k: int) -> Tensor | None:
         if not sigma.any():
             return None
-        return ((sigma / GREY).square() / encoder.lacking).repeat_interleave(k)
+        return encoder.noise_ratio(sigma).repeat_interleave(k)
 
     def _losses(
         self, faces: Tensor, made: Synthesized, real: list[Tensor], fake: list[Tensor], inputs: list[Inputs],
