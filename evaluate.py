@@ -226,7 +226,7 @@ def _make_runner(
     cache = Cache(args.out, {key: fact for key, fact in facts.items() if key not in OF_METHODS})
     recipes = {name: recipe_hash(name, bundle, args.search) for name in args.methods}
     recipes |= {name: recipe_hash(name, other, args.search) for name, other in others.items()}
-    return Runner(truth, suite, cache, Processes.join(), args.k, args.seed, recipes, args.projection), facts
+    return Runner(truth, suite, cache, Processes.join(), args.k, args.seed, recipes, bundle, args.projection), facts
 
 
 def _find_table(where: str) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +13,6 @@ from torch import Tensor
 from data.operator import upscale_bicubic
 from models.bundle import Bundle
 from models.pretrained import tensors_sha256
-from search.candidates import Plan, find_candidates
-from search.loop import draw
 
 if TYPE_CHECKING:
     from models.flow import FlowPrior
@@ -34,8 +31,8 @@ class Output(NamedTuple):
     nfe: Tensor
 
 
-Method = Callable[[Tensor, int, Sequence[int]], Output]
-"""Maps LR faces (B, 3, s, s) in [-1, 1], k, and a seed per face to samples."""
+Method = Callable[[Tensor, int, int], Output]
+"""Maps LR faces (B, 3, s, s) in [-1, 1], k and a seed to samples; seed and face determine the random numbers."""
 
 
 def _fixed(images: Tensor) -> Output:
@@ -45,75 +42,70 @@ def _fixed(images: Tensor) -> Output:
 
 def make_bicubic(bundle: Bundle) -> Method:
     """Makes bicubic interpolation, the baseline; it has one sample whatever k."""
-    return lambda lr, k, seeds: _fixed(upscale_bicubic(lr, bundle.resolution))
+    return lambda lr, k, seed: _fixed(upscale_bicubic(lr, bundle.resolution))
 
 
 def make_nearest(bundle: Bundle) -> Method:
     """Makes enlargement by repeated pixels, what the input looks like; one sample."""
-    return lambda lr, k, seeds: _fixed(F.interpolate(lr, size=bundle.resolution, mode="nearest-exact"))
+    return lambda lr, k, seed: _fixed(F.interpolate(lr, size=bundle.resolution, mode="nearest-exact"))
 
 
 def make_mean(bundle: Bundle) -> Method:
     """Makes the floor of a method that invents: the generator's face at the mean latent, the same for everybody."""
     generator = bundle.generator
     face = bundle.generate(generator.w_avg.expand(1, generator.num_ws, -1))  # (1, 3, R, R)
-    return lambda lr, k, seeds: _fixed(face.expand(len(lr), -1, -1, -1))
+    return lambda lr, k, seed: _fixed(face.expand(len(lr), -1, -1, -1))
 
 
-def make_amortized(bundle: Bundle, refine_iters: int | None = None) -> Method:
-    """Makes a bundle's encoder and generator, without any search; refine_iters None means the encoder's own choice."""
-    taken = bundle.encoder.passes(refine_iters)
+def make_amortized(bundle: Bundle) -> Method:
+    """Makes a bundle's encoder and generator, without any search."""
 
-    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Output:
-        # One by one, so that a face comes out the same alone and in company.
-        sources = [np.random.default_rng(seed) for seed in seeds]
-        images = [
-            bundle.upsample(face[None], k, rng=rng, passes=refine_iters)[0]
-            for face, rng in zip(lr, sources, strict=True)
-        ]
-        return Output(torch.cat(images), torch.full((len(lr), k), 1.0 + taken))
+    def run(lr: Tensor, k: int, seed: int) -> Output:
+        images = bundle.generate(bundle.encode(lr, k, seed, bundle.encoder.noise_level(lr)))
+        return Output(images, torch.ones(len(lr), k))
 
     return run
 
 
-def make_search(bundle: Bundle, plan: Plan, most: int | None = None) -> Method:
+def make_search(bundle: Bundle, method: str, init: str, steps: int) -> Method:
     """Makes a latent search.
 
     Args:
         bundle: What it searches in.
-        plan: The search; its seed is replaced by the faces' own.
-        most: Samples at most, for methods that have one answer.
+        method: One of `search.samples.METHODS`; those that are published with one answer give one sample.
+        init: One of `search.samples.INITS`.
+        steps: Of the search.
 
     Returns:
         The method.
     """
+    from search.samples import SearchPlan, find_samples, synthesize  # late: only those who search wait for it
 
-    def run(lr: Tensor, k: int, seeds: Sequence[int]) -> Output:
-        c = k if most is None else min(k, most)
-        found = find_candidates(bundle, lr, c, plan, seeds=seeds)
-        images = torch.cat([draw(bundle.generator.synthesis, part) for part in found.split(64)])
-        return Output(images.unflatten(0, (len(lr), c)), found.passes.float().cpu().unflatten(0, (len(lr), c)))
+    def run(lr: Tensor, k: int, seed: int) -> Output:
+        k = k if method in SEVERAL else 1
+        sigma = bundle.encoder.noise_level(lr) if init == "encoder" else None  # published ones know nothing of noise
+        result = find_samples(bundle, lr, k, SearchPlan(method, init, steps, seed=seed), sigma=sigma)
+        return Output(*(part.unflatten(0, (len(lr), k)) for part in (synthesize(bundle, result), result.nfe)))
 
     return run
 
 
 SEARCHES = {
-    "pulse": Plan("pulse", "random", 100),
-    "mm-pulse": Plan("mm-pulse", "random", 100),
-    "rls": Plan("rls", "mean", 500),
-    "brgm": Plan("brgm", "mean", 500),
-    "wplus-adam": Plan("plain", "mean", 200),
+    "pulse": ("random", 100),
+    "mm-pulse": ("random", 100),
+    "rls": ("mean", 500),
+    "brgm": ("mean", 500),
+    "wplus-adam": ("mean", 200),
 }
-"""As published, by name; PULSE with the paper's ε, and 200 steps of Adam in W+ without any prior."""
+"""Start and steps by name: as published, and Adam in W+ without any prior."""
 
-SEVERAL = ("mm-pulse",)  # searches that are published as giving several samples; of the others there is one
+SEVERAL = ("mm-pulse", "amortized")  # searches that give several samples; of the others there is one
 
 DIRECT: dict[str, Callable[[Bundle], Method]] = {
     "bicubic": make_bicubic,
     "nearest": make_nearest,
     "mean": make_mean,
     "amortized": make_amortized,
-    "amortized-no-refine": lambda bundle: make_amortized(bundle, 0),
 }
 
 METHODS = (*DIRECT, *SEARCHES, "amortized+search")
@@ -173,7 +165,7 @@ def make_method(name: str, bundle: Bundle, search: int) -> Method:
     if name in DIRECT:
         return DIRECT[name](bundle)
     if name == "amortized+search":
-        return make_search(bundle, Plan("ours", "encoder", search))
+        return make_search(bundle, "amortized", "encoder", search)
     if name == "rls":
         _flow_of(bundle)
-    return make_search(bundle, SEARCHES[name], most=None if name in SEVERAL else 1)
+    return make_search(bundle, name, *SEARCHES[name])

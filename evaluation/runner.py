@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from search.consistency import make_consistent
 from torch import Tensor
 from tqdm import tqdm
 
 from data.image_io import from_uint8, to_uint8
+from data.operator import back_project
 from evaluation.cache import Cache, Processes
 from evaluation.figure import figure
 from evaluation.methods import Method
 from evaluation.metrics import MetricSuite, Values, attribute_rates, lr_psnr, summarize
 from evaluation.truth import Condition, TruthSet
+from models.bundle import Bundle
 
 BATCH = 16
 FRECHET_FACES = 1000  # below, the covariance of the features is too uncertain
@@ -31,20 +31,20 @@ SHOWN_FACES, SHOWN_SAMPLES = 8, 5
 PROJECTED = "+projection"  # ends the name of a row
 
 
-def project(images: Tensor, lr: Tensor) -> Tensor:
+def project(images: Tensor, lr: Tensor, bundle: Bundle) -> Tensor:
     """Offers a method's samples the last step of the model.
 
     Args:
         images: Samples (B, k, 3, R, R), about [-1, 1].
-        lr: Inputs (B, 3, s, s) in [-1, 1].
+        lr: Inputs (B, 3, s, s) in [-1, 1], whose noise is estimated.
+        bundle: Knows how much of an input a generator lacks, beside noise.
 
     Returns:
-        Samples of the same shape in [-1, 1] that downscale to the inputs.
+        Samples of the same shape in [-1, 1] that downscale to the inputs, as far as these are not noise.
     """
-    flat, target = images.flatten(0, 1), lr.repeat_interleave(images.shape[1], dim=0)
-    for _ in range(8):
-        flat = make_consistent(flat, target).clamp(-1, 1)
-    return flat.view_as(images)
+    k, ratio = images.shape[1], bundle.noise_ratio(bundle.encoder.noise_level(lr))
+    rows = None if ratio is None else ratio.repeat_interleave(k)
+    return back_project(images.flatten(0, 1), lr.repeat_interleave(k, dim=0), noise_ratio=rows).view_as(images)
 
 
 @dataclass
@@ -76,6 +76,7 @@ class Runner:
         k: Samples per face to ask for.
         seed: Of the samples and degradations.
         recipes: What a method's samples depend on, by its name, see `evaluation.methods.recipe_hash`.
+        bundle: Projects.
         rows: Which rows a method has: "both", "without", or "only" with projection.
     """
 
@@ -86,6 +87,7 @@ class Runner:
     k: int
     seed: int
     recipes: Mapping[str, str]
+    bundle: Bundle
     rows: str = "both"
 
     def rows_of(self, name: str) -> list[str]:
@@ -121,19 +123,15 @@ class Runner:
         """Lets a method upsample a batch once, and measures it as it is, projected, or both."""
         truth, indices = self.truth.batch(part, self.suite.device)
         lr, clean = condition.inputs(truth, self.seed, indices)
-        raw, nfe = method(lr, self.k, [self.face_seed(condition, int(i)) for i in indices])
+        raw, nfe = method(lr, self.k, self.seed)
         measured = {}
         for row in rows:
-            images = project(raw, lr) if row.endswith(PROJECTED) else raw
+            images = project(raw, lr, self.bundle) if row.endswith(PROJECTED) else raw
             values = self.suite.measure(from_uint8(truth), images, lr)
             values |= {"lr_psnr_clean": lr_psnr(images, clean).cpu(), "nfe": nfe.float().cpu(), "index": indices}
             values["shown"] = to_uint8(images[indices < SHOWN_FACES, :SHOWN_SAMPLES]).cpu()
             measured[row] = values
         return measured
-
-    def face_seed(self, condition: Condition, index: int) -> int:
-        """The seed of a face's samples: it depends on nothing but the run's seed, the LR size and the face."""
-        return int(np.random.SeedSequence((self.seed, condition.lr_size, index)).generate_state(1)[0])
 
     # ---------------------------------------------------------------- afterwards
 
@@ -152,10 +150,10 @@ class Runner:
     def _seconds(self, row: str, method: Method, condition: Condition) -> float:
         """Gives the time for one face, as it was taken before, or takes it."""
         name, size = row.removesuffix(PROJECTED), self.truth.faces.resolution
-        times = {f"seconds-{self.cell(name, condition)}": lambda lr: method(lr, 1, [0]).images}
+        times = {f"seconds-{self.cell(name, condition)}": lambda lr: method(lr, 1, self.seed).images}
         if row != name:
             blank = torch.zeros(1, 1, 3, size, size, device=self.suite.device)
-            times[f"seconds-{condition.name}{PROJECTED}"] = lambda lr: project(blank, lr)
+            times[f"seconds-{condition.name}{PROJECTED}"] = lambda lr: project(blank, lr, self.bundle)
         for key, step in times.items():
             if self.cache.note(key) is None:
                 self.cache.note(key, self.seconds(step, condition))

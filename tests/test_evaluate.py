@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from data.image_io import from_uint8, to_uint8, write_image
 from data.operator import Downscale, upscale_bicubic
 from evaluation import cache, figure, methods, metrics, options, runner
 from evaluation.methods import Output
+from models.encoder_base import face_noise
 
 R, NUM_FACES = 32, 20  # more than one batch
 
@@ -46,10 +47,10 @@ class Direction(nn.Module):
 
 
 class StubBundle:
-    """Bicubic faces with noise from the random numbers that are passed in."""
+    """Bicubic faces with noise that follows from seed and face."""
 
     name, hash, resolution, lr_sizes, device = "stub", "0123456789abcdef", R, (4, R), torch.device("cpu")
-    encoder = SimpleNamespace(config={}, passes=lambda wanted: wanted or 0)
+    encoder = SimpleNamespace(noise_level=lambda lr: torch.zeros(len(lr)))
 
     class Generator(SimpleNamespace):
         w_avg, num_ws, z_dim = torch.full((R * R,), 0.15), 3, 3
@@ -60,13 +61,15 @@ class StubBundle:
 
     generator = Generator()
 
+    def noise_ratio(self, sigma: Tensor) -> None:
+        assert not sigma.any()
+
+    def encode(self, lr: Tensor, k: int, seed: int, sigma: Tensor) -> Tensor:
+        noise = 0.05 * face_noise(lr, k, 3 * R * R, seed).view(-1, k, 3, R * R)
+        return upscale_bicubic(lr, R)[:, None].flatten(-2) + noise
+
     def generate(self, ws: Tensor) -> Tensor:
         return ws.unflatten(-1, (R, R))  # a style is a colour
-
-    def upsample(self, lr: Tensor, k: int, *, rng: np.random.Generator, passes: int | None) -> tuple[Tensor, Tensor]:
-        base = upscale_bicubic(lr, R)[:, None]  # (B, 1, 3, R, R)
-        noise = torch.from_numpy(rng.standard_normal((len(lr), k, 3, R, R), dtype=np.float32))
-        return base + 0.05 * noise, noise
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +96,9 @@ def stub(monkeypatch) -> None:
 def enter(monkeypatch) -> Callable[[str, Callable], None]:
     """Lets a method take part that maps LR pictures, k and seeds to samples."""
 
-    def add(name: str, upsample: Callable[[Tensor, int, Sequence[int]], Tensor]) -> None:
-        def method(lr: Tensor, k: int, seeds: Sequence[int]) -> Output:
-            images = upsample(lr, k, seeds)
+    def add(name: str, upsample: Callable[[Tensor, int, int], Tensor]) -> None:
+        def method(lr: Tensor, k: int, seed: int) -> Output:
+            images = upsample(lr, k, seed)
             return Output(images, torch.ones(images.shape[:2]))
 
         monkeypatch.setitem(methods.DIRECT, name, lambda bundle: method)
@@ -116,7 +119,7 @@ def oracle(folder: Path, change=lambda truth: truth[:, None]):
         for size in (8, 16):
             lr = from_uint8(to_uint8(Downscale(size)(from_uint8(truth[None]))))
             known[to_uint8(lr).numpy().tobytes()] = from_uint8(truth)
-    return lambda lr, k, seeds: change(torch.stack([known[to_uint8(one[None]).numpy().tobytes()] for one in lr]))
+    return lambda lr, k, seed: change(torch.stack([known[to_uint8(one[None]).numpy().tobytes()] for one in lr]))
 
 
 def run(folder: Path | str, out: Path, *more: str) -> dict:
@@ -143,7 +146,7 @@ def test_a_perfect_method(folder, tmp_path, enter) -> None:
 
 
 def test_projection_explains_the_input_whatever_the_method(folder, tmp_path, enter) -> None:
-    enter("grey", lambda lr, k, seeds: torch.zeros(len(lr), k, 3, R, R))
+    enter("grey", lambda lr, k, seed: torch.zeros(len(lr), k, 3, R, R))
     rows = run(folder, tmp_path, "--methods", "grey", "--lr", "8")["results"]["8"]
     assert rows["grey"]["lr_psnr"] < 25 and rows["grey+projection"]["lr_psnr_worst"] > 50
     assert rows["grey+projection"]["lpips_point"] < rows["grey"]["lpips_point"]
@@ -155,7 +158,7 @@ def test_projection_explains_the_input_whatever_the_method(folder, tmp_path, ent
 def test_methods_see_the_rounded_lr_picture(folder, tmp_path, enter) -> None:
     seen = []
 
-    def spy(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+    def spy(lr: Tensor, k: int, seed: int) -> Tensor:
         seen.append((lr, k))
         return torch.zeros(len(lr), k, 3, R, R)
 
@@ -288,7 +291,7 @@ def test_the_same_seed_gives_the_same_figures(folder, tmp_path) -> None:
         del runs[-1]["timing"]
     assert runs[0] == runs[1] and pictures[0] == pictures[1]
     other, first = run(folder, tmp_path, "--seed", "1", "--lr", "16")["results"]["16"], runs[0]["results"]["16"]
-    assert other["bicubic"] == first["bicubic"] and other["amortized"]["psnr"] != first["amortized"]["psnr"]
+    assert other["bicubic"] == first["bicubic"] and other["amortized"]["lpips_draw"] != first["amortized"]["lpips_draw"]
     alone = run(folder, tmp_path, "--methods", "amortized", "--lr", "16")["results"]["16"]
     assert alone["amortized"] == first["amortized"]
 
@@ -390,7 +393,7 @@ def test_bundles_of_other_resolutions_are_refused(folder, tmp_path, monkeypatch,
 
 
 def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path, capsys, enter) -> None:
-    def breaks(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+    def breaks(lr: Tensor, k: int, seed: int) -> Tensor:
         if lr.shape[-1] == 16:
             raise RuntimeError("out of memory")
         return torch.zeros(len(lr), 1, 3, R, R)
@@ -405,7 +408,7 @@ def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path,
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, R, R), torch.zeros(2, 1, 3, R, 2 * R), torch.full((), math.nan)])
 def test_methods_that_break_the_contract_are_refused(folder, tmp_path, enter, capsys, images) -> None:
-    enter("broken", lambda lr, k, seeds: images.expand(len(lr), 1, 3, R, R) if images.ndim == 0 else images)
+    enter("broken", lambda lr, k, seed: images.expand(len(lr), 1, 3, R, R) if images.ndim == 0 else images)
     more = ["--methods", "broken", "--lr", "8", "--projection", "without", "--faces", "2"]
     assert evaluate.main(["--data", str(folder), "--out", str(tmp_path), *more]) == 1
     assert "Expected" in capsys.readouterr().err
@@ -451,13 +454,12 @@ def test_an_interrupted_run_continues_with_the_same_bytes(folder, tmp_path, ente
     monkeypatch.setattr(runner, "BATCH", 4)
     calls = []
 
-    def noisy(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+    def noisy(lr: Tensor, k: int, seed: int) -> Tensor:
         if k > 1:
-            calls.append(tuple(seeds))
+            calls.append(lr.numpy().tobytes())
             if len(calls) == 3:
                 raise KeyboardInterrupt
-        noise = [np.random.default_rng(seed).standard_normal((k, 3, R, R), dtype=np.float32) for seed in seeds]
-        return upscale_bicubic(lr, R)[:, None] + 0.1 * torch.from_numpy(np.stack(noise))
+        return upscale_bicubic(lr, R)[:, None] + face_noise(lr, k, R * R, seed).view(-1, k, 1, R, R) / 10
 
     enter("noisy", noisy)
     command = ["--data", str(folder), "--device", "cpu", "--methods", "noisy", "--lr", "8"]
@@ -476,8 +478,8 @@ def test_an_interrupted_run_continues_with_the_same_bytes(folder, tmp_path, ente
 def test_a_later_run_measures_only_what_is_new(folder, tmp_path, enter, monkeypatch) -> None:
     calls: list[str] = []
 
-    def counted(name: str) -> Callable[[Tensor, int, Sequence[int]], Tensor]:
-        def upsample(lr: Tensor, k: int, seeds: Sequence[int]) -> Tensor:
+    def counted(name: str) -> Callable[[Tensor, int, int], Tensor]:
+        def upsample(lr: Tensor, k: int, seed: int) -> Tensor:
             calls.append(name)
             return upscale_bicubic(lr, R)[:, None]
 

@@ -1,17 +1,31 @@
-"""Where the training of a generator starts from: weights of its own size, or of half its size, which it grows from.
+r"""Where the training of a generator starts from: weights of its own size, or of half its size, which it grows from.
 
 A generator grows by one block. The blocks below and the mapping network are taken over, and the new block's colour
 output starts at zero, so that the first pictures are the old ones, enlarged.
+
+What a training leaves for another one to start from are two files in float16, generator and discriminators:
+    python -m training.growing --checkpoint runs/stylegan2_128/checkpoints/last.ckpt --out start
+    python train.py fit --config configs/stylegan2_128.yaml --model.init_generator start/generator.safetensors \
+        --model.init_discriminator start/discriminator.safetensors --model.freeze_steps 0
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from models import load_generator
-from models.discriminator import Discriminator
+from models.checkpoints.generators import make_generator, save_generator, to_half, write_safetensors
+from models.checkpoints.layouts import Checkpoint
+from models.discriminator import Discriminator, FeatureDiscriminator
 from models.generator import Generator
+
+FEATURES = "features."  # before the names of the discriminator of frozen features
 
 
 def start_generator(generator: Generator, path: str) -> bool:
@@ -43,24 +57,78 @@ def start_generator(generator: Generator, path: str) -> bool:
     return grown
 
 
-def start_discriminator(discriminator: Discriminator, path: str) -> None:
-    """Copies the weights of a discriminator of the same shape.
+def start_discriminator(discriminator: Discriminator, path: str, features: FeatureDiscriminator | None = None) -> None:
+    """Copies the weights of a discriminator of the same shape, and of the one of frozen features where the file has it.
 
     Args:
         discriminator: Takes the weights.
-        path: A safetensors file of its state dict, in any float type.
+        path: A safetensors file of its state dict, in any float type, such as `save_start` writes.
+        features: Takes the weights whose names start with "features.".
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds a discriminator of another shape.
     """
     tensors = load_file(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in discriminator.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if got != shapes:
-        different = sorted(name for name in shapes.keys() | got.keys() if shapes.get(name) != got.get(name))
+    theirs = _under(FEATURES, tensors)
+    _load(discriminator, {name: t for name, t in tensors.items() if not name.startswith(FEATURES)}, path)
+    if theirs and features is not None and features.state_dict():
+        _load(features, theirs, path)
+
+
+def save_start(state_dict: Mapping[str, Tensor], folder: str | Path, average: str = "generator_ema") -> None:
+    """Writes generator and discriminators in float16, for another training to start from.
+
+    Args:
+        state_dict: Of `training.stylegan2.StyleGAN2Training`.
+        folder: Where to write generator.safetensors and discriminator.safetensors.
+        average: Which generator: "generator_ema", "generator_ema_short", or "generator", the one that is trained.
+    """
+    folder = Path(folder)
+    notes = {"images_seen": str(int(state_dict["images_seen"]))}
+    checkpoint = Checkpoint("amortized-pulse", _under(f"{average}.", state_dict), None, notes)
+    save_generator(make_generator(checkpoint, folder), folder / "generator.safetensors", notes)
+    theirs = {FEATURES + name: t for name, t in _under("feature_discriminator.", state_dict).items()}
+    own = _under("discriminator.", state_dict)
+    write_safetensors(to_half(own | theirs), folder / "discriminator.safetensors", notes)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    got = {name: tensor.shape for name, tensor in tensors.items()}
+    if got != wanted:
+        different = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
         raise ValueError(
-            f"Expected a discriminator of {len(discriminator.blocks)} blocks and the recipe's widths in {path}, got "
-            f"another one: {', '.join(different[:3])} differ; set resolution and channels accordingly."
+            f"Expected the weights of the recipe's {type(network).__name__} in {path}, got others: "
+            f"{', '.join(different[:3])} differ; set resolution and channels accordingly."
         )
-    discriminator.load_state_dict(tensors)
+    network.load_state_dict(tensors)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Writes what another training can start from.
+
+    Args:
+        args: Arguments in place of those of the process.
+    """
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m training.growing", description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, help="of a training of StyleGAN2")
+    parser.add_argument("--out", required=True, help="a folder")
+    parser.add_argument(
+        "--average", default="generator_ema", choices=["generator_ema", "generator_ema_short", "generator"]
+    )
+    given = parser.parse_args(args)
+    checkpoint = torch.load(given.checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    save_start(checkpoint["state_dict"], given.out, given.average)
+
+
+if __name__ == "__main__":
+    main()

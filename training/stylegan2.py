@@ -81,10 +81,11 @@ class StyleGAN2Training(LightningModule):
         mixing_probability: Share of faces drawn from two codes, the second from a random layer on.
         ema_images: Half-life of the long moving average, in images: the one that is measured and exported.
         ema_images_short: Half-life of the short one, which is ahead while a run is young.
+        ema_rampup: Both are at most this share of the images seen, unless the run starts from a generator of its size.
         augment_target: Target of adaptive augmentation; None switches it off.
         init_generator: Weights to start from (`models.load_generator` reads them), of this resolution or of half of
             it, see `training.growing`; None to start from scratch.
-        init_discriminator: A safetensors file of the discriminator's state dict, None to start from scratch.
+        init_discriminator: Weights of the discriminators to start from, see `training.growing`; None for none.
         warmup_steps: Steps in which only the discriminator learns; useful with `init_generator`.
         freeze_below: Blocks smaller than this, in pixels, and the mapping network count as old: a generator that has
             grown brings them along. None if there are none.
@@ -123,6 +124,7 @@ class StyleGAN2Training(LightningModule):
         mixing_probability: float = 0.9,
         ema_images: float = 20_000,
         ema_images_short: float = 5_000,
+        ema_rampup: float = 0.05,
         augment_target: float | None = 0.6,
         init_generator: str | None = None,
         init_discriminator: str | None = None,
@@ -148,13 +150,13 @@ class StyleGAN2Training(LightningModule):
         self.register_buffer("path_mean", torch.zeros([]))
         self.register_buffer("images_seen", torch.zeros([], dtype=torch.int64))
         grown = init_generator is not None and start_generator(self.generator, init_generator)
-        if init_discriminator is not None:
-            start_discriminator(self.discriminator, init_discriminator)
         self._fresh = init_generator is None or grown
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_ema_short = copy.deepcopy(self.generator_ema)
         self.features = SqueezeNetFeatures() if feature_weight else None
         self.feature_discriminator = FeatureDiscriminator(SqueezeNetFeatures.widths if feature_weight else ())
+        if init_discriminator is not None:
+            start_discriminator(self.discriminator, init_discriminator, self.feature_discriminator)
         self._metric: Any = None
         self._real_wanted = False
         self._values: dict[str, list[Tensor]] = {}
@@ -427,7 +429,7 @@ class StyleGAN2Training(LightningModule):
             (self.generator_ema_short, self.hparams["ema_images_short"]),
         ):
             if self._fresh:
-                halflife = min(halflife, 0.05 * float(self.images_seen) + 1)
+                halflife = min(halflife, self.hparams["ema_rampup"] * float(self.images_seen) + 1)
             update = get_ema_multi_avg_fn(0.5 ** (batch / halflife))
             update(list(average.parameters()), list(self.generator.parameters()), None)
             for mine, current in zip(average.buffers(), self.generator.buffers(), strict=True):
