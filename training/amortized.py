@@ -160,7 +160,7 @@ class AmortizedTraining(OwnedTraining):
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
         self._generator: tuple[Generator] = (loaded.requires_grad_(False),)
         self._lpips = (LPIPS(),)
-        self._identity = (Identity(),) if weight_identity and identity_faces else ()
+        self._identity: tuple[Identity, ...] = (Identity(),) if weight_identity and identity_faces else ()
         self.discriminator = self._new_discriminator()
 
     def _start(self, generator: Generator, path: str | None) -> None:
@@ -320,21 +320,20 @@ class AmortizedTraining(OwnedTraining):
         self, faces: Tensor, images: Tensor, real: list[Tensor], fake: list[Tensor], rng: torch.Generator
     ) -> tuple[Embedded, list[Embedded]]:
         """What the distance compares; the faces whose identity is looked at come first."""
-        lpips, count = self._lpips[0], self.hparams["identity_faces"] if self._identity else 0
+        lpips, count = self._lpips[0], self.hparams["identity_faces"]
         order = torch.randperm(len(faces), device=self.device, generator=rng)
         truth_features = [f[order] for f in lpips.normalized(real)]
         features = [f.unflatten(0, images.shape[:2])[order] for f in lpips.normalized(fake)]
         faces, images = faces[order], images[order]
-        if not count:
-            return Embedded(faces, truth_features), [
-                Embedded(images[:, j], [f[:, j] for f in features]) for j in range(images.shape[1])
-            ]
-        with torch.no_grad():
-            person = self._identity[0](faces[:count])
-        persons = self._identity[0](images[:count].flatten(0, 1)).unflatten(0, (count, -1))
-        return Embedded(faces, truth_features, person), [
-            Embedded(images[:, j], [f[:, j] for f in features], persons[:, j]) for j in range(images.shape[1])
-        ]
+        person, persons = None, [None] * images.shape[1]
+        for identity in self._identity:
+            with torch.no_grad():
+                person = identity(faces[:count])
+            persons = identity(images[:count].flatten(0, 1)).unflatten(0, (count, -1)).unbind(dim=1)
+        samples = zip(
+            images.unbind(dim=1), zip(*(f.unbind(dim=1) for f in features), strict=True), persons, strict=True
+        )
+        return Embedded(faces, truth_features, person), [Embedded(*sample) for sample in samples]
 
     def _encoder_step(self, adam: Any, losses: dict[str, Tensor]) -> None:
         h, step = self.hparams, self.global_step
