@@ -82,18 +82,18 @@ train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the comma
 BUNDLE ?= bundles/celeba64
 
 # Each step goes on where it was interrupted, and ends at once where it is done already.
-bundle: .venv/.installed ## Train all that hangs on the generator: encoder, flow, boundaries; into runs/amortized_64/bundle
+bundle: .venv/.installed ## Train all that hangs on the generator: encoder, flow, directions; into runs/amortized_64/bundle
 	$(BIN)/python train.py fit --config configs/amortized_64.yaml $(ARGS)
 	$(BIN)/python train.py fit --config configs/flow_64.yaml \
 		--model.generator runs/amortized_64/bundle/generator.safetensors
 	$(BIN)/python -m models.flow --bundle runs/amortized_64/bundle --flow runs/flow_64/flow.safetensors
 	$(MAKE) --no-print-directory edits BUNDLE=runs/amortized_64/bundle
 
-edits: .venv/.installed ## Train both attribute classifiers, fit the boundaries of BUNDLE, measure them; goes on where it was interrupted
+edits: .venv/.installed ## Train both attribute classifiers, fit the directions of BUNDLE, measure them; goes on where it was interrupted
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml --seed_everything 1 --model.backbone regnety_002 \
 		--model.options null --trainer.max_steps 7200 --trainer.logger.init_args.name attributes_64_second
-	$(BIN)/python -m editing.boundaries fit --bundle $(BUNDLE) --classifier runs/attributes_64/attributes.safetensors
+	$(BIN)/python -m editing fit --bundle $(BUNDLE) --classifier runs/attributes_64/attributes.safetensors
 	$(BIN)/python benchmarks/editing.py --bundle $(BUNDLE) \
 		--classifier runs/attributes_64_second/attributes.safetensors
 

@@ -5,21 +5,22 @@ Examples:
     python benchmarks/editing.py --classifier FILE --generated 500 --real 200 --lr 16 --out results/edits
     python benchmarks/editing.py --classifier FILE --edits smile bangs --real 0
 
-Faces are drawn at truncation 1 with a seed of their own, or photos of validation people, downscaled to --lr px and
-encoded. A score is the probability that the classifier gives when half of all faces have the attribute, so its range
-is 1 for rare attributes as well. Each edit goes by a strength of 2 to the side where there is room: away from what most
-faces are ("young" is measured at -2). "Own" is the mean change of its own score to that side; "drift" the 90th
-percentile of the mean changes of the other attributes, its synonyms (editing/names.py) listed apart. "Raw" is the step
-along the same hyperplane's normal, the same in all layers; "fitted" what the boundary's file says.
+Faces are generated at truncation 1 with a seed of their own, or the point estimates of validation photos that were
+downscaled to --lr px; these are projected, and edited as by `infer.py --edit`. A score is the probability that the
+classifier gives when half of all faces have the attribute, so its range is 1 for rare attributes as well. Each edit has
+a strength of 2 to the side where there is room: away from what most faces are ("young" is measured at -2). "Target" is
+the mean change of its own score to that side; "leakage" the 90th percentile of the mean changes of other attributes,
+without its synonyms (editing/names.py); "identity" the mean cosine between the faces before and after.
+"Raw" is the step along the same hyperplane's normal, the same for all styles; "learned" what the direction's file says.
 
-It writes edits.json, table.md and matrix.png: rows are edits, columns attributes, raw on top, as fitted below.
+It writes edits.json, table.md and matrix.png: rows are edits, columns attributes, raw on top, learned below.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,140 +33,109 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.faces import Faces
 from data.image_io import from_uint8, to_uint8
-from data.operator import Downscale
+from data.operator import Downscale, back_project
 from data.pictures import matrix_picture
 from data.report import write_json
-from editing.boundaries import raw_direction, whitening_of
-from editing.boundary import FOLDER, Boundary, names_in, read_boundaries
-from editing.choosing import PERCENTILE, rarer_side
-from editing.names import attribute_of, synonyms_of
-from editing.sampling import sample_w
+from editing.__main__ import whitening_of
+from editing.apply import edited_target
+from editing.direction import FOLDER, EditDirection, names_in, read_directions
+from editing.hyperplane import Hyperplane, sample_w, step_of
+from editing.learning import STRENGTH, Effect, rarer_side
+from editing.names import attribute_of
 from models.attributes import AttributeClassifier, load_attributes
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.bundle_info import GENERATOR
 from models.checkpoints import sha256_of
 from models.determinism import use_deterministic_kernels
+from models.encoder_base import Encoding
 from models.identity import Identity
 
-STRENGTH = 2.0
-SEED = 7_000_000  # of the generated faces; boundaries are fitted and chosen on others
+SEED = 7_000_000  # of the generated faces; directions are fitted and learned on others
 AT_ONCE = 50
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What an edit did to a set of faces.
-
-    Attributes:
-        changes: Mean change of every attribute's score (A,), in [-1, 1].
-        identity: Mean similarity of the person before and after, None without the network.
-    """
-
-    changes: np.ndarray
-    identity: float | None
 
 
 class Bench:
     """Faces of one kind, with their scores before any edit.
 
     Args:
-        bundle: Draws.
-        classifier: Scores; not the one that labelled the boundaries' samples.
+        bundle: Synthesizes.
+        classifier: Scores; not the one that labelled the directions' samples.
         identity: Compares persons, None to leave that out.
-        ws: Codes (N, L, D).
+        encoding: Of N faces, with k = 1.
+        lr: What they were encoded from (N, 3, s, s); None for faces that nobody encoded.
     """
 
-    def __init__(self, bundle: Bundle, classifier: AttributeClassifier, identity: Identity | None, ws: Tensor) -> None:
-        self.generator, self.classifier, self.identity, self.ws = bundle.generator, classifier, identity, ws
-        self.before = self._look(ws)
+    def __init__(
+        self,
+        bundle: Bundle,
+        classifier: AttributeClassifier,
+        identity: Identity | None,
+        encoding: Encoding,
+        lr: Tensor | None = None,
+    ) -> None:
+        self.bundle, self.classifier, self.identity = bundle, classifier, identity
+        self.encoding, self.lr = encoding, lr
+        ws = encoding.ws
+        self.before = self._look(ws.new_zeros(ws.shape[2:]))
+
+    def images(self, offset: Tensor) -> Iterator[Tensor]:
+        """Synthesizes the faces with an offset of their codes (L, D), as they are written: images (n, 3, R, R)."""
+        ws, details = self.encoding
+        for i in torch.arange(len(ws)).split(AT_ONCE):
+            held = {r: tensor[i] for r, tensor in details.items()}
+            before, after = (self.bundle.generate(Encoding(ws[i] + e, held))[:, 0] for e in (0 * offset, offset))
+            if self.lr is not None:
+                after = back_project(after, edited_target(self.lr[i].to(after), before, after))
+            yield from_uint8(to_uint8(after))
 
     @torch.inference_mode()
-    def _look(self, ws: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores (N, A) in [0, 1], and embeddings (N, 128), of the pictures as they are written."""
+    def _look(self, offset: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores (N, A) in [0, 1], and embeddings (N, 128)."""
         scores, persons = [], []
-        for part in ws.split(AT_ONCE):
-            images = from_uint8(to_uint8(self.generator.synthesis(part, noise_mode="const")))
+        for images in self.images(offset):
             scores.append(self.classifier.balanced(self.classifier(images)).sigmoid())
             if self.identity is not None:
                 persons.append(self.identity(images))
         return torch.cat(scores), torch.cat(persons) if persons else None
 
-    def effect(self, direction: np.ndarray, layers: tuple[int, int], strength: float) -> Effect:
-        """Measures an edit: its step (D,), the styles it changes, and how far it goes."""
-        ws = self.ws.clone()
-        ws[:, layers[0] : layers[1]] += strength * torch.from_numpy(direction).to(ws)
-        scores, persons = self._look(ws)
-        similarity = None
+    def measure(self, name: str, steps: np.ndarray) -> dict[str, Any]:
+        """Measures an edit by its steps (L, D): its figures, see `summarize`, and the "changes" of all scores."""
+        attribute, sign = attribute_of(name)
+        side = rarer_side(float(self.classifier.rates[self.classifier.names.index(attribute)]), sign)
+        scores, persons = self._look(side * STRENGTH * torch.from_numpy(steps).to(self.encoding.ws))
+        identity = None
         if persons is not None and self.before[1] is not None:
-            similarity = float((persons * self.before[1]).sum(dim=1).mean())
-        return Effect((scores - self.before[0]).mean(dim=0).cpu().numpy(), similarity)
+            identity = float((persons * self.before[1]).sum(dim=1).mean())
+        changes = (scores - self.before[0]).mean(dim=0).tolist()
+        effect = Effect.of(name, dict(zip(self.classifier.names, changes, strict=True)), side)
+        return summarize(effect) | {"identity": identity, "strength": side * STRENGTH, "changes": changes}
 
 
-def summarise(name: str, effect: Effect, names: tuple[str, ...], side: int) -> dict[str, Any]:
-    """Turns the effect of an edit into its figures.
-
-    Args:
-        name: Of the edit.
-        effect: What it did.
-        names: Of the attributes.
-        side: +1 or −1, to which it went.
-
-    Returns:
-        "own", "drift" (90th percentile), "ratio", "largest" drift with its attribute, "identity", and the changes of
-        the synonyms.
-    """
-    attribute, sign = attribute_of(name)
-    changes = dict(zip(names, effect.changes.tolist(), strict=True))
-    own = changes.pop(attribute) * sign * side
-    synonyms = {other: changes.pop(other) for other in sorted(synonyms_of(name))}
-    drift = float(np.percentile(np.abs(list(changes.values())), PERCENTILE))
-    largest = max(changes, key=lambda other: abs(changes[other]))
-    return {
-        "own": own,
-        "drift": drift,
-        "ratio": drift / own if own > 0 else float("inf"),
-        "largest": [largest, changes[largest]],
-        "identity": effect.identity,
-        "synonyms": synonyms,
-    }
+def summarize(effect: Effect) -> dict[str, Any]:
+    """Turns an effect into "target", "leakage", their "ratio", the "largest" of the others, and the synonyms."""
+    largest = max(effect.others, key=lambda other: abs(effect.others[other]))
+    ratio = effect.leakage / effect.target if effect.target > 0 else float("inf")
+    figures = {"target": effect.target, "leakage": effect.leakage, "ratio": ratio}
+    return figures | {"largest": [largest, effect.others[largest]], "synonyms": effect.synonyms}
 
 
-def real_codes(bundle: Bundle, source: str, count: int, lr_size: int) -> Tensor:
-    """Encodes photos: the best guesses (N, L, D) for their downscaled pictures."""
-    photos = Faces(source, bundle.resolution, count).images()
-    lr = from_uint8(to_uint8(Downscale(lr_size)(photos)))
-    return torch.cat([bundle.encode(part)[:, 0] for part in lr.split(AT_ONCE)])
-
-
-def measure(
-    benches: dict[str, Bench], boundaries: dict[str, Boundary], raw: dict[str, np.ndarray], names: tuple[str, ...]
-) -> dict[str, Any]:
-    """Measures all edits on all faces, raw and as fitted.
+def measure(benches: dict[str, Bench], ways: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Measures all edits on all faces.
 
     Args:
         benches: By the kind of faces.
-        boundaries: By the name of the edit.
-        raw: Their directions (D,) without conditions.
-        names: Of the attributes.
+        ways: Steps (L, D) by the name of the edit, "raw" and "learned".
 
     Returns:
-        By kind of faces, "raw" or "fitted", and edit: the figures of `summarise` and all "changes".
+        By kind of faces, way and edit: the figures of `Bench.measure`.
     """
     results: dict[str, Any] = {}
-    total = 2 * len(benches) * len(boundaries)
-    with tqdm(total=total, unit="edit", disable=None) as bar:
+    with tqdm(total=len(benches) * sum(len(edits) for edits in ways.values()), unit="edit", disable=None) as bar:
         for kind, bench in benches.items():
-            results[kind] = {"raw": {}, "fitted": {}}
-            for name, boundary in boundaries.items():
-                attribute, sign = attribute_of(name)
-                side = rarer_side(float(bench.classifier.rates[names.index(attribute)]), sign)
-                everything = (0, bench.generator.num_ws)
-                ways = {"raw": (raw[name], everything), "fitted": (boundary.direction, boundary.layers)}
-                for way, (direction, layers) in ways.items():
-                    effect = bench.effect(direction, layers, side * STRENGTH)
-                    figures = summarise(name, effect, names, side)
-                    figures |= {"strength": side * STRENGTH, "changes": effect.changes.tolist()}
-                    results[kind][way][name] = figures
+            results[kind] = {way: {} for way in ways}
+            for way, edits in ways.items():
+                for name, steps in edits.items():
+                    results[kind][way][name] = bench.measure(name, steps)
                     bar.update()
     return results
 
@@ -174,20 +144,22 @@ def table(results: dict[str, Any]) -> str:
     """Writes the figures as tables in Markdown, one for each kind of faces."""
     lines = []
     for kind, ways in results.items():
-        lines += [f"\n{kind}\n", "| edit | own, raw | own | drift, raw | drift | drift / own | identity | largest |"]
+        lines += [
+            f"\n{kind}\n",
+            "| edit | target, raw | target | leakage, raw | leakage | ratio | identity | largest |",
+        ]
         lines.append("|---|---:|---:|---:|---:|---:|---:|---|")
-        for name, c in ways["fitted"].items():
+        for name, c in ways["learned"].items():
             r = ways["raw"][name]
             person = "n/a" if c["identity"] is None else f"{c['identity']:.2f}"
-            lines.append(
-                f"| {name} {c['strength']:+g} | {r['own']:.2f} | {c['own']:.2f} | {r['drift']:.3f} | {c['drift']:.3f} "
-                f"| {c['ratio']:.2f} | {person} | {c['largest'][0]} {c['largest'][1]:+.2f} |"
-            )
+            cells = [f"{r['target']:.2f}", f"{c['target']:.2f}", f"{r['leakage']:.3f}", f"{c['leakage']:.3f}"]
+            cells += [f"{c['ratio']:.2f}", person, f"{c['largest'][0]} {c['largest'][1]:+.2f}"]
+            lines.append(f"| {name} {c['strength']:+g} | {' | '.join(cells)} |")
     return "\n".join(lines).lstrip() + "\n"
 
 
 def make_benches(bundle: Bundle, classifier: AttributeClassifier, args: argparse.Namespace) -> dict[str, Bench]:
-    """Makes the faces that the options ask for: generated ones, and encoded photos."""
+    """Makes the faces that the options ask for: generated ones, and point estimates of photos."""
     try:
         identity = Identity().to(args.device)
     except FileNotFoundError as error:
@@ -196,12 +168,20 @@ def make_benches(bundle: Bundle, classifier: AttributeClassifier, args: argparse
     benches = {}
     if args.generated:
         w = sample_w(bundle.generator, args.generated, SEED).to(args.device)
-        ws = w[:, None].expand(-1, bundle.generator.num_ws, -1)
-        benches[f"{len(ws)} generated faces"] = Bench(bundle, classifier, identity, ws)
+        ws = w[:, None, None].expand(-1, 1, bundle.generator.num_ws, -1)
+        benches[f"{len(ws)} generated faces"] = Bench(bundle, classifier, identity, Encoding(ws, {}))
     if args.real:
-        ws = real_codes(bundle, args.data, args.real, args.lr)
-        benches[f"{len(ws)} encoded photos, {args.lr} px"] = Bench(bundle, classifier, identity, ws)
+        photos = Faces(args.data, bundle.resolution, args.real).images()
+        lr = from_uint8(to_uint8(Downscale(args.lr)(photos)))
+        benches[f"{len(lr)} photos, {args.lr} px"] = Bench(bundle, classifier, identity, bundle.encode(lr), lr)
     return benches
+
+
+def raw_steps(directions: dict[str, EditDirection], bundle: Path) -> dict[str, np.ndarray]:
+    """The steps (L, D) of one standard deviation that the directions' normals give, the same for all styles."""
+    whitening = whitening_of(bundle)
+    planes = {name: Hyperplane.of_w(d.normal, d.intercept, whitening) for name, d in directions.items()}
+    return {name: np.tile(step_of(planes[name], [], whitening), (len(d.steps), 1)) for name, d in directions.items()}
 
 
 def write_results(results: dict[str, Any], notes: dict[str, Any], out: Path) -> None:
@@ -212,9 +192,9 @@ def write_results(results: dict[str, Any], notes: dict[str, Any], out: Path) -> 
     pages = [
         (f"{kind}, {way}", [figures["changes"] for figures in ways[way].values()])
         for kind, ways in results.items()
-        for way in ("raw", "fitted")
+        for way in ("raw", "learned")
     ]
-    rows = [f"{name} {found['strength']:+g}" for name, found in next(iter(results.values()))["fitted"].items()]
+    rows = [f"{name} {found['strength']:+g}" for name, found in next(iter(results.values()))["learned"].items()]
     matrix_picture(pages, rows, [name.replace("_", " ") for name in notes["attributes"]]).save(out / "matrix.png")
 
 
@@ -230,9 +210,9 @@ def main(args: list[str] | None = None) -> None:
     add(
         "--classifier", type=Path, required=True, help="the second classifier, of another seed, backbone and data order"
     )
-    add("--edits", nargs="+", help="default: all of the bundle's boundaries")
+    add("--edits", nargs="+", help="default: all of the bundle's directions")
     add("--generated", type=int, default=500, help="generated faces (default: %(default)s)")
-    add("--real", type=int, default=200, help="encoded photos (default: %(default)s)")
+    add("--real", type=int, default=200, help="photos (default: %(default)s)")
     add("--data", default="celeba128_val.zip", help="the photos (default: %(default)s)")
     add("--lr", type=int, default=16, help="size in px of what is encoded (default: %(default)s)")
     add("--out", type=Path, default=Path("results/edits"))
@@ -242,13 +222,12 @@ def main(args: list[str] | None = None) -> None:
     bundle = load_bundle(arguments.bundle, arguments.device)
     classifier = load_attributes(arguments.classifier, arguments.device)
     folder, owner = arguments.bundle / FOLDER, bundle.info["parts"][GENERATOR]
-    boundaries = read_boundaries(folder, arguments.edits or names_in(folder), owner)
+    directions = read_directions(folder, arguments.edits or names_in(folder), owner)
     used = sha256_of(arguments.classifier)
-    if any(boundary.about.get("classifier_sha256") == used for boundary in boundaries.values()):
-        parser.error("--classifier: expected another one than the boundaries were fitted with; it would judge itself")
-    whitening = whitening_of(arguments.bundle)
-    raw = {name: raw_direction(boundary, whitening) for name, boundary in boundaries.items()}
-    results = measure(make_benches(bundle, classifier, arguments), boundaries, raw, classifier.names)
+    if any(direction.about.get("classifier_sha256") == used for direction in directions.values()):
+        parser.error("--classifier: expected another one than the directions were learned with; it would judge itself")
+    ways = {"raw": raw_steps(directions, arguments.bundle), "learned": {n: d.steps for n, d in directions.items()}}
+    results = measure(make_benches(bundle, classifier, arguments), ways)
     notes = {"bundle": bundle.hash, "classifier_sha256": used, "strength": STRENGTH, "attributes": classifier.names}
     write_results(results, notes, arguments.out)
     print(table(results))

@@ -35,11 +35,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from search.candidates import rows_at_once
+
 from benchmarks.references import nvidia_networks
 from data.operator import Downscale
 from models.bundle import DEFAULT_BUNDLE, PRECISIONS, Bundle, load_bundle
 from models.generator import SynthesisNetwork
-from search.candidates import rows_at_once
 from search.pulse import PulseSettings, pulse, pulse_noise
 from search.sphere import GaussianMap
 

@@ -1,17 +1,17 @@
-"""Learns the steps of an edit, one for every layer, by gradients through the generator and the classifier.
+"""Learns the steps of an edit, one for every style, by gradients through the generator and the classifier.
 
     min over d_1 … d_L of  E[ λ_s |s| / 2 log(1 + exp(−l'_own)) + λ_o mean_a (p'_a − p_a)² + λ_p LPIPS(x', x) ]
                            + λ_m mean_a E[ sign(s) (p'_a − p_a) ]²
-    with  x = g(w),  x' = g(w + s d_1, …, w + s d_L)  and  mean_l n · d_l = σ
+    with  x' the face of  (w + s d_1, …, w + s d_L)  and  mean_l n · d_l = σ
 
-Half of the faces are the generator's own; the others are what the encoder makes of them once they are small, which is
-what edits are for. s is 2 for half of the faces of either kind, towards the side where there is room, and 1 or −2 for a
-quarter each; the second mean is that of a batch. l_own is the edit's own logit, as if half of all faces had the
-attribute, towards the side that it goes to, and p_a the scores of all attributes that it shall leave alone, face by
-face and in the mean: what all faces share weighs more. One direction for all layers cannot take apart what the
-generator draws together in W; a direction for each can, because layers differ in what they draw. The last line keeps
-what a strength means: a strength of 1 goes one standard deviation along the normal of the hyperplane, in the mean of
-the layers. All directions start as the one of the hyperplane without conditions, so that nothing else has to be chosen.
+Half of the faces are the generator's own; the others are encodings of such faces once they are small, which is what
+edits are for: with their details, and the correction of the unedited face carried over (`editing.apply`). s is 2 for
+half of the faces of either kind, towards the side where there is room, and 1 or −2 for a quarter each; the second mean
+is that of a batch. l_own is the edit's own logit, as if half of all faces had the attribute, towards the side that it
+goes to, and p_a the scores of all attributes that it shall leave alone, face by face and in the mean: what all faces
+share weighs more. One step for all styles cannot take apart what the generator has together in W; a step for each can,
+because layers differ in what they are for. The last line keeps what a strength means: a strength of 1 goes one standard
+deviation along the normal of the hyperplane, in the mean of the styles. All steps start as that of the hyperplane.
 
 Learning a direction by what a network sees in its pictures: Goetschalckx et al. 2019 "GANalyze"; a shift for each layer
 of W+: Abdal et al. 2021 "StyleFlow", Patashnik et al. 2021 "StyleCLIP" (global directions).
@@ -20,6 +20,8 @@ of W+: Abdal et al. 2021 "StyleFlow", Patashnik et al. 2021 "StyleCLIP" (global 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,67 +29,96 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.image_io import from_uint8, to_uint8
-from data.operator import Downscale
-from editing.choosing import STRENGTH, rarer_side
-from editing.fitting import Hyperplane, Whitening
+from data.operator import Downscale, lift
+from editing.hyperplane import Hyperplane, Whitening
 from editing.names import attribute_of, synonyms_of
-from editing.sampling import sample_w
 from losses.perceptual import LPIPS
 from models.attributes import AttributeClassifier
 from models.bundle import Bundle
 from models.generator import Generator
 
+STRENGTH = 2.0  # that edits are judged at
 BATCH = 16
+TRIAL_BATCHES, FIRST_TRIAL = 6, 1_000_000  # that an edit is measured on after learning
 SMALLER = (4, 8)  # how many times the faces are downscaled that the encoder sees
-LEARNING_RATE = 0.03  # in whitened coordinates, where a direction begins with length 1
+LEARNING_RATE = 0.03  # in whitened coordinates, where a step begins with length 1
 WARMUP = 10
 OWN = {"young": 1.6, "brown-hair": 2.0, "smile": 1.4}  # λ_s, 1 for all others: with 1, these fall short
 OTHERS = 10.0  # λ_o
 SHARED = 30.0  # λ_m
 PERCEPTUAL = 4.0  # λ_p
 SHARES = (1.0, 1.0, 0.5, -1.0)  # of the strength that edits are judged at: to the side where there is room, and back
+PERCENTILE = 90
 
 
-@torch.inference_mode()
-def codes_to_learn_on(
-    generator: Generator, steps: int, seed: int, bundle: Bundle | None, progress: Callable[[int], object] | None = None
-) -> Tensor:
-    """Samples the faces that steps are learned on.
+@dataclass(frozen=True)
+class Effect:
+    """What an edit did to a set of faces, as changes of scores in [0, 1].
+
+    Attributes:
+        target: Mean change of its own attribute's score, in the edit's direction.
+        others: Mean change of each other attribute's score, by name, synonyms left out.
+        synonyms: The same of the synonyms.
+    """
+
+    target: float
+    others: dict[str, float]
+    synonyms: dict[str, float]
+
+    @classmethod
+    def of(cls, name: str, changes: dict[str, float], side: int) -> Effect:
+        """Sorts the mean changes of all scores by attribute, for the edit of that name and the side it went to, ±1."""
+        attribute, sign = attribute_of(name)
+        synonyms = synonyms_of(name)
+        others = {other: c for other, c in changes.items() if other != attribute and other not in synonyms}
+        return cls(changes[attribute] * sign * side, others, {o: changes[o] for o in sorted(synonyms & changes.keys())})
+
+    @property
+    def leakage(self) -> float:
+        """The 90th percentile of the others' changes."""
+        return float(np.percentile(np.abs(list(self.others.values())), PERCENTILE))
+
+
+def rarer_side(rate: float, sign: int) -> int:
+    """The side of an edit that fewer faces are on: +1 or −1.
 
     Args:
-        generator: Draws them.
-        steps: Of the optimiser, a batch each.
-        seed: Of the faces.
-        bundle: Its encoder sees every second one, downscaled; None leaves all as they are.
-        progress: Told the number of faces of each batch.
-
-    Returns:
-        Codes (steps · B, L, D) on the CPU: at even places those of the encoder.
+        rate: Share of faces with the edit's attribute.
+        sign: −1 where the edit is the opposite of the attribute.
     """
-    ws = sample_w(generator, steps * BATCH, seed)[:, None].repeat(1, generator.num_ws, 1)
-    for number, part in enumerate(ws.split(BATCH)):  # views
-        if bundle is not None:
-            smallest, largest = bundle.lr_sizes
-            size = min(max(generator.resolution // SMALLER[number % len(SMALLER)], smallest), largest)
-            images = generator.synthesis(part[::2].to(generator.w_avg.device), noise_mode="const")
-            part[::2] = bundle.encode(from_uint8(to_uint8(Downscale(size)(images))))[:, 0].cpu()
-        if progress is not None:
-            progress(len(part))
-    return ws
+    return 1 if (rate if sign > 0 else 1 - rate) <= 0.5 else -1
+
+
+class Faces(NamedTuple):
+    """Faces that can be edited.
+
+    Attributes:
+        ws: Codes (N, L, D).
+        details: Their details (N, C, r, r) by r.
+        correction: What is added to the generator's faces, before the edit and after it (N, 3, R, R).
+    """
+
+    ws: Tensor
+    details: dict[int, Tensor]
+    correction: Tensor
+
+    def synthesize(self, generator: Generator, offset: Tensor | float = 0.0) -> Tensor:
+        """Synthesizes them with an offset of their codes, broadcast to (N, L, D): images (N, 3, R, R) in [-1, 1]."""
+        return (generator.synthesis(self.ws + offset, details=self.details) + self.correction).clamp(-1, 1)
 
 
 class StepLearner:
-    """Learns steps on given faces.
+    """Learns steps, and measures what they do.
 
-    It keeps the features of a batch of 16 faces for the gradient: larger generators want a large GPU, or one direction
-    for all layers (`editing.choosing`), which takes no gradient.
+    It keeps the features of a batch of 16 faces for the gradient: larger generators want a large GPU.
 
     Args:
-        generator: Draws.
+        generator: Synthesizes.
         classifier: Scores.
         lpips: Compares.
         whitening: Of W.
-        codes: Of the faces (N, L, D), such as `codes_to_learn_on` gives; 16 serve a step of the optimiser.
+        bundle: Its encoder sees every second face, downscaled; None leaves all as they are.
+        seed: Of the faces.
     """
 
     def __init__(
@@ -96,10 +127,33 @@ class StepLearner:
         classifier: AttributeClassifier,
         lpips: LPIPS,
         whitening: Whitening,
-        codes: Tensor,
+        bundle: Bundle | None = None,
+        seed: int = 0,
     ) -> None:
         self.generator, self.classifier, self.lpips = generator, classifier, lpips
-        self.whitening, self.batches = whitening, codes.clone().split(BATCH)  # no longer of inference alone
+        self.whitening, self.bundle, self.seed = whitening, bundle, seed
+
+    @torch.no_grad()
+    def faces(self, number: int) -> Faces:
+        """The batch of that number: B faces, at even places those that were encoded."""
+        generator = self.generator
+        z = np.random.default_rng((self.seed, number)).standard_normal((BATCH, generator.z_dim), dtype=np.float32)
+        ws = generator.mapping(torch.from_numpy(z).to(generator.w_avg.device)).clone()
+        images = generator.synthesis(ws).clamp(-1, 1)
+        details: dict[int, Tensor] = {}
+        correction = torch.zeros_like(images)
+        if self.bundle is not None:
+            smallest, largest = self.bundle.lr_sizes
+            size = min(max(generator.resolution // SMALLER[number % len(SMALLER)], smallest), largest)
+            lr = from_uint8(to_uint8(Downscale(size)(images[::2])))
+            encoding = self.bundle.encode(lr)
+            ws[::2] = encoding.ws[:, 0]
+            for r, part in encoding.details.items():
+                details[r] = part.new_zeros(BATCH, *part.shape[2:])
+                details[r][::2] = part[:, 0]
+            lacking = lr - Downscale(size)(generator.synthesis(ws, details=details)[::2])
+            correction[::2] = lift(lacking, generator.resolution)
+        return Faces(ws, details, correction)
 
     def learn(
         self, name: str, plane: Hyperplane, steps: int, progress: Callable[[int], object] | None = None
@@ -109,53 +163,65 @@ class StepLearner:
         Args:
             name: Of the edit.
             plane: Of its attribute.
-            steps: Of the optimiser; the first faces serve them.
-            progress: Told 1 after each step of the optimiser.
+            steps: Of the optimizer; the first batches serve them.
+            progress: Told 1 after each step of the optimizer.
 
         Returns:
-            One step for each layer (L, D), a unit of strength, in W.
+            One step for each style (L, D), a unit of strength, in W.
         """
-        attribute, sign = attribute_of(name)
-        names, device = self.classifier.names, self.generator.w_avg.device
-        own = names.index(attribute)
-        side = rarer_side(float(self.classifier.rates[own]), sign)
-        left_alone = [i for i, other in enumerate(names) if i != own and other not in synonyms_of(name)]
+        sign, device = attribute_of(name)[1], self.generator.w_avg.device
         factor = torch.from_numpy(self.whitening.factor).float().to(device)  # C (D, D)
         normal = sign * torch.from_numpy(plane.normal).float().to(device)  # a (D,), of unit length
         u = normal.repeat(self.generator.num_ws, 1).requires_grad_()  # (L, D), d = C u
-        optimiser = torch.optim.Adam([u], LEARNING_RATE, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam([u], LEARNING_RATE, betas=(0.9, 0.99))
         # Each for a face of either kind.
         shares = torch.tensor(SHARES, device=device).repeat_interleave(2).repeat(BATCH // len(SHARES) // 2)  # (B,)
-        strengths = side * STRENGTH * shares
-        for number, ws in enumerate(self.batches[:steps]):
+        strengths = self.side(name) * STRENGTH * shares
+        for number in range(steps):
             remaining = 1 - number / steps
-            optimiser.param_groups[0]["lr"] = LEARNING_RATE * min(1, (number + 1) / WARMUP) * remaining
-            terms = self._loss(
-                ws.to(device), strengths[:, None, None] * (u @ factor.T), strengths * sign, own, left_alone
-            )
-            loss = OWN.get(name, 1.0) * terms[0] + terms[1]
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (number + 1) / WARMUP) * remaining
+            loss = self._loss(name, self.faces(number), strengths, strengths[:, None, None] * (u @ factor.T))
             (u.grad,) = torch.autograd.grad(loss, [u])
-            optimiser.step()
-            with torch.no_grad():  # a · u stays 1 in the mean of the layers, which is n · d = σ
+            optimizer.step()
+            with torch.no_grad():  # a · u stays 1 in the mean of the styles, which is n · d = σ
                 u += (1 - (u @ normal).mean()) * normal
             if progress is not None:
                 progress(1)
         return (u @ factor.T).detach().cpu().double().numpy()
 
-    def _loss(
-        self, ws: Tensor, offsets: Tensor, towards: Tensor, own: int, left_alone: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """What offsets to codes, both (B, L, D), miss, and what else they do; towards (B,) has the own logit's sign."""
-        with torch.no_grad():
-            before, scores = self._look(ws)
-        after, edited = self._look(ws + offsets)
-        share = towards.abs() / STRENGTH  # shorter edits need not get there
-        reached = (share * F.softplus(-towards.sign() * edited[:, own])).mean()
-        changes = towards.sign()[:, None] * (edited.sigmoid() - scores.sigmoid())[:, left_alone]  # (B, A')
-        drift = OTHERS * changes.square().mean() + SHARED * changes.mean(dim=0).square().mean()
-        return reached, drift + PERCEPTUAL * self.lpips(after, before).mean()
+    @torch.no_grad()
+    def measure(self, name: str, steps: np.ndarray) -> Effect:
+        """Measures an edit of strength 2 towards the side where there is room, on faces that it was not learned on."""
+        offset = self.side(name) * STRENGTH * torch.from_numpy(steps).float().to(self.generator.w_avg.device)
+        changes = []
+        for number in range(TRIAL_BATCHES):
+            faces = self.faces(FIRST_TRIAL + number)
+            before, after = (self._look(faces, o)[1].sigmoid() for o in (0.0, offset))
+            changes.append(after - before)
+        means = torch.cat(changes).mean(dim=0).tolist()
+        return Effect.of(name, dict(zip(self.classifier.names, means, strict=True)), self.side(name))
 
-    def _look(self, ws: Tensor) -> tuple[Tensor, Tensor]:
-        """The faces (B, 3, R, R) of codes (B, L, D), and their balanced logits (B, A)."""
-        images = self.generator.synthesis(ws, noise_mode="const").clamp(-1, 1)
+    def side(self, name: str) -> int:
+        """The side of an edit on which there is room: away from what most faces are."""
+        attribute, sign = attribute_of(name)
+        return rarer_side(float(self.classifier.rates[self.classifier.names.index(attribute)]), sign)
+
+    def _loss(self, name: str, faces: Faces, strengths: Tensor, offsets: Tensor) -> Tensor:
+        """What offsets (B, L, D) of strengths (B,) miss, and what else they do."""
+        attribute, sign = attribute_of(name)
+        names, synonyms = self.classifier.names, synonyms_of(name)
+        left_alone = [i for i, other in enumerate(names) if other != attribute and other not in synonyms]
+        with torch.no_grad():
+            before, scores = self._look(faces, 0.0)
+        after, edited = self._look(faces, offsets)
+        towards = sign * strengths  # the sign of the own logit
+        share = strengths.abs() / STRENGTH  # shorter edits need not get there
+        reached = (share * F.softplus(-towards.sign() * edited[:, names.index(attribute)])).mean()
+        changes = towards.sign()[:, None] * (edited.sigmoid() - scores.sigmoid())[:, left_alone]  # (B, A')
+        leaked = OTHERS * changes.square().mean() + SHARED * changes.mean(dim=0).square().mean()
+        return OWN.get(name, 1.0) * reached + leaked + PERCEPTUAL * self.lpips(after, before).mean()
+
+    def _look(self, faces: Faces, offset: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Faces (B, 3, R, R) after an offset, and their balanced logits (B, A)."""
+        images = faces.synthesize(self.generator, offset)
         return images, self.classifier.balanced(self.classifier(images))

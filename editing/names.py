@@ -27,7 +27,7 @@ DEFAULT_EDITS = (
     "smile", "bangs", "black-hair", "blond-hair", "brown-hair", "gray-hair", "eyeglasses", "male", "young", "beard",
     "pale-skin", "mouth-open", "makeup", "wavy-hair",
 )  # fmt: skip
-"""What `python -m editing.boundaries fit` makes unless told otherwise."""
+"""What `python -m editing fit` makes unless told otherwise."""
 
 _FACE_HAIR = ("5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns", "No_Beard")
 _HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")

@@ -178,7 +178,7 @@ class Bundle:
 def save_bundle(path: str | Path, generator: Generator, encoder: EncoderBase, info: dict[str, Any]) -> None:
     """Writes a bundle; an older one at the same place is replaced only once the new one is complete.
 
-    Other files of the older one (its card, boundaries) are taken along, and its flow if the generator is the same.
+    Other files of the older one (its card, directions) are taken along, and its flow if the generator is the same.
 
     Args:
         path: The folder.

@@ -195,12 +195,12 @@ def test_no_json_is_refused(bundle_copy: Path, content: bytes) -> None:
 
 
 def test_saving_again_replaces_the_parts_and_keeps_the_rest(bundle_copy: Path) -> None:
-    (bundle_copy / "boundaries").mkdir()
-    (bundle_copy / "boundaries" / "smile.npz").write_bytes(b"x")
+    (bundle_copy / "directions").mkdir()
+    (bundle_copy / "directions" / "smile.npz").write_bytes(b"x")
     before = load_bundle(bundle_copy).hash
     write_bundle(bundle_copy, seed=1)
     assert load_bundle(bundle_copy).hash != before
-    assert (bundle_copy / "boundaries" / "smile.npz").read_bytes() == b"x"
+    assert (bundle_copy / "directions" / "smile.npz").read_bytes() == b"x"
     assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 import zipfile
 from io import BytesIO
@@ -15,13 +16,12 @@ import torch
 from PIL import Image
 
 from data.labels import ATTRIBUTES
+from data.operator import Downscale, back_project
 from data.pictures import matrix_picture
-from editing.boundary import Boundary, write_boundary
+from editing.direction import EditDirection, write_direction
 from models.attributes import AttributeClassifier, save_attributes
-from models.bundle import load_bundle, save_bundle
+from models.bundle import load_bundle
 from models.checkpoints import sha256_of
-from models.encoder import Encoder
-from models.generator import Generator
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 16
@@ -32,18 +32,14 @@ _spec.loader.exec_module(bench)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    generator = Generator(32, channels=(8, 8, 8, 8), z_dim=D, w_dim=D, mapping_layers=2).eval()
-    encoder = Encoder(32, generator.num_ws, D, backbone="test_resnet", width=8).eval()
-    encoder.latents.fit(generator, samples=500)
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    save_bundle(path, generator, encoder, {"name": "tiny", "licence": "none", "training_data": "none"})
+def folder(tiny_bundle, tmp_path_factory) -> Path:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("bundles") / "tiny"))
     owner = sha256_of(path / "generator.safetensors")
     for i, name in enumerate(("smile", "young")):
         normal = np.random.default_rng(i).standard_normal(D)
         normal /= np.linalg.norm(normal)
-        write_boundary(Boundary(name, normal, 0.0, normal, (0, 4), owner), path / "boundaries" / f"{name}.npz")
+        direction = EditDirection(name, normal, 0.0, np.tile(normal, (8, 1)), owner)
+        write_direction(direction, path / "directions" / f"{name}.npz")
     classifier = AttributeClassifier(ATTRIBUTES, 32, "test_resnet")
     classifier.rates[ATTRIBUTES.index("Young")] = 0.8
     save_attributes(classifier, path / "second.safetensors")
@@ -55,37 +51,27 @@ def bundle(tmp_path_factory) -> Path:
     return path
 
 
-def test_figures_are_what_they_say() -> None:
-    changes = np.zeros(40)
-    changes[ATTRIBUTES.index("Young")] = -0.5
-    changes[ATTRIBUTES.index("Gray_Hair")] = 0.9  # a synonym
-    changes[ATTRIBUTES.index("Male")] = 0.3
-    found = bench.summarise("young", bench.Effect(changes, 0.7), ATTRIBUTES, side=-1)
-    others = sorted([0.3] + [0.0] * (39 - 1 - len(found["synonyms"])))
-    assert found["own"] == 0.5 and found["drift"] == pytest.approx(np.percentile(others, 90))
-    assert found["largest"] == ["Male", pytest.approx(0.3)] and found["synonyms"]["Gray_Hair"] == pytest.approx(0.9)
-    assert found["ratio"] == pytest.approx(found["drift"] / 0.5) and found["identity"] == 0.7
-    beard = np.zeros(40)
-    beard[ATTRIBUTES.index("No_Beard")] = -0.4  # a beard is less of No_Beard
-    assert bench.summarise("beard", bench.Effect(beard, None), ATTRIBUTES, side=1)["own"] == pytest.approx(0.4)
-
-
-def test_effects_are_means_over_faces(bundle) -> None:
-    loaded, classifier = load_bundle(bundle), bench.load_attributes(bundle / "second.safetensors")
-    ws = torch.randn(4, 8, D, generator=torch.Generator().manual_seed(0))
-    direction = np.ones(D) / 4
-    effect = bench.Bench(loaded, classifier, None, ws).effect(direction, (2, 6), 2.0)
-    moved = ws.clone()
-    moved[:, 2:6] += 0.5
+def test_figures_are_means_over_faces_that_keep_their_correction(folder) -> None:
+    bundle, classifier = load_bundle(folder), bench.load_attributes(folder / "second.safetensors")
+    lr = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    encoding, steps = bundle.encode(lr), np.ones((8, D)) / 4
+    found = bench.Bench(bundle, classifier, None, encoding, lr).measure("smile", steps)
     with torch.inference_mode():
-        images = [((loaded.generate(c).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1 for c in (ws, moved)]
-        before, after = (classifier.balanced(classifier(part)).sigmoid() for part in images)
-    assert np.allclose(effect.changes, (after - before).mean(0).numpy(), atol=1e-4) and effect.identity is None
+        before = bundle.generate(encoding)[:, 0]
+        after = bundle.generate(encoding._replace(ws=encoding.ws + 0.5))[:, 0]
+        images = [back_project(before, lr), back_project(after, lr + Downscale(8)(after - before))]
+        scores = [classifier.balanced(classifier(((x + 1) * 127.5).round() / 127.5 - 1)).sigmoid() for x in images]
+    assert np.allclose(found["changes"], (scores[1] - scores[0]).mean(0).numpy(), atol=1e-4)
+    assert found["identity"] is None and found["strength"] == 2
+    assert found["target"] == found["changes"][ATTRIBUTES.index("Smiling")]
+    assert found["ratio"] == pytest.approx(found["leakage"] / found["target"]) or found["target"] <= 0
+    assert abs(found["largest"][1]) == max(abs(found["changes"][ATTRIBUTES.index(n)]) for n in ATTRIBUTES
+                                           if n != "Smiling" and n not in found["synonyms"])  # fmt: skip
 
 
-def test_it_writes_tables_and_the_matrix(bundle, tmp_path, monkeypatch, capsys) -> None:
+def test_it_writes_tables_and_the_matrix(folder, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(bench, "Identity", lambda: (_ for _ in ()).throw(FileNotFoundError("no weights")))
-    arguments = ["--bundle", bundle, "--classifier", bundle / "second.safetensors", "--data", bundle / "photos.zip"]
+    arguments = ["--bundle", folder, "--classifier", folder / "second.safetensors", "--data", folder / "photos.zip"]
     arguments += ["--generated", 4, "--real", 2, "--lr", 8, "--device", "cpu"]
     for out in ("a", "b"):
         bench.main([str(argument) for argument in (*arguments, "--out", tmp_path / out)])
@@ -93,19 +79,19 @@ def test_it_writes_tables_and_the_matrix(bundle, tmp_path, monkeypatch, capsys) 
     for name in ("edits.json", "table.md", "matrix.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     results = json.loads((tmp_path / "a" / "edits.json").read_text())["results"]
-    assert list(results) == ["2 encoded photos, 8 px", "4 generated faces"] and len(results) == 2
+    assert list(results) == ["2 photos, 8 px", "4 generated faces"] and len(results) == 2
     assert len(results["4 generated faces"]["raw"]["smile"]["changes"]) == 40
 
 
-def test_the_classifier_of_the_boundaries_may_not_judge(bundle, tmp_path) -> None:
-    path = bundle / "boundaries" / "smile.npz"
+def test_the_classifier_of_the_directions_may_not_judge(folder, tmp_path) -> None:
+    path = folder / "directions" / "smile.npz"
     kept = path.read_bytes()
-    loaded = bench.read_boundaries(bundle / "boundaries", ["smile"], None)["smile"]
-    loaded.about["classifier_sha256"] = sha256_of(bundle / "second.safetensors")
-    write_boundary(loaded, path)
+    loaded = bench.read_directions(folder / "directions", ["smile"], None)["smile"]
+    loaded.about["classifier_sha256"] = sha256_of(folder / "second.safetensors")
+    write_direction(loaded, path)
     try:
         with pytest.raises(SystemExit):
-            bench.main(["--bundle", str(bundle), "--classifier", str(bundle / "second.safetensors")])
+            bench.main(["--bundle", str(folder), "--classifier", str(folder / "second.safetensors")])
     finally:
         path.write_bytes(kept)
 

@@ -9,10 +9,9 @@ from small_runs import PixelDistance
 from torch import Tensor
 
 from data.operator import Downscale
-from editing.choosing import Chooser
-from editing.fitting import Hyperplane, Whitening
-from editing.learning import BATCH, StepLearner, codes_to_learn_on
-from editing.sampling import sample_w
+from editing.hyperplane import Hyperplane, Whitening, sample_w
+from editing.learning import BATCH, StepLearner
+from models.bundle import Bundle
 from models.generator import Generator
 
 D = 8
@@ -43,53 +42,33 @@ def whitening(generator) -> Whitening:
     return Whitening.of(sample_w(generator, 2000, 1).numpy())
 
 
-def learner(generator: Generator, whitening: Whitening, steps: int) -> StepLearner:
-    codes = codes_to_learn_on(generator, steps, 2, None)
-    return StepLearner(generator, Colours(), PixelDistance(), whitening, codes)
-
-
 def test_learned_steps_do_more_of_their_own_and_less_of_others(generator, whitening) -> None:
     normal = np.zeros(D)
     normal[0] = 1  # any: it is no boundary of redness in particular
-    plane = Hyperplane(normal, 0.0, 1.0, 1)
-    chooser = Chooser(generator, Colours(), {"Smiling": plane}, whitening, seed=9)
+    learner = StepLearner(generator, Colours(), PixelDistance(), whitening, seed=2)
     told: list[int] = []
-    steps = learner(generator, whitening, 150).learn("smile", plane, 150, told.append)
-    assert steps.shape == (generator.num_ws, D) and sum(told) == 150
-    shared, learned = (chooser.trial("smile", d, (0, generator.num_ws)) for d in (whitening.factor @ normal, steps))
-    assert set(learned.drift) == {"Male"}
-    assert learned.own > shared.own + 0.1 and learned.disentanglement < 0.3 * shared.disentanglement
+    steps = learner.learn("smile", Hyperplane(normal, 0.0), 80, told.append)
+    assert steps.shape == (generator.num_ws, D) and sum(told) == 80
+    raw = np.tile(whitening.factor @ normal, (generator.num_ws, 1))
+    shared, learned = (learner.measure("smile", d) for d in (raw, steps))
+    assert set(learned.others) == {"Male"} and set(learned.synonyms) == {"Mouth_Slightly_Open"}
+    assert learned.target > shared.target + 0.1
+    assert learned.leakage / learned.target < 0.3 * shared.leakage / max(shared.target, 1e-3)
     whitened = np.linalg.solve(whitening.factor, steps.T).T
     assert (whitened @ normal).mean() == pytest.approx(1, abs=1e-4)  # one standard deviation along the normal
 
 
-def test_learning_repeats(generator, whitening) -> None:
-    plane = Hyperplane(np.eye(D)[1], 0.0, 1.0, 1)
-    first, again = (learner(generator, whitening, steps).learn("smile", plane, 3) for steps in (3, 5))
-    assert np.array_equal(first, again)  # faces that are left over change nothing
-
-
-class Encoder:
-    """In place of a bundle: gives the mean of each LR face as every number of its code, and notes the sizes."""
-
-    lr_sizes = (4, 16)
-
-    def __init__(self, styles: int) -> None:
-        self.styles, self.sizes = styles, []
-
-    def encode(self, lr: Tensor) -> Tensor:
-        self.sizes.append(lr.shape[-1])
-        return lr.mean(dim=(1, 2, 3))[:, None, None, None].expand(-1, 1, self.styles, D)
-
-
-def test_every_second_face_is_what_the_encoder_makes_of_it(generator) -> None:
-    encoder, own = Encoder(generator.num_ws), codes_to_learn_on(generator, 3, 2, None)
-    codes = codes_to_learn_on(generator, 3, 2, encoder)
-    assert own.shape == codes.shape == (3 * BATCH, generator.num_ws, D) and encoder.sizes == [8, 4, 8]
-    assert torch.equal(codes[1::2], own[1::2]) and torch.equal(own, own[:, :1].expand_as(own))
-    for i, size in enumerate(encoder.sizes):
-        part = slice(i * BATCH, (i + 1) * BATCH, 2)
-        with torch.no_grad():
-            lr = Downscale(size)(generator.synthesis(own[part].clone(), noise_mode="const"))
-        means = lr.clamp(-1, 1).mean(dim=(1, 2, 3))
-        torch.testing.assert_close(codes[part, 0, 0], means, atol=1 / 255, rtol=0)  # half a step of 8 bits
+def test_every_second_face_is_an_encoding_with_its_correction(bundle: Bundle) -> None:
+    generator = bundle.generator
+    own = StepLearner(generator, Colours(), PixelDistance(), None, seed=2)
+    learner = StepLearner(generator, Colours(), PixelDistance(), None, bundle, seed=2)
+    assert torch.equal(learner.faces(1).ws, learner.faces(1).ws) and not torch.equal(own.faces(0).ws, own.faces(1).ws)
+    for number, size in ((0, 8), (1, 4)):
+        plain, faces = own.faces(number), learner.faces(number)
+        assert faces.ws.shape == (BATCH, generator.num_ws, 16) and not plain.details
+        assert torch.equal(faces.ws[1::2], plain.ws[1::2]) and not faces.correction[1::2].any()
+        assert all(not d[1::2].any() and d[::2].any() for d in faces.details.values()) and faces.details
+        wanted = Downscale(size)(plain.synthesize(generator)[::2]).clamp(-1, 1)  # 8 bits hold no more
+        torch.testing.assert_close(faces.ws[::2], bundle.encode(wanted).ws[:, 0], atol=0.02, rtol=0.02)  # 8 bits
+        found = Downscale(size)(generator.synthesis(faces.ws, details=faces.details) + faces.correction)[::2]
+        torch.testing.assert_close(found, wanted, atol=1 / 127, rtol=0)

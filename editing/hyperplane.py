@@ -1,4 +1,4 @@
-"""Boundaries from samples: linear support vector machines in W, and directions that leave other attributes alone.
+"""Boundaries of attributes: linear support vector machines in W, on generated faces that a classifier has scored.
 
 The codes are whitened first, w = μ + C u with Σ = C Cᵀ, so that u has unit variance in every direction: the machine's
 penalty then means the same everywhere, and the step of one standard deviation that changes the attribute's score with
@@ -14,20 +14,84 @@ so that the conditions' scores stay as they are, and the attribute's own still c
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from editing.sampling import Samples
+from data.report import complete_file
+from models.attributes import AttributeClassifier
+from models.generator import Generator
 
+CHUNK = 2000
+AT_ONCE = 100  # faces synthesized at once
 LEAST_END = 400  # faces at either end; fewer leave the normal in 256 dimensions to chance
 LARGEST_SHARE = 0.1  # of the samples at either end
 CONFIDENT = 0.8  # probability among faces of which half have the attribute
 PENALTY = 1e-4  # C of the support vector machine; small: the surest faces are noisy guides in 256 dimensions
 HELD_OUT = 0.2
 LEAST_REST = 0.05  # of a normal that conditions must leave: what is left of less is noise
+
+
+@torch.inference_mode()
+def sample_w(generator: Generator, count: int, seed: int) -> Tensor:
+    """Maps standard normal z of a seed to codes w (N, D), truncation 1.
+
+    Args:
+        generator: Whose mapping network is used.
+        count: N.
+        seed: Of z; the first codes are the same for every N.
+    """
+    rng, device, parts = np.random.default_rng(seed), generator.w_avg.device, []
+    for start in range(0, count, CHUNK):
+        z = rng.standard_normal((min(CHUNK, count - start), generator.z_dim), dtype=np.float32)
+        parts.append(generator.mapping(torch.from_numpy(z).to(device))[:, 0].cpu())
+    return torch.cat(parts)  # (N, D)
+
+
+@torch.inference_mode()
+def score(generator: Generator, classifier: AttributeClassifier, w: Tensor) -> Tensor:
+    """Synthesizes faces of codes (N, D) in batches and scores them: calibrated logits (N, A) on the CPU."""
+    logits = []
+    for part in w.split(AT_ONCE):
+        codes = part.to(generator.w_avg.device)[:, None].expand(-1, generator.num_ws, -1)
+        logits.append(classifier(generator.synthesis(codes).clamp(-1, 1)).cpu())
+    return torch.cat(logits)
+
+
+def sample_and_score(
+    generator: Generator, classifier: AttributeClassifier, count: int, seed: int, cache: Path, made_with: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples faces and scores them; what was done before an interruption is taken from the cache.
+
+    Args:
+        generator: Synthesizes.
+        classifier: Scores.
+        count: Faces N.
+        seed: Of the faces.
+        cache: Folder for the scores, one file for every 2,000 faces.
+        made_with: Hashes of generator and classifier: scores of others are not taken from the cache.
+
+    Returns:
+        Codes (N, D) and calibrated logits (N, A), float32.
+    """
+    w, logits = sample_w(generator, count, seed), []
+    for start in tqdm(range(0, count, CHUNK), unit="chunk", disable=None):
+        part = w[start : start + CHUNK]
+        key = hashlib.sha256(f"{made_with} {seed} {start} {len(part)}".encode()).hexdigest()[:16]
+        path = cache / f"scores-{key}.npy"
+        if not path.is_file():
+            scores = score(generator, classifier, part).numpy()
+            with complete_file(path) as partial, open(partial, "wb") as file:
+                np.save(file, scores)
+        logits.append(np.load(path, allow_pickle=False))
+    return w.numpy(), np.concatenate(logits)
 
 
 class TooFewSamples(ValueError):
@@ -71,14 +135,21 @@ class Hyperplane:
 
     normal: np.ndarray
     intercept: float
-    accuracy: float
-    ends: int
+    accuracy: float = 0.0
+    ends: int = 0
 
     def in_w(self, whitening: Whitening) -> tuple[np.ndarray, float]:
         """The unit normal n (D,) and the intercept of the same hyperplane in W."""
         normal = np.linalg.solve(whitening.factor.T, self.normal)
         length = float(np.linalg.norm(normal))
         return normal / length, (self.intercept - float(normal @ whitening.mean)) / length
+
+    @classmethod
+    def of_w(cls, normal: np.ndarray, intercept: float, whitening: Whitening) -> Hyperplane:
+        """The inverse of `in_w`: n · w + b = 0 in whitened coordinates."""
+        u = whitening.factor.T @ normal
+        length = float(np.linalg.norm(u))
+        return cls(u / length, (intercept + float(normal @ whitening.mean)) / length)
 
 
 def confident_ends(logits: np.ndarray, name: str, least: int = LEAST_END) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +237,7 @@ def project_out(normal: np.ndarray, conditions: Sequence[np.ndarray]) -> np.ndar
     return rest
 
 
-def direction_of(plane: Hyperplane, conditions: Sequence[Hyperplane], whitening: Whitening) -> np.ndarray:
+def step_of(plane: Hyperplane, conditions: Sequence[Hyperplane], whitening: Whitening) -> np.ndarray:
     """Gives the step d (D,) in W of one standard deviation, under conditions.
 
     Args:
@@ -182,42 +253,3 @@ def direction_of(plane: Hyperplane, conditions: Sequence[Hyperplane], whitening:
     """
     rest = project_out(plane.normal, [condition.normal for condition in conditions])
     return whitening.factor @ (rest / float(plane.normal @ rest))
-
-
-def planes_of(
-    samples: Samples,
-    balance: np.ndarray,
-    names: Sequence[str],
-    wanted: Sequence[str],
-    seed: int = 0,
-    others: bool = True,
-) -> tuple[Whitening, dict[str, Hyperplane], dict[str, str]]:
-    """Fits the hyperplanes of attributes.
-
-    Args:
-        samples: Codes and calibrated logits.
-        balance: Logits of the attributes' frequencies (A,), taken off: a rare attribute is confident earlier.
-        names: Of the attributes.
-        wanted: Attributes that must have one.
-        seed: Of the held-out faces.
-        others: Of the other attributes, those that have enough samples get one too, to be conditions.
-
-    Returns:
-        The whitening, the hyperplanes by attribute, and for those that got none the reason.
-
-    Raises:
-        TooFewSamples: If a wanted attribute has too few confident faces.
-    """
-    whitening = Whitening.of(samples.w)
-    u = whitening.whiten(samples.w)
-    planes, left_out = {}, {}
-    for i, name in enumerate(names):
-        if not others and name not in wanted:
-            continue
-        try:
-            planes[name] = fit_hyperplane(u, samples.logits[:, i] - balance[i], name, seed)
-        except TooFewSamples as error:
-            if name in wanted:
-                raise
-            left_out[name] = str(error)
-    return whitening, planes, left_out

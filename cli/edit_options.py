@@ -1,0 +1,83 @@
+"""Edits: their options, and the picture of a sweep. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from data.pictures import strip_sheet
+from editing.direction import SWEEP, EditPlan, parse_edit, read_directions
+
+SWEEP_FILE = "sweep.png"
+
+
+def add_edit_options(group: argparse._ArgumentGroup) -> None:
+    """Adds --edit, --edit-sweep and --edit-preserve-lr to a group of options."""
+    add = group.add_argument
+    add(
+        "--edit",
+        metavar="NAME=STRENGTH",
+        action="append",
+        default=[],
+        help="change every sample, such as smile=+2, in standard deviations; may be given several times",
+    )
+    add(
+        "--edit-sweep",
+        metavar="NAME",
+        help=f"also write {SWEEP_FILE}: every sample at {', '.join(f'{s:+g}' for s in SWEEP)}",
+    )
+    add(
+        "--edit-preserve-lr",
+        action="store_true",
+        help="let edited samples downscale to the input, which takes out of the edits what would show in it",
+    )
+
+
+def check_edit_options(args: argparse.Namespace) -> None:
+    """Checks the options that `add_edit_options` added, as far as that goes without the bundle.
+
+    Raises:
+        ValueError: If they cannot be followed, in words for the command line.
+    """
+    for text in args.edit:
+        try:
+            parse_edit(text)
+        except ValueError as error:
+            raise ValueError(f"--edit: {error}") from error
+    if args.edit_preserve_lr and not args.edit:
+        raise ValueError("--edit-preserve-lr: expected an --edit with it")
+
+
+def read_edit_plan(args: argparse.Namespace, folder: Path, generator_sha256: str | None) -> EditPlan:
+    """Reads the directions that the options name.
+
+    Args:
+        args: After `check_edit_options`.
+        folder: With the directions.
+        generator_sha256: The generator that they must be for; None accepts any.
+
+    Returns:
+        The plan; one without edits and sweep if none were asked for.
+
+    Raises:
+        ValueError: If there is no such direction, or one is damaged or for another generator.
+    """
+    edits = [parse_edit(text) for text in args.edit]
+    names = [name for name, _ in edits] + ([args.edit_sweep] if args.edit_sweep else [])
+    found = read_directions(folder, names, generator_sha256) if names else {}
+    sweep = found[args.edit_sweep] if args.edit_sweep else None
+    return EditPlan(tuple((found[name], strength) for name, strength in edits), sweep, args.edit_preserve_lr)
+
+
+def write_sweep(plan: EditPlan, faces: np.ndarray, path: Path) -> None:
+    """Writes the picture of a sweep, a row for each sample.
+
+    Args:
+        plan: Names the direction.
+        faces: Samples at the strengths of `SWEEP` (k, 5, 3, R, R) in [-1, 1].
+        path: The picture.
+    """
+    name = plan.sweep.name if plan.sweep else ""
+    strip_sheet([f"{name} {strength:+g}" for strength in SWEEP], faces).save(path, format="PNG")

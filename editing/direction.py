@@ -1,0 +1,269 @@
+"""Edit directions and their arithmetic, in numpy alone: every runtime edits with the same few lines.
+
+A direction is a step for each style, and the hyperplane n · w + b = 0 in W between faces with an attribute and faces
+without it (Shen et al. 2020, "Interpreting the Latent Space of GANs for Semantic Face Editing"), its boundary. An edit
+of strength s moves every style,
+
+    w_l ← w_l + s d_l      with n · d = σ,    d the mean of the d_l,
+
+where σ is the standard deviation of n · w over the generator's faces: a strength of 1 means one standard deviation
+along the normal for every attribute, whatever else the steps d_l were made to avoid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.report import complete_file
+
+FORMAT = "amortized-pulse/direction/1"
+FOLDER = "directions"  # of a bundle
+MAX_STRENGTH = 100.0
+SWEEP = (-2.0, -1.0, 0.0, 1.0, 2.0)  # strengths of `--edit-sweep`
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class EditDirection:
+    """Where an attribute begins in W, and how to move a face towards it.
+
+    Attributes:
+        name: Such as "smile"; small letters, digits and hyphens.
+        normal: n (D,), of unit length; it points to the faces that have the attribute.
+        intercept: b; n · w + b is the signed distance of w from the boundary.
+        steps: One unit of strength, d_l (L, D).
+        generator_sha256: The generator whose W this is.
+        about: What else is known, as JSON: the classifier's attribute, samples, accuracy.
+        sha256: Of the file that it was read from, "" if it was made here.
+    """
+
+    name: str
+    normal: np.ndarray = field(repr=False)
+    intercept: float
+    steps: np.ndarray = field(repr=False)
+    generator_sha256: str
+    about: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks name, shapes and numbers."""
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"Expected a name of small letters, digits and hyphens, got {self.name!r}.")
+        if self.normal.ndim != 1 or self.steps.ndim != 2 or self.steps.shape[1:] != self.normal.shape:
+            raise ValueError(f"Expected (D,) and steps (L, D), got {self.normal.shape} and {self.steps.shape}.")
+        if not all(np.isfinite(part).all() for part in (self.normal, self.steps, self.intercept)):
+            raise ValueError(f"Expected finite numbers in the direction {self.name!r}, got NaN or infinite ones.")
+        if abs(float(np.linalg.norm(self.normal)) - 1) > 1e-3:
+            raise ValueError(f"Expected a normal of unit length, got one of {np.linalg.norm(self.normal):.3g}.")
+
+    @property
+    def sigma(self) -> float:
+        """σ = n · d, the standard deviation of n · w over the generator's faces."""
+        return float(self.steps.mean(axis=0) @ self.normal)
+
+    def distance(self, w: np.ndarray) -> np.ndarray:
+        """The signed distance n · w + b of codes (…, D), in the units of W."""
+        return w @ self.normal + self.intercept
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What is asked for.
+
+    Attributes:
+        edits: Directions with strengths in standard deviations; they add up, in any order.
+        sweep: The direction of a picture with the strengths of `SWEEP`, None for no such picture.
+        preserve_lr: Project edited faces onto the input, in place of what it would be after the edit.
+    """
+
+    edits: tuple[tuple[EditDirection, float], ...] = ()
+    sweep: EditDirection | None = None
+    preserve_lr: bool = False
+
+    def offset(self, num_ws: int, w_dim: int) -> np.ndarray:
+        """Adds up what the edits change in the codes of any face.
+
+        Args:
+            num_ws: Number of styles L.
+            w_dim: Width D of a style.
+
+        Returns:
+            Offset e (L, D), float32.
+
+        Raises:
+            ValueError: If a direction is for a generator of another shape.
+        """
+        offset = np.zeros((num_ws, w_dim))
+        for direction, strength in self.edits:
+            if direction.steps.shape != offset.shape:
+                raise ValueError(
+                    f"Expected directions ({num_ws}, {w_dim}) for this generator, {direction.name!r} has "
+                    f"{direction.steps.shape}; fit it for this generator."
+                )
+            offset += strength * direction.steps
+        return offset.astype(np.float32)
+
+    def summarize(self) -> dict[str, Any]:
+        """Says in a report what was edited; empty if nothing was."""
+        notes: dict[str, Any] = {}
+        if self.edits:
+            notes["edits"] = [{"name": d.name, "strength": s, "sha256": d.sha256} for d, s in self.edits]
+            notes["edit_preserve_lr"] = self.preserve_lr
+        if self.sweep is not None:
+            notes["edit_sweep"] = {"name": self.sweep.name, "sha256": self.sweep.sha256}
+        return notes
+
+
+def parse_edit(text: str) -> tuple[str, float]:
+    """Reads "smile=+2" as a name and a strength.
+
+    Raises:
+        ValueError: If it is not of this form, or the strength is beyond ±100.
+    """
+    name, equals, number = text.partition("=")
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = float("nan")
+    if not equals or not _NAME.fullmatch(name) or not abs(strength) <= MAX_STRENGTH:
+        raise ValueError(
+            f"expected NAME=STRENGTH such as smile=+2, the strength in standard deviations within ±{MAX_STRENGTH:g}, "
+            f"got {text!r}"
+        )
+    return name, strength
+
+
+def write_direction(direction: EditDirection, path: Path) -> None:
+    """Writes a direction, complete or not at all; the same direction gives the same bytes."""
+    notes = {"format": FORMAT, "name": direction.name, "generator_sha256": direction.generator_sha256}
+    text = json.dumps({**notes, "about": direction.about}, sort_keys=True)
+    with complete_file(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
+        np.savez(
+            file,
+            normal=direction.normal.astype(np.float32),
+            intercept=np.float64(direction.intercept),
+            steps=direction.steps.astype(np.float32),
+            info=np.array(text),
+        )
+
+
+def read_direction(path: Path, generator_sha256: str | None = None) -> EditDirection:
+    """Reads a direction.
+
+    Args:
+        path: What `write_direction` wrote.
+        generator_sha256: The generator that it is for; None accepts any.
+
+    Returns:
+        The direction.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, something else, or for another generator.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a direction at {path}, found no such file.")
+    content = path.read_bytes()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            info = json.loads(str(arrays["info"]))
+            if info["format"] != FORMAT:
+                raise ValueError(f"format {info['format']!r}")
+            direction = EditDirection(
+                info["name"],
+                arrays["normal"].astype(np.float64),
+                float(arrays["intercept"]),
+                arrays["steps"].astype(np.float64),
+                str(info["generator_sha256"]),
+                dict(info["about"]),
+                hashlib.sha256(content).hexdigest(),
+            )
+    except (ValueError, KeyError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: expected a direction ({FORMAT}), found something else ({error}).") from error
+    if generator_sha256 is not None and direction.generator_sha256 != generator_sha256:
+        raise ValueError(
+            f"{path}: expected a direction of the generator with sha256 {generator_sha256}, found one of "
+            f"{direction.generator_sha256}: another generator's directions mean nothing here; fit it anew with "
+            "python -m editing fit."
+        )
+    return direction
+
+
+def read_directions(folder: Path, names: Sequence[str], generator_sha256: str | None) -> dict[str, EditDirection]:
+    """Reads the directions that a command names.
+
+    Args:
+        folder: With one NAME.npz each.
+        names: Which; each once.
+        generator_sha256: The generator that they must be for; None accepts any.
+
+    Returns:
+        The directions by name.
+
+    Raises:
+        ValueError: If there is no such direction; says which there are. Or see `read_direction`.
+    """
+    known = names_in(folder)
+    for name in names:
+        if name not in known:
+            listed = f"there are: {', '.join(known)}" if known else f"there are none in {folder}"
+            raise ValueError(f"no edit direction {name!r}; {listed}")
+    return {name: read_direction(folder / f"{name}.npz", generator_sha256) for name in dict.fromkeys(names)}
+
+
+def names_in(folder: Path) -> list[str]:
+    """Lists the directions in a folder by name."""
+    return sorted(path.stem for path in folder.glob("*.npz")) if folder.is_dir() else []
+
+
+def import_interfacegan(
+    array: np.ndarray, name: str, sigma: float, generator_sha256: str, num_ws: int
+) -> EditDirection:
+    """Takes over a boundary of InterFaceGAN: a unit normal (1, D), saved by `numpy.save`.
+
+    Its files have no intercept and no standard deviation: the intercept is 0, and all styles move alike.
+
+    Args:
+        array: The normal, (1, D) or (D,).
+        name: The direction's name here.
+        sigma: Standard deviation of n · w over the generator's faces.
+        generator_sha256: The generator that it was made for.
+        num_ws: Number of styles L.
+
+    Returns:
+        The direction.
+
+    Raises:
+        ValueError: If the array is something else.
+    """
+    if not np.issubdtype(array.dtype, np.floating) or array.size != array.shape[-1] or not np.linalg.norm(array) > 0:
+        raise ValueError(f"Expected the normal (1, D) of an InterFaceGAN boundary, got {array.dtype} {array.shape}.")
+    normal = array.reshape(-1).astype(np.float64)
+    normal /= np.linalg.norm(normal)
+    about = {"from": "InterFaceGAN .npy, without intercept"}
+    return EditDirection(name, normal, 0.0, np.tile(sigma * normal, (num_ws, 1)), generator_sha256, about)
+
+
+def export_interfacegan(direction: EditDirection) -> np.ndarray:
+    """Gives a direction as InterFaceGAN keeps it: the step of its edits (1, D), float32, of unit length.
+
+    Raises:
+        ValueError: If the steps of the styles differ, which such a file cannot hold.
+    """
+    step = direction.steps[:1]
+    if not np.array_equal(direction.steps, np.broadcast_to(step, direction.steps.shape)):
+        raise ValueError(
+            f"expected the same step for all styles, those of {direction.name!r} differ; "
+            f"python -m editing combine {direction.name} --without OTHERS --as NEW makes one that an .npy can hold"
+        )
+    return (step / np.linalg.norm(step)).astype(np.float32)
