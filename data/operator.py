@@ -26,7 +26,6 @@ __all__ = [
     "KEYS_A",
     "Downscale",
     "back_project",
-    "correction",
     "downscaling_error",
     "lift",
     "resize_matrix",
@@ -216,29 +215,6 @@ def trusted_part(residual: Tensor, size: int, noise_ratio: Tensor) -> Tensor:
     return vectors @ (gains * (vectors.T @ residual @ vectors)) @ vectors.T
 
 
-def correction(images: Tensor, lr: Tensor, fidelity: float = 1.0, noise_ratio: Tensor | None = None) -> Tensor:
-    """Gives the smallest picture that brings images to where they downscale to the low-resolution pictures.
-
-    A⁺ λ K(y − A x Aᵀ) A⁺ᵀ, the first step of `back_project`. Added to an edited image, it carries over what the
-    unedited one was corrected by.
-
-    Args:
-        images: See `back_project`.
-        lr: See `back_project`.
-        fidelity: See `back_project`.
-        noise_ratio: See `back_project`.
-
-    Returns:
-        Pictures (B, C, R, R) to add.
-    """
-    size, lr_size = int(images.shape[-1]), int(lr.shape[-1])
-    residual = lr - _resize(images, lr_size)
-    if noise_ratio is not None:
-        residual = trusted_part(residual, size, noise_ratio)
-    up = torch.from_numpy(_pseudo_inverse(size, lr_size)).to(images)  # A⁺ (R, s)
-    return up @ (fidelity * residual) @ up.T
-
-
 def back_project(
     images: Tensor, lr: Tensor, fidelity: float = 1.0, noise_ratio: Tensor | None = None, rounds: int = 8
 ) -> Tensor:
@@ -265,7 +241,10 @@ def back_project(
     size, lr_size = int(images.shape[-1]), int(lr.shape[-1])
     down = resize_matrix(size, lr_size).to(images)  # A (s, R)
     up = torch.from_numpy(_pseudo_inverse(size, lr_size)).to(images)  # A⁺ (R, s)
-    x = images + correction(images, lr, fidelity, noise_ratio)
+    residual = lr - down @ images @ down.T
+    if noise_ratio is not None:
+        residual = trusted_part(residual, size, noise_ratio)
+    x = images + up @ (fidelity * residual) @ up.T
     target = down @ x @ down.T  # y_λ, since A A⁺ = 1
     for round in range(rounds):
         if round:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.operator import Downscale, back_project, correction
+from data.operator import Downscale, back_project
+from editing.apply import edited_target
 from models.bundle import Bundle, load_bundle
 from models.determinism import use_deterministic_kernels
 from models.device import choose_device
@@ -99,10 +100,8 @@ class TorchBackend:
         ratio = self.bundle.noise_ratio(sigma)
         how = wanted.fidelity, None if ratio is None else ratio.repeat_interleave(k)
         before, images = raw.flatten(0, 1), made.flatten(0, 1)
-        if made is raw or wanted.preserve_lr:
-            images = back_project(images, target, *how)
-        else:
-            images = (images + correction(before, target, *how)).clamp(-1, 1)
+        goal = target if made is raw or wanted.preserve_lr else edited_target(target, before, images)
+        images = back_project(images, goal, *how)
         images = ((images + 1) * 127.5).round() / 127.5 - 1
         errors = [((operator(x) - target) / 2).square().mean(dim=(1, 2, 3)).view(-1, k) for x in (images, before)]
         final, residual = (error.cpu().numpy() for error in errors)
