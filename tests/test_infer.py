@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import PixelDistance
 
 import infer
 from data.image_io import from_uint8, read_image, to_uint8
@@ -141,6 +142,25 @@ def test_options_change_the_samples_and_the_report(
     others = {name for name in first if name != "samples" and first[name] != second[name]}
     assert others == notes.keys()
     assert (tmp_path / "a" / "face" / "2.png").read_bytes() != (tmp_path / "b" / "face" / "2.png").read_bytes()
+
+
+def test_select_keeps_samples_that_are_far_apart(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those whose coarse pixels are: the point estimate, the one farthest from it, and so on."""
+    monkeypatch.setattr("losses.perceptual.LPIPS", PixelDistance)
+    path = picture(tmp_path / "face.png")
+    assert run(path, "-k", "6", out="all") == run(path, "--select", "3-of-6", out="apart") == 0
+    faces = [read_image(tmp_path / "all" / "face" / f"{i}.png") for i in range(1, 7)]
+    coarse = np.stack([face.reshape(3, 8, 4, 8, 4).mean(axis=(2, 4)).ravel() for face in faces])
+    kept = [0]
+    while len(kept) < 3:
+        kept.append(int(np.linalg.norm(coarse[:, None] - coarse[kept], axis=2).min(axis=1).argmax()))
+    found = [read_image(tmp_path / "apart" / "face" / f"{i}.png") for i in (1, 2, 3)]
+    assert all(np.array_equal(face, faces[i]) for face, i in zip(found, kept, strict=True))
+    reports = [report_of(tmp_path / out / "face") for out in ("all", "apart")]
+    assert (reports[1]["k"], reports[1]["selected_of"]) == (3, 6) and "selected_of" not in reports[0]
+    assert [row["lr_psnr"] for row in reports[1]["samples"]] == [reports[0]["samples"][i]["lr_psnr"] for i in kept]
 
 
 def test_only_what_is_asked_for_is_written(run: Callable[..., int], tmp_path: Path) -> None:
