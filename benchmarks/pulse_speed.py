@@ -2,11 +2,10 @@
 
 The loop, its losses and its optimiser are those of a checkout of adamian98/pulse; nothing of it is part of this
 project. What is hard-coded there (CUDA, 18 styles of 512 numbers, 1024 px) is replaced in its text as it is read, its
-generator by ours: drawn by our own code, which is fast for the original as well, and with --nvidia also by NVIDIA's,
-which gives the same faces from the same weights and is what people of the field draw with. All take turns, so that
-their ratios hold even where the times do not, and search the same rows; ours takes them in parts that fit the
-processor's caches, in bfloat16 where --precision says so, and does not stop at a tolerance here, where it would save
-the rest of the steps.
+generator by ours: synthesized by our own code, which is fast for the original as well, and with --nvidia also by
+NVIDIA's, which gives the same faces from the same weights and is what the field uses. All take turns, so that their
+ratios hold even where the times do not, and search the same samples; ours in batches that fit the processor's caches,
+in bfloat16 where --precision says so, and does not stop at a tolerance here, where it would save the rest of the steps.
 
 Examples:
     git clone https://github.com/adamian98/pulse
@@ -35,18 +34,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from search.candidates import rows_at_once
-
 from benchmarks.references import nvidia_networks
 from data.operator import Downscale
 from models.bundle import DEFAULT_BUNDLE, PRECISIONS, Bundle, load_bundle
 from models.generator import SynthesisNetwork
 from search.pulse import PulseSettings, pulse, pulse_noise
+from search.samples import batch_size
 from search.sphere import GaussianMap
 
-Draw = Callable[..., Tensor]  # ws (N, L, D), noise: maps (N, 1, H, W) of all layers -> images (N, 3, R, R)
+Synthesis = Callable[..., Tensor]  # ws (N, L, D), noise: maps (N, 1, H, W) of all layers -> images (N, 3, R, R)
 LOSS = "100*L2+0.05*GEOCROSS"
-TOLERANCE = 1e-3  # how far two drawings of one face may be apart, as in benchmarks/parity.py
+TOLERANCE = 1e-3  # how far two images of one face may be apart, as in benchmarks/parity.py
 FILES = ("bicubic.py", "loss.py", "SphericalOptimizer.py", "PULSE.py")
 
 
@@ -72,18 +70,18 @@ def adapted(text: str, styles: int, width: int, resolution: int, device: str) ->
     return text if cuda else text.replace("cuda=True", "cuda=False").replace(".cuda()", "")
 
 
-def nvidia_synthesis(folder: Path, ours: SynthesisNetwork) -> Draw:
-    """Makes NVIDIA's code draw with our weights, whose names and values are those that it gives them.
+def nvidia_synthesis(folder: Path, ours: SynthesisNetwork) -> Synthesis:
+    """Makes NVIDIA's code synthesize with our weights, whose names and values are those that it gives them.
 
     Args:
         folder: A checkout of NVlabs/stylegan2-ada-pytorch.
         ours: The weights.
 
     Returns:
-        What draws.
+        What synthesizes.
 
     Raises:
-        ValueError: If the two do not draw the same.
+        ValueError: If the two do not give the same.
     """
     widths = {block.layers[-1].resolution: block.layers[-1].weight.shape[0] for block in ours.blocks}
     size = max(widths)
@@ -94,7 +92,7 @@ def nvidia_synthesis(folder: Path, ours: SynthesisNetwork) -> Draw:
     theirs.to(ours.layers[0].weight.device)
     layers = [m for m in theirs.modules() if hasattr(m, "noise_const")]
 
-    def draw(ws: Tensor, noise: Sequence[Tensor]) -> Tensor:
+    def synthesize(ws: Tensor, noise: Sequence[Tensor]) -> Tensor:
         for layer, given in zip(layers, noise, strict=True):
             layer.noise_const = given
         # The faster of its two ways here: the fused one makes a group of every row.
@@ -103,19 +101,19 @@ def nvidia_synthesis(folder: Path, ours: SynthesisNetwork) -> Draw:
     with torch.no_grad():
         ws = torch.randn(2, ours.num_ws, ours.w_dim, generator=torch.Generator().manual_seed(0)).to(layers[0].weight)
         noise = ours.make_noise(2)
-        apart = float((draw(ws, noise) - ours(ws, noise=noise)).abs().max())
+        apart = float((synthesize(ws, noise) - ours(ws, noise=noise)).abs().max())
     if apart > TOLERANCE:
-        raise ValueError(f"{folder} draws other faces from the same weights: they are {apart:.1e} apart.")
-    return draw
+        raise ValueError(f"{folder} gives other faces from the same weights: they are {apart:.1e} apart.")
+    return synthesize
 
 
-def load_original(folder: Path, bundle: Bundle, draw: Draw) -> nn.Module:
+def load_original(folder: Path, bundle: Bundle, synthesize: Synthesis) -> nn.Module:
     """Makes the original's search with our generator.
 
     Args:
         folder: A checkout of adamian98/pulse.
         bundle: The statistics of the generator.
-        draw: What it draws with.
+        synthesize: What it synthesizes with.
 
     Returns:
         Its `PULSE` module.
@@ -137,7 +135,7 @@ def load_original(folder: Path, bundle: Bundle, draw: Draw) -> nn.Module:
     original.lrelu, original.verbose = nn.LeakyReLU(0.2), False
     original.last_map = str(bundle.generator.num_ws - 1)  # which it keeps at zero
     # Its maps have sizes 4, 4, 8, 8, …; ours 4, 8, 8, …
-    original.synthesis = lambda ws, noise: draw(ws, noise=noise[1:])
+    original.synthesis = lambda ws, noise: synthesize(ws, noise=noise[1:])
     return original
 
 
@@ -157,12 +155,12 @@ def run_ours(bundle: Bundle, lr: Tensor, steps: int) -> None:
     rngs = [np.random.default_rng((0, j)) for j in range(len(lr))]
     shape = (bundle.generator.num_ws, bundle.generator.w_dim)
     start = torch.from_numpy(np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])).to(lr)
-    # One step fewer: after the last one, ours draws and measures the face once more.
+    # One step fewer: after the last one, ours evaluates the face once more.
     settings = PulseSettings(steps=steps - 1, epsilon=1e-9)
     noise = pulse_noise(bundle.generator.synthesis, rngs, settings.noise)
-    to_w = GaussianMap.of(bundle.encoder.latents)
-    at_once = rows_at_once(bundle)
-    pulse(bundle.search_synthesis, to_w, Downscale(lr.shape[-1]), lr, start, noise, settings, at_once=at_once)
+    to_w, operator = GaussianMap.of(bundle.encoder.latents), Downscale(lr.shape[-1])
+    search = pulse(bundle.search_synthesis, to_w, operator, start, noise, settings)
+    search.run(lr, settings.steps, settings.epsilon, batch_size=batch_size(bundle))
 
 
 def seconds(call: Callable[[], None], device: torch.device) -> float:
@@ -199,10 +197,10 @@ def main(args: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pulse", type=Path, required=True, help="a checkout of adamian98/pulse")
-    parser.add_argument("--nvidia", type=Path, help="a checkout of NVlabs/stylegan2-ada-pytorch, to draw with as well")
+    parser.add_argument("--nvidia", type=Path, help="a checkout of NVlabs/stylegan2-ada-pytorch, to compare as well")
     parser.add_argument("--bundle", default=str(DEFAULT_BUNDLE))
     parser.add_argument("--lr", type=int, default=16, help="LR size in px (default: %(default)s)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="rows; 64 are 16 faces x 4 candidates")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="samples at once (default: 1 64)")
     parser.add_argument("--steps", type=int, default=20, help="of each search (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of ours (default: %(default)s)")
@@ -211,13 +209,13 @@ def main(args: list[str] | None = None) -> None:
     if not (arguments.pulse / "PULSE.py").is_file():
         parser.error(f"--pulse: expected a checkout with PULSE.py in it, found none in {arguments.pulse}")
     bundle = load_bundle(arguments.bundle, arguments.device, arguments.precision)
-    draws: dict[str, Draw] = {"the original, our drawing": bundle.generator.synthesis.requires_grad_(False)}
+    networks: dict[str, Synthesis] = {"the original, our synthesis": bundle.generator.synthesis.requires_grad_(False)}
     if arguments.nvidia:
-        draws["the original, NVIDIA's drawing"] = nvidia_synthesis(arguments.nvidia, bundle.generator.synthesis)
-    originals = {name: load_original(arguments.pulse, bundle, draw) for name, draw in draws.items()}
+        networks["the original, NVIDIA's synthesis"] = nvidia_synthesis(arguments.nvidia, bundle.generator.synthesis)
+    originals = {name: load_original(arguments.pulse, bundle, how) for name, how in networks.items()}
     circumstances = f"{arguments.steps} steps, {arguments.lr} px, {arguments.device}, {torch.get_num_threads()} threads"
     print(f"{circumstances}, ours {arguments.precision}\n")
-    print("| rows | search | steps/s | ours is faster by |\n|---|---|---|---|")
+    print("| samples | search | steps/s | ours is faster by |\n|---|---|---|---|")
     rng = np.random.default_rng(0)
     for batch in arguments.batches:
         z = torch.from_numpy(rng.standard_normal((batch, bundle.generator.z_dim), dtype=np.float32)).to(bundle.device)
