@@ -212,7 +212,6 @@ class Encoder(EncoderBase):
     """
 
     w_std: Tensor
-    lacking: Tensor
 
     def __init__(
         self,
@@ -266,10 +265,6 @@ class Encoder(EncoderBase):
         ws = self.point(features)[:, None] + moves.float() * self.w_std
         heads = zip(self.detail_sizes, self.details, features.levels, strict=True)
         return Encoding(ws, {size: head(level, hidden) for size, head, level in heads})
-
-    def noise_ratio(self, sigma: Tensor) -> Tensor:
-        """Gives the variance of the noise over that of what the generator lacks, see `EncoderBase.noise_ratio`."""
-        return (sigma / 127.5).square() / self.lacking
 
     def noise_level(self, lr: Tensor) -> Tensor:
         """Estimates the noise in LR faces, see `EncoderBase.noise_level`; what could be a clean face's counts as 0."""

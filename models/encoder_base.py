@@ -82,6 +82,8 @@ class EncoderBase(nn.Module):
         rank: Directions of the search's preconditioner, see `models.preconditioner`; 0 for none.
     """
 
+    lacking: Tensor
+
     def __init__(self, resolution: int, num_ws: int, w_dim: int, canvas: int, noise_dim: int, rank: int = 0) -> None:
         super().__init__()
         self.resolution, self.num_ws, self.w_dim = resolution, num_ws, w_dim
@@ -116,7 +118,7 @@ class EncoderBase(nn.Module):
 
     def noise_ratio(self, sigma: Tensor) -> Tensor:
         """Gives σ²/τ² of `data.operator.trusted_part` for noise in grey levels (B,)."""
-        return torch.zeros_like(sigma)
+        return (sigma / 127.5).square() / self.lacking
 
     def noise_level(self, lr: Tensor) -> Tensor:
         """Estimates the standard deviation of the noise in LR faces (B, 3, s, s), in grey levels (B,)."""
