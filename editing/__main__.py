@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(reason_of(error))
         return 1
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on")
+        complain("interrupted; run the same command to continue")
         return 130
 
 
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("name", metavar="NAME", help="of the direction to begin with")
     add("--without", nargs="*", default=[], metavar="OTHER", help="directions whose normals are projected out")
     add("--as", dest="new", required=True, metavar="NEW", help="name of the new direction")
-    add = command("inspect", _inspect, "list directions and the angles between them")
+    add = command("inspect", _inspect, "list directions and how good they are")
     add("names", nargs="*", metavar="NAME", help="which (default: all)")
     add = command("import", _import, "take over a boundary of InterFaceGAN (.npy)")
     add("file", type=Path, metavar="FILE")
@@ -239,12 +239,6 @@ def _inspect(args: argparse.Namespace) -> int:
     found = read_directions(args.bundle / FOLDER, names, sha256_of(args.bundle / GENERATOR))
     for direction in found.values():
         say(_line(direction))
-    means = [direction.steps.mean(axis=0) for direction in found.values()]
-    units = np.stack([d / np.linalg.norm(d) for d in means])
-    say("\ncosines of the directions, each the mean of its styles")
-    say(" " * 14 + "".join(f"{name[:11]:>12}" for name in found))
-    for name, row in zip(found, units @ units.T, strict=True):
-        say(f"{name[:13]:14}" + "".join(f"{value:12.2f}" for value in row))
     return 0
 
 

@@ -71,10 +71,6 @@ class EditDirection:
         """σ = n · d, the standard deviation of n · w over the generator's faces."""
         return float(self.steps.mean(axis=0) @ self.normal)
 
-    def distance(self, w: np.ndarray) -> np.ndarray:
-        """The signed distance n · w + b of codes (…, D), in the units of W."""
-        return w @ self.normal + self.intercept
-
 
 @dataclass(frozen=True)
 class EditPlan:

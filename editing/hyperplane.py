@@ -94,10 +94,6 @@ def sample_and_score(
     return w.numpy(), np.concatenate(logits)
 
 
-class TooFewSamples(ValueError):
-    """There are too few confident faces; the message says how many samples are needed."""
-
-
 @dataclass(frozen=True)
 class Whitening:
     """w = μ + C u.
@@ -164,7 +160,7 @@ def confident_ends(logits: np.ndarray, name: str, least: int = LEAST_END) -> tup
         Indices of as many faces at either end, the surest: where one end is short, so is the other.
 
     Raises:
-        TooFewSamples: If an end has fewer than `least`; says how many samples are needed.
+        ValueError: If an end has fewer than `least`; says how many samples are needed.
     """
     order = np.argsort(logits, kind="stable")
     threshold = math.log(CONFIDENT / (1 - CONFIDENT))
@@ -173,7 +169,7 @@ def confident_ends(logits: np.ndarray, name: str, least: int = LEAST_END) -> tup
         kind = "with" if counts[0] < counts[1] else "without"
         needed = math.ceil(len(logits) * least / max(min(counts), 1) / 1000) * 1000
         guess = "at least " if min(counts) == 0 else "about "
-        raise TooFewSamples(
+        raise ValueError(
             f"{name}: expected {least} faces surely {kind} it, {len(logits)} samples hold {min(counts)}; "
             f"{guess}{needed} are needed: --samples {needed}"
         )
@@ -195,7 +191,7 @@ def fit_hyperplane(u: np.ndarray, logits: np.ndarray, name: str, seed: int = 0, 
         The hyperplane; its normal points to the faces that have the attribute.
 
     Raises:
-        TooFewSamples: See `confident_ends`.
+        ValueError: See `confident_ends`.
     """
     from sklearn.svm import LinearSVC  # late: it takes a second
 

@@ -25,7 +25,6 @@ from editing.direction import (
 )
 from editing.hyperplane import (
     Hyperplane,
-    TooFewSamples,
     Whitening,
     confident_ends,
     fit_hyperplane,
@@ -180,9 +179,9 @@ def test_the_plane_is_the_same_in_both_coordinates() -> None:
 
 def test_too_few_samples_say_how_many_are_needed() -> None:
     logits = np.concatenate([np.full(900, -3.0), np.full(100, 3.0)])
-    with pytest.raises(TooFewSamples, match="surely with it, 1000 samples hold 100; about 4000 are needed"):
+    with pytest.raises(ValueError, match="surely with it, 1000 samples hold 100; about 4000 are needed"):
         confident_ends(logits, "hat")
-    with pytest.raises(TooFewSamples, match="at least 400000"):
+    with pytest.raises(ValueError, match="at least 400000"):
         confident_ends(np.full(1000, -3.0), "hat")
     positive, negative = confident_ends(logits, "hat", least=100)
     assert len(positive) == len(negative) == 100 and logits[positive].min() > 0 > logits[negative].max()
@@ -277,7 +276,7 @@ def test_fit_combine_and_exchange(bundle, tmp_path, monkeypatch, capsys) -> None
     found = read_directions(folder, ["smile", "beard"], sha256_of(bundle / "generator.safetensors"))
     w, whitening = sample_w(generator, 1000, 11).numpy(), whitening_of(bundle)
     for d, attribute, sign in ((found["smile"], "Smiling", 1), (found["beard"], "No_Beard", -1)):
-        assert sign * np.corrcoef(d.distance(w), w @ truth[:, ATTRIBUTES.index(attribute)])[0, 1] > 0.97
+        assert sign * np.corrcoef(w @ d.normal, w @ truth[:, ATTRIBUTES.index(attribute)])[0, 1] > 0.97
         raw = step_of(Hyperplane.of_w(d.normal, d.intercept, whitening), [], whitening)
         assert d.steps.shape == (8, D) and d.sigma == pytest.approx(float(d.normal @ raw), rel=0.05)
         assert np.ptp(d.steps, axis=0).max() > 0.01 * np.abs(raw).max()  # the styles have gone apart
@@ -291,7 +290,7 @@ def test_fit_combine_and_exchange(bundle, tmp_path, monkeypatch, capsys) -> None
     assert call("fit", "smile", *options[:-1], 2) == 0 and path.read_bytes() != before
 
     assert call("inspect", "--bundle", bundle) == 0
-    assert "cosines" in capsys.readouterr().out
+    assert {"smile", "beard"} <= {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
     assert call("combine", "smile", "--without", "beard", "--as", "smile-only", "--bundle", bundle) == 0
     only = read_direction(folder / "smile-only.npz")
     assert np.abs(only.steps @ found["beard"].normal).max() < 1e-3 * np.linalg.norm(only.steps[0])
