@@ -42,7 +42,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.faces import Faces, find_data
-from data.report import complete_file
+from data.files import check_replaceable, owned_file
 from evaluation.cache import Cache, Processes
 from evaluation.folders import measure_folders
 from evaluation.groups import by_group, read_grouping
@@ -88,8 +88,10 @@ def compare(
             own.wait()
 
 
-def save(results: Mapping[str, Any], out: Path, pictures: Mapping[str, Image.Image] | None = None) -> None:
-    """Writes the table, the results, and pictures by file name into the folder `out`."""
+def save(
+    results: Mapping[str, Any], out: Path, pictures: Mapping[str, Image.Image] | None = None, overwrite: bool = False
+) -> None:
+    """Writes the table, the results, and pictures by file name into the folder `out`; see `data.files.owned_file`."""
     document = json.dumps(json_ready(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
         "table.md": lambda path: path.write_text(table(results), encoding="utf-8"),
@@ -98,7 +100,7 @@ def save(results: Mapping[str, Any], out: Path, pictures: Mapping[str, Image.Ima
     for name, picture in (pictures or {}).items():
         writers[name] = lambda path, picture=picture: picture.save(path, format="PNG")  # type: ignore[misc]
     for name, write in writers.items():
-        with complete_file(out / name) as partial:
+        with owned_file(out / name, overwrite, _job(results.get("command", ""))) as partial:
             write(partial)
 
 
@@ -143,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
     """Measures, writes after every condition, and returns the results; None in processes other than the first."""
     use_deterministic_kernels()
-    _check_out(args.out)
+    _check_out(args, command)
     bundle = load_bundle(args.bundle, args.device)
     others = {name: load_bundle(path, args.device) for name, path in args.others.items()}
     _check_sizes(args, [bundle, *others.values()])
@@ -165,7 +167,7 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
             own = {row: by_group(grouping, outcome.faces) for row, outcome in outcomes.items()}
             results["groups"].setdefault(grouping.column, {})[key] = own
         picture = runner.figure(condition, {row: outcome.shown for row, outcome in outcomes.items()})
-        save(results, args.out, {f"faces_{key}.png": picture})
+        save(results, args.out, {f"faces_{key}.png": picture}, args.overwrite)
     runner.processes.leave()
     if runner.processes.rank:
         return None
@@ -176,7 +178,7 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
 
 def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Measures pictures in folders, writes and returns the results."""
-    _check_out(args.out)
+    _check_out(args, command)
     truth, samples = args.folders
     suite = _make_suite(args)
     found = measure_folders(truth, samples, suite, args.lr[0] if args.lr else None, args.faces)
@@ -193,7 +195,7 @@ def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "timing": {"seconds_per_face": {}},
         **found,
     }
-    save(results, args.out)
+    save(results, args.out, overwrite=args.overwrite)
     return results
 
 
@@ -235,8 +237,16 @@ def _find_table(where: str) -> str:
     return f"{find_data(file)}{separator}{column}" if file else where
 
 
-def _check_out(out: Path) -> None:
+def _job(command: str) -> str:
+    """Names what results are made of: the same command continues."""
+    return " ".join(word for word in command.split() if word != "--overwrite")
+
+
+def _check_out(args: argparse.Namespace, command: str) -> None:
     """Makes sure that results can be written, now and not after an hour of measuring."""
+    out = args.out
+    for name in ("table.md", "results.json"):
+        check_replaceable(out / name, args.overwrite, _job(command))
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

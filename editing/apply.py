@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from data.command import Face, complain, line_of, reason_of, say, until_interrupted, write_overview
+from data.files import owned_folder
 from data.image_io import from_uint8, read_image, to_uint8
 from data.operator import Downscale, downscaling_error
-from data.report import MAX_K, complete_or_nothing, folder_names, make_report, write_face, write_json
+from data.report import MAX_K, REPORT, folder_names, make_report, write_face, write_json
 from editing.boundary import FOLDER
 from editing.command import (
     STRIP_FILE,
@@ -145,7 +146,7 @@ def edit_one(path: Path, folder: Path, generator: Generator, editing: Editing, l
     errors = downscaling_error(images, lr[None], Downscale(lr.shape[-1])).tolist()
     report = make_report(errors, {"input": path.name, "lr_size": lr.shape[-1], "resolution": generator.resolution})
     tell_of_edits(report, editing, edited.visible, edited.kept)
-    with complete_or_nothing(folder, overwrite, len(images)) as partial:
+    with owned_folder(folder, overwrite, REPORT) as partial:
         write_face(partial, lr, images, edited.ws, report)
         maps: dict[str, Any] = {f"noise_{i}": tensor.cpu().numpy() for i, tensor in enumerate(noise or [])}
         np.savez(partial / LATENTS, ws=edited.ws.cpu().numpy(), **maps)

@@ -45,13 +45,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from data.command import complain, reason_of, say
-from data.report import complete_file
+from data.command import complain, path_option, reason_of, say
+from data.files import check_replaceable, owned_file
 from editing.boundary import (
     FOLDER,
     Boundary,
     export_interfacegan,
     import_interfacegan,
+    is_boundary_file,
     names_in,
     read_boundaries,
     read_boundary,
@@ -119,7 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, metavar="N", help=f"of learning an edit (default: {DEFAULT_STEPS}, but {more})")
     add("--shared", action="store_true", help="one direction for all layers, by projection; nothing is learned")
     add("--classifier", type=Path, metavar="FILE", help=f"attribute classifier (default: the bundle's {CLASSIFIER})")
-    add("--cache", type=Path, default=Path("runs/boundaries"), metavar="DIR", help="scores (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace boundaries that were made otherwise")
+    add(
+        "--cache",
+        type=path_option,
+        default=Path("runs/boundaries"),
+        metavar="DIR",
+        help="scores (default: %(default)s)",
+    )
     add("--device", default="auto", help="auto, cpu, cuda … (default: auto)")
     add("--bundle", type=Path, default=ROOT / "bundles" / "celeba64", metavar="DIR")
     add = command("combine", _combine, "make a boundary that leaves the attributes of others alone")
@@ -136,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--bundle", type=Path, default=ROOT / "bundles" / "celeba64", metavar="DIR")
     add = command("export", _export, "write a boundary for InterFaceGAN (.npy)")
     add("name", metavar="NAME")
-    add("file", type=Path, metavar="FILE")
+    add("file", type=path_option, metavar="FILE")
+    add("--overwrite", action="store_true", help="replace what an earlier call wrote")
     add("--bundle", type=Path, default=ROOT / "bundles" / "celeba64", metavar="DIR")
     return parser
 
@@ -164,6 +173,8 @@ def _fit(args: argparse.Namespace) -> int:
     names = [n for n in wanted if not _is_there(folder / f"{n}.npz", about | {"steps": steps[n]}, owner)]
     if not names:
         return 0
+    for path in (folder / f"{name}.npz" for name in names):
+        check_replaceable(path, args.overwrite, ours=is_boundary_file(path))
     use_deterministic_kernels()
     # What may be missing or damaged: better now than after all that follows.
     lpips, bundle = (None, None) if args.shared else (LPIPS().to(device), _bundle_of(args.bundle, device))
@@ -353,7 +364,7 @@ def _export(args: argparse.Namespace) -> int:
     boundary = read_boundaries(args.bundle / FOLDER, [args.name], sha256)[args.name]
     if args.file.suffix != ".npy":
         raise ValueError(f"expected a file that ends in .npy, got {args.file}")
-    with complete_file(args.file) as partial, open(partial, "wb") as file:
+    with owned_file(args.file, args.overwrite) as partial, open(partial, "wb") as file:
         np.save(file, export_interfacegan(boundary))
     length, (start, stop) = np.linalg.norm(boundary.direction), boundary.layers
     say(f"{args.file}: a strength of 1 is {length:.4f} of its unit, in styles {start} to {stop - 1}")

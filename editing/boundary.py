@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from data.report import complete_file
+from data.files import atomic_write
 
 FORMATS = ("amortized-pulse/boundary/1", "amortized-pulse/boundary/2")  # one direction for all layers; one for each
 FOLDER = "boundaries"  # of a bundle
@@ -163,7 +163,7 @@ def write_boundary(boundary: Boundary, path: Path) -> None:
         "generator_sha256": boundary.generator_sha256,
     }
     text = json.dumps({**notes, "about": boundary.about}, sort_keys=True)
-    with complete_file(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
+    with atomic_write(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
         np.savez(
             file,
             normal=boundary.normal.astype(np.float32),
@@ -172,6 +172,15 @@ def write_boundary(boundary: Boundary, path: Path) -> None:
             layers=np.array(boundary.layers, np.int64),
             info=np.array(text),
         )
+
+
+def is_boundary_file(path: Path) -> bool:
+    """Says whether `write_boundary` wrote a file, by what stands in it."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return json.loads(str(arrays["info"]))["format"] in FORMATS
+    except Exception:  # of zipfile, json and numpy, for files of any kind
+        return False
 
 
 def read_boundary(path: Path, generator_sha256: str | None = None) -> Boundary:

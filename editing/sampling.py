@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.report import complete_file
+from data.files import atomic_write
 from models.attributes import AttributeClassifier
 from models.generator import Generator
 
@@ -101,7 +101,7 @@ def sample_and_score(
                 bar.update(len(part))
             else:
                 scores = draw_and_score(generator, classifier, part, bar.update).numpy()
-                with complete_file(path) as partial, open(partial, "wb") as file:
+                with atomic_write(path) as partial, open(partial, "wb") as file:
                     np.save(file, scores)
             logits.append(np.load(path, allow_pickle=False))
     return Samples(w.numpy(), np.concatenate(logits))

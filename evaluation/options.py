@@ -81,6 +81,7 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
     add("--niqe", metavar="FILE", help="pristine model for NIQE; `python -m evaluation.niqe` fits one")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (%(default)s)")
     add("--out", default="results", help="folder for what is written (%(default)s)")
+    add("--overwrite", action="store_true", help="replace what another command wrote into it")
     add("--keep", action="store_true", help="keep what was measured: a later run measures only what is new")
 
 

@@ -349,10 +349,13 @@ def test_fit_learns_a_step_for_each_layer(bundle, truth, tmp_path, monkeypatch, 
     assert "combine pale-skin --without OTHERS --as NEW" in capsys.readouterr().err
     assert call("combine", "pale-skin", "--as", "pale-skin-shared", "--bundle", bundle) == 0
     assert call("export", "pale-skin-shared", tmp_path / "x.npy", "--bundle", bundle) == 0
-    path.write_bytes(before[:100])  # damaged: made anew, and so is what other options made
-    assert call("fit", "pale-skin", *options) == 0 and path.read_bytes() == before
-    assert call("fit", "pale-skin", *options[:-1], 2) == 0 and path.read_bytes() != before
-    assert call("fit", "pale-skin", *options, "--shared") == 0 and read_boundary(path).direction.shape == (D,)
+    path.write_bytes(before[:100])  # damaged: no longer ours
+    assert call("fit", "pale-skin", *options, "--overwrite") == 1 and path.read_bytes() == before[:100]
+    path.write_bytes(before)
+    assert call("fit", "pale-skin", *options[:-1], 2, "--overwrite") == 0 and path.read_bytes() != before
+    assert call("fit", "pale-skin", *options, "--shared", "--overwrite") == 0 and read_boundary(
+        path
+    ).direction.shape == (D,)
     path.unlink()
     path.with_name("pale-skin-shared.npz").unlink()
 
