@@ -3,7 +3,7 @@
 Examples:
     python evaluate.py                                            # 200 validation faces, 16 and 8 px, default bundle
     python evaluate.py --k 11                                     # NTIRE's diversity score of ten draws
-    python evaluate.py --faces 2000 --k 2 --out results/full      # with fd_vgg11 and KID (1000 faces or more)
+    python evaluate.py --faces 2000 --k 2 --networks vgg11        # fd_vgg11 and KID (1000 faces or more)
     python evaluate.py --data generated                           # dispersion on the generator's own faces
     python evaluate.py --methods all --keep --bundle runs/mine    # again after a training: searches are not repeated
     python evaluate.py --degradation clean noise25 jpeg --methods pulse amortized --out results/robust
@@ -47,7 +47,7 @@ from evaluation.cache import Cache, Processes
 from evaluation.folders import measure_folders
 from evaluation.groups import by_group, read_grouping
 from evaluation.methods import Method, make_amortized, make_method, recipe_hash
-from evaluation.metrics import NETWORKS, MetricSuite
+from evaluation.metrics import MetricSuite
 from evaluation.options import parse
 from evaluation.runner import Outcome, Runner
 from evaluation.table import table
@@ -190,7 +190,7 @@ def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "seed": "–",
         "conditions": {key: f"{key} px"},
         "results": {key: {name: found.pop("means")}},
-        "networks": {network: network in suite.networks for network in NETWORKS},
+        "networks": {network: network in suite.networks for network in args.networks},
         "unreadable": [],
         "timing": {"seconds_per_face": {}},
         **found,
@@ -217,7 +217,7 @@ def _make_suite(args: argparse.Namespace) -> MetricSuite:
         from evaluation.niqe import Pristine
 
         pristine = Pristine.load(args.niqe)
-    return MetricSuite(args.device, attributes=attributes, pristine=pristine)
+    return MetricSuite(args.device, args.networks, attributes, pristine)
 
 
 def _make_runner(
@@ -283,7 +283,7 @@ def _circumstances(
         "k": args.k,
         "seed": args.seed,
         "operator": OPERATOR,
-        "networks": {name: name in suite.networks for name in NETWORKS},
+        "networks": {name: name in suite.networks for name in args.networks},
         "attributes": sha256_of(args.attributes) if args.attributes else None,
         "niqe": sha256_of(args.niqe) if args.niqe else None,
         "versions": {"torch": torch.__version__, "numpy": np.__version__},

@@ -373,6 +373,8 @@ def test_a_measure_without_weights_is_left_out(folder, tmp_path, monkeypatch) ->
     results = run(folder, tmp_path, "--lr", "8")
     assert not results["networks"]["identity"] and "identity_point" not in results["results"]["8"]["amortized"]
     assert "for want of weights: identity" in table_of(tmp_path)
+    some = run(folder, tmp_path, "--lr", "8", "--networks", "lpips")
+    assert some["networks"] == {"lpips": True} and "for want of" not in table_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +432,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(folder, tmp_path, monke
         ("--lr", "3"),
         ("--methods", "magic"),
         ("--projection", "never"),
+        ("--networks", "magic"),
         ("--device", "abacus"),
         ("--out", ""),
         ("--bundle", ""),
