@@ -35,6 +35,7 @@ from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
 from data.pictures import matrix_picture
 from data.report import write_json
+from data.splits import add_split_options
 from editing.boundaries import raw_direction, whitening_of
 from editing.boundary import FOLDER, Boundary, names_in, read_boundaries
 from editing.choosing import PERCENTILE, rarer_side
@@ -130,9 +131,8 @@ def summarise(name: str, effect: Effect, names: tuple[str, ...], side: int) -> d
     }
 
 
-def real_codes(bundle: Bundle, source: str, count: int, lr_size: int) -> Tensor:
-    """Encodes photos: the best guesses (N, L, D) for their downscaled pictures."""
-    photos = Faces(source, bundle.resolution, count).images()
+def real_codes(bundle: Bundle, photos: Tensor, lr_size: int) -> Tensor:
+    """Encodes photos (N, 3, R, R): the best guesses (N, L, D) for their downscaled pictures."""
     lr = from_uint8(to_uint8(Downscale(lr_size)(photos)))
     return torch.cat([bundle.encode(part)[:, 0] for part in lr.split(AT_ONCE)])
 
@@ -199,7 +199,8 @@ def make_benches(bundle: Bundle, classifier: AttributeClassifier, args: argparse
         ws = w[:, None].expand(-1, bundle.generator.num_ws, -1)
         benches[f"{len(ws)} generated faces"] = Bench(bundle, classifier, identity, ws)
     if args.real:
-        ws = real_codes(bundle, args.data, args.real, args.lr)
+        photos = Faces(args.data, bundle.resolution, args.real, split=args.split, part=args.part).images()
+        ws = real_codes(bundle, photos, args.lr)
         benches[f"{len(ws)} encoded photos, {args.lr} px"] = Bench(bundle, classifier, identity, ws)
     return benches
 
@@ -234,6 +235,7 @@ def main(args: list[str] | None = None) -> None:
     add("--generated", type=int, default=500, help="generated faces (default: %(default)s)")
     add("--real", type=int, default=200, help="encoded photos (default: %(default)s)")
     add("--data", default="celeba128_val.zip", help="the photos (default: %(default)s)")
+    add_split_options(parser)
     add("--lr", type=int, default=16, help="size in px of what is encoded (default: %(default)s)")
     add("--out", type=Path, default=Path("results/edits"))
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

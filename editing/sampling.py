@@ -15,9 +15,9 @@ from tqdm import tqdm
 from data.files import atomic_write
 from models.attributes import AttributeClassifier
 from models.generator import Generator
+from models.memory import faces_at_once
 
 CHUNK = 2000
-AT_ONCE = 100  # faces drawn at once
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def draw_and_score(
         Calibrated logits (N, A) on the CPU.
     """
     logits = []
-    for part in ws.split(AT_ONCE):
+    for part in ws.split(faces_at_once(generator)):
         codes = part.to(generator.w_avg.device)
         codes = codes[:, None].expand(-1, generator.num_ws, -1) if codes.ndim == 2 else codes
         logits.append(classifier(generator.synthesis(codes, noise_mode="const").clamp(-1, 1)).cpu())

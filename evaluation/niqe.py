@@ -34,6 +34,7 @@ from data.faces import Faces
 from data.files import check_replaceable, owned_file
 from data.image_io import from_uint8
 from data.operator import Downscale
+from data.splits import add_split_options
 
 BLOCK = 96  # px
 FEATURES = 36
@@ -246,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="zip or folder of square, sharp pictures")
+    add_split_options(parser, part="train")
     parser.add_argument("--size", type=int, default=512, help="resolution to read them at, in px (default: 512)")
     parser.add_argument("--limit", type=int, help="use the first so many")
     parser.add_argument("--out", required=True, type=path_option, help="the .npz to write")
@@ -253,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         check_replaceable(args.out, args.overwrite)
-        faces = Faces(args.data, args.size, args.limit, cache_bytes=0)
+        faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
         model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
         model.save(args.out, args.overwrite)
     except (ValueError, OSError) as error:
