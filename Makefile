@@ -81,13 +81,12 @@ train-encoder: .venv/.installed ## Train the 64 px encoder; ARGS go to the comma
 
 BUNDLE ?= bundles/celeba64
 
-# Each step goes on where it was interrupted, and ends at once where it is done already.
-bundle: .venv/.installed ## Train all that hangs on the generator: encoder, flow, directions; into runs/amortized_64/bundle
-	$(BIN)/python train.py fit --config configs/amortized_64.yaml $(ARGS)
-	$(BIN)/python train.py fit --config configs/flow_64.yaml \
-		--model.generator runs/amortized_64/bundle/generator.safetensors
-	$(BIN)/python -m models.flow --bundle runs/amortized_64/bundle --flow runs/flow_64/flow.safetensors
-	$(MAKE) --no-print-directory edits BUNDLE=runs/amortized_64/bundle
+# Given to every step; what is not given is the recipes'.
+OF_BUNDLE = $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(GENERATOR),--generator $(GENERATOR)) \
+	$(if $(DATA),--data $(DATA)) $(if $(SPLIT),--split $(SPLIT)) $(if $(LABELS),--labels $(LABELS))
+
+bundle: .venv/.installed ## Train all that a bundle holds; RESOLUTION=256 GENERATOR=FILE DATA=ZIP SPLIT=celebahq LABELS=FILE
+	@$(BIN)/python -m training.bundle $(OF_BUNDLE)
 
 edits: .venv/.installed ## Train both attribute classifiers, fit the directions of BUNDLE, measure them; goes on where it was interrupted
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml

@@ -3,7 +3,7 @@
 Examples:
     python evaluate.py                                            # 200 validation faces, 16 and 8 px, default bundle
     python evaluate.py --k 11                                     # NTIRE's diversity score of ten draws
-    python evaluate.py --faces 2000 --k 2 --out results/full      # with fd_vgg11 and KID (1000 faces or more)
+    python evaluate.py --faces 2000 --k 2 --networks vgg11        # fd_vgg11 and KID (1000 faces or more)
     python evaluate.py --data generated                           # dispersion on the generator's own faces
     python evaluate.py --methods all --keep --bundle runs/mine    # again after a training: searches are not repeated
     python evaluate.py --degradation clean noise25 jpeg --methods pulse amortized --out results/robust
@@ -42,12 +42,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.faces import Faces, find_data
-from data.report import complete_file
+from data.files import check_replaceable, owned_file
 from evaluation.cache import Cache, Processes
 from evaluation.folders import measure_folders
 from evaluation.groups import by_group, read_grouping
 from evaluation.methods import Method, make_amortized, make_method, recipe_hash
-from evaluation.metrics import NETWORKS, MetricSuite
+from evaluation.metrics import MetricSuite
 from evaluation.options import parse
 from evaluation.runner import Outcome, Runner
 from evaluation.table import table
@@ -88,8 +88,10 @@ def compare(
             own.wait()
 
 
-def save(results: Mapping[str, Any], out: Path, pictures: Mapping[str, Image.Image] | None = None) -> None:
-    """Writes the table, the results, and pictures by file name into the folder `out`."""
+def save(
+    results: Mapping[str, Any], out: Path, pictures: Mapping[str, Image.Image] | None = None, overwrite: bool = False
+) -> None:
+    """Writes the table, the results, and pictures by file name into the folder `out`; see `data.files.owned_file`."""
     document = json.dumps(json_ready(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
         "table.md": lambda path: path.write_text(table(results), encoding="utf-8"),
@@ -98,7 +100,7 @@ def save(results: Mapping[str, Any], out: Path, pictures: Mapping[str, Image.Ima
     for name, picture in (pictures or {}).items():
         writers[name] = lambda path, picture=picture: picture.save(path, format="PNG")  # type: ignore[misc]
     for name, write in writers.items():
-        with complete_file(out / name) as partial:
+        with owned_file(out / name, overwrite, _job(results.get("command", ""))) as partial:
             write(partial)
 
 
@@ -143,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
     """Measures, writes after every condition, and returns the results; None in processes other than the first."""
     use_deterministic_kernels()
-    _check_out(args.out)
+    _check_out(args, command)
     bundle = load_bundle(args.bundle, args.device)
     others = {name: load_bundle(path, args.device) for name, path in args.others.items()}
     _check_sizes(args, [bundle, *others.values()])
@@ -165,7 +167,7 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
             own = {row: by_group(grouping, outcome.faces) for row, outcome in outcomes.items()}
             results["groups"].setdefault(grouping.column, {})[key] = own
         picture = runner.figure(condition, {row: outcome.shown for row, outcome in outcomes.items()})
-        save(results, args.out, {f"faces_{key}.png": picture})
+        save(results, args.out, {f"faces_{key}.png": picture}, args.overwrite)
     runner.processes.leave()
     if runner.processes.rank:
         return None
@@ -176,7 +178,7 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
 
 def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Measures pictures in folders, writes and returns the results."""
-    _check_out(args.out)
+    _check_out(args, command)
     truth, samples = args.folders
     suite = _make_suite(args)
     found = measure_folders(truth, samples, suite, args.lr[0] if args.lr else None, args.faces)
@@ -188,12 +190,12 @@ def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "seed": "–",
         "conditions": {key: f"{key} px"},
         "results": {key: {name: found.pop("means")}},
-        "networks": {network: network in suite.networks for network in NETWORKS},
+        "networks": {network: network in suite.networks for network in args.networks},
         "unreadable": [],
         "timing": {"seconds_per_face": {}},
         **found,
     }
-    save(results, args.out)
+    save(results, args.out, overwrite=args.overwrite)
     return results
 
 
@@ -215,7 +217,7 @@ def _make_suite(args: argparse.Namespace) -> MetricSuite:
         from evaluation.niqe import Pristine
 
         pristine = Pristine.load(args.niqe)
-    return MetricSuite(args.device, attributes=attributes, pristine=pristine)
+    return MetricSuite(args.device, args.networks, attributes, pristine)
 
 
 def _make_runner(
@@ -235,8 +237,16 @@ def _find_table(where: str) -> str:
     return f"{find_data(file)}{separator}{column}" if file else where
 
 
-def _check_out(out: Path) -> None:
+def _job(command: str) -> str:
+    """Names what results are made of: the same command continues."""
+    return " ".join(word for word in command.split() if word != "--overwrite")
+
+
+def _check_out(args: argparse.Namespace, command: str) -> None:
     """Makes sure that results can be written, now and not after an hour of measuring."""
+    out = args.out
+    for name in ("table.md", "results.json"):
+        check_replaceable(out / name, args.overwrite, _job(command))
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -273,7 +283,7 @@ def _circumstances(
         "k": args.k,
         "seed": args.seed,
         "operator": OPERATOR,
-        "networks": {name: name in suite.networks for name in NETWORKS},
+        "networks": {name: name in suite.networks for name in args.networks},
         "attributes": sha256_of(args.attributes) if args.attributes else None,
         "niqe": sha256_of(args.niqe) if args.niqe else None,
         "versions": {"torch": torch.__version__, "numpy": np.__version__},

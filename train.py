@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from data.faces import find_data
 from training.checkpoints import Checkpoints, checkpoint_folder, newest_checkpoint
 from training.guard import NonFiniteGuard
 from training.processes import check_followed, find_launch, follow_launch
@@ -43,8 +44,13 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def before_instantiate_classes(self) -> None:
-        """Follows the launcher that started this process."""
-        follow_launch(self.config[self.subcommand]["trainer"], find_launch(os.environ))
+        """Follows the launcher of this process; before anything is loaded, looks whether the data is there."""
+        config = self.config[self.subcommand]
+        follow_launch(config["trainer"], find_launch(os.environ))
+        given = (config.get("data") or {}).get("init_args") or {}
+        for name in ("train", "val"):
+            if isinstance(given.get(name), str):
+                find_data(given[name])
 
     def before_fit(self) -> None:
         """Takes the run's folder, and goes on from its newest readable checkpoint."""

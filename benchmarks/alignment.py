@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.align import FaceFinder
 from data.faces import Faces
 from data.framing import Square, ffhq_square
+from data.splits import add_split_options
 
 
 def summary(squares: list[Square], resolution: int) -> str:
@@ -47,10 +48,12 @@ def main() -> None:
     """Prints the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="celebahq512_val.zip", help="aligned faces, a zip or a folder")
+    add_split_options(parser)
     parser.add_argument("--faces", type=int, default=120, help="how many of them (default: 120)")
     parser.add_argument("--resolution", type=int, default=256, help="they are resized to (default: 256 px)")
     args = parser.parse_args()
-    faces, finder, squares = Faces(args.data, args.resolution, args.faces, cache_bytes=0), FaceFinder(), []
+    faces = Faces(args.data, args.resolution, args.faces, cache_bytes=0, split=args.split, part=args.part)
+    finder, squares = FaceFinder(), []
     for face in tqdm(faces, "faces", disable=None):
         points = finder(Path(), Image.fromarray(face.permute(1, 2, 0).numpy()))
         squares += [ffhq_square(points[0])] if len(points) else []

@@ -36,6 +36,7 @@ from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale, back_project
 from data.pictures import matrix_picture
 from data.report import write_json
+from data.splits import add_split_options
 from editing.__main__ import whitening_of
 from editing.apply import edited_target
 from editing.direction import FOLDER, EditDirection, names_in, read_directions
@@ -171,7 +172,7 @@ def make_benches(bundle: Bundle, classifier: AttributeClassifier, args: argparse
         ws = w[:, None, None].expand(-1, 1, bundle.generator.num_ws, -1)
         benches[f"{len(ws)} generated faces"] = Bench(bundle, classifier, identity, Encoding(ws, {}))
     if args.real:
-        photos = Faces(args.data, bundle.resolution, args.real).images()
+        photos = Faces(args.data, bundle.resolution, args.real, split=args.split, part=args.part).images()
         lr = from_uint8(to_uint8(Downscale(args.lr)(photos)))
         benches[f"{len(lr)} photos, {args.lr} px"] = Bench(bundle, classifier, identity, bundle.encode(lr), lr)
     return benches
@@ -214,6 +215,7 @@ def main(args: list[str] | None = None) -> None:
     add("--generated", type=int, default=500, help="generated faces (default: %(default)s)")
     add("--real", type=int, default=200, help="photos (default: %(default)s)")
     add("--data", default="celeba128_val.zip", help="the photos (default: %(default)s)")
+    add_split_options(parser)
     add("--lr", type=int, default=16, help="size in px of what is encoded (default: %(default)s)")
     add("--out", type=Path, default=Path("results/edits"))
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -33,6 +33,7 @@ from models.generator import Generator
 
 Draw = Callable[[Tensor], Tensor]  # ws (B, L, 512) -> images (B, 3, R, R)
 REFERENCE, EXACT, HALF = "rosinality, float32", "ours, float32", "ours, bfloat16"
+CHECKPOINTED = "ours, finest block checkpointed"
 
 
 @dataclass
@@ -55,7 +56,7 @@ def make_drawing(name: str, resolution: int, checkout: str | None) -> Draw:
     """Builds one variant, with random weights.
 
     Args:
-        name: REFERENCE, EXACT or HALF.
+        name: REFERENCE, EXACT, HALF or CHECKPOINTED.
         resolution: Size R in pixels.
         checkout: Of rosinality's code, for REFERENCE.
 
@@ -68,6 +69,7 @@ def make_drawing(name: str, resolution: int, checkout: str | None) -> Draw:
         network.requires_grad_(False)
         return lambda ws: network([ws], input_is_latent=True, randomize_noise=False)[0]
     generator = Generator(resolution).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    generator.synthesis.checkpointed = int(name == CHECKPOINTED)
 
     def draw(ws: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=name == HALF):
@@ -164,7 +166,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Result]:
     Returns:
         The results by name.
     """
-    names = [REFERENCE] * bool(arguments.rosinality) + [EXACT] + [HALF] * (not arguments.gradient)
+    names = [REFERENCE] * bool(arguments.rosinality) + [EXACT, CHECKPOINTED if arguments.gradient else HALF]
     batch, resolution, checkout = arguments.batch, arguments.resolution, arguments.rosinality
     ws = codes(batch, resolution)
     drawings = {name: make_drawing(name, resolution, checkout) for name in names}

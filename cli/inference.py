@@ -25,7 +25,8 @@ from data.command import (
     say,
     warn_of_crop,
 )
-from data.report import check_free, complete_or_nothing, folder_names, make_report, write_face
+from data.files import check_folder, owned_folder
+from data.report import REPORT, folder_names, make_report, write_face
 from pipeline.samples import Samples
 from pipeline.upsampler import Upsampler, batch_size
 
@@ -108,7 +109,7 @@ class Run:
 
     def _read(self, path: Path, folder: Path) -> Job | None:
         try:
-            check_free(folder, self.args.overwrite, self.args.sampling.kept)  # before the work, and again after it
+            check_folder(folder, self.args.overwrite, REPORT)  # before the work, and again after it
             lr = low_resolution(path, self.upsampler.about.lr_sizes, self.args.downscale)
         except FAILURES as error:
             self._fail(path, error)
@@ -155,7 +156,7 @@ class Run:
         notes |= summarize_samples(samples, args.sampling)
         if searched is not None:
             notes["search"] = searched.report
-        with complete_or_nothing(job.folder, args.overwrite, len(samples.images)) as partial:
+        with owned_folder(job.folder, args.overwrite, REPORT) as partial:
             write_face(partial, job.lr.image, samples.images, samples.ws, make_report(notes), args.save)
             if searched is not None and searched.recorder is not None:
                 import torch

@@ -26,15 +26,18 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from data.command import OVERVIEW_ROWS, complain, reason_of, say
+from data.command import OVERVIEW_ROWS, complain, path_option, reason_of, say
+from data.files import atomic_write, check_replaceable, owned_file, sha256_of
 from data.framing import Square, cut_out, ffhq_square
 from data.image_io import find_images, from_uint8, read_bytes
 from data.pictures import overview
-from data.report import complete_file, folder_names
+from data.report import folder_names
 
 CONFIDENCE = 0.9
+MARK = "amortized-pulse/face/1"  # in the files, under "Software"
 SHEET_TILE = 160  # px
 FURTHER_FACES = 6  # beside the first, on the sheet
 
@@ -158,6 +161,7 @@ class Task:
         smallest_square: Faces whose square has fewer pixels a side are passed by: they would be blurred.
         largest: Take the first face alone.
         overwrite: Replace faces that are there.
+        settings: All that the result depends on besides the photo, in words: other settings are another job.
     """
 
     find: Finder
@@ -165,6 +169,7 @@ class Task:
     smallest_square: int
     largest: bool
     overwrite: bool
+    settings: str = ""
 
 
 def align(path: Path, task: Task) -> tuple[Image.Image, list[tuple[Square, Image.Image]]]:
@@ -213,29 +218,40 @@ def _targets(name: str, count: int, out: Path, taken: set[str]) -> list[Path]:
     return [out / f"{name}.png" for name in names]
 
 
-def _is_done(target: Path, task: Task) -> bool:
+def _job_of(target: Path) -> str | None:
+    """Says what a file was made of, by its header; None if it is none of our faces."""
+    try:
+        with Image.open(target, formats=["PNG"]) as there:
+            return there.info.get("Job", "") if there.info.get("Software") == MARK else None
+    except Exception:  # decoders raise whatever they stumble over
+        return None
+
+
+def _is_done(target: Path, job: str, overwrite: bool) -> bool:
     """Says whether a photo's faces are there already.
 
     Raises:
-        ValueError: If what is there is something else.
+        ValueError: If what is there is something else, and must not be replaced.
     """
-    if not os.path.lexists(target) or task.overwrite:
-        return False
-    try:
-        with Image.open(target, formats=["PNG"]) as there:
-            size = there.size
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{target} exists and is no picture; move it, or name another --out") from error
-    if size != (task.size, task.size):
-        raise ValueError(f"{target} exists with {size[0]} x {size[1]} px; --overwrite replaces it")
-    return True
+    made_of = _job_of(target)
+    if made_of == job and not overwrite:
+        return True
+    if made_of is not None and not overwrite:
+        raise ValueError(
+            f"{target} exists, made of another photo or otherwise; --overwrite replaces it, or name another --out"
+        )
+    check_replaceable(target, overwrite, ours=made_of is not None)
+    return False
 
 
-def _save(faces: Sequence[Image.Image], targets: Sequence[Path]) -> None:
+def _save(faces: Sequence[Image.Image], targets: Sequence[Path], job: str) -> None:
     """Writes the faces of a photo, the first one last: where it is, the others are."""
+    notes = PngInfo()
+    notes.add_text("Software", MARK)
+    notes.add_text("Job", job)
     for face, target in reversed(list(zip(faces, targets, strict=True))):
-        with complete_file(target) as partial:
-            face.save(partial, format="PNG")
+        with atomic_write(target) as partial:
+            face.save(partial, format="PNG", pnginfo=notes)
 
 
 def _row(name: str, photo: Image.Image, faces: Sequence[Image.Image]) -> tuple[str, np.ndarray, np.ndarray]:
@@ -249,7 +265,15 @@ def _row(name: str, photo: Image.Image, faces: Sequence[Image.Image]) -> tuple[s
     return name, arrays[0], np.stack(arrays[1:])
 
 
-def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None = None) -> int:
+def _hash_of(path: Path) -> str:
+    """Gives what tells a photo from others, whatever its name; empty if it cannot be read, which is said later."""
+    try:
+        return sha256_of(path)[:16]
+    except OSError:
+        return ""
+
+
+def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None = None, sheet_job: str = "") -> int:
     """Aligns photos into a folder.
 
     Args:
@@ -257,6 +281,7 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
         out: The folder, made if need be.
         task: What is to be done.
         sheet: File for a picture of the first photos and their faces.
+        sheet_job: What that is made of, see `data.files.owned_file`.
 
     Returns:
         How many photos failed; each was named with its reason.
@@ -268,7 +293,8 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
     failed, done = 0, 0
     for path, name in zip(tqdm(paths, "photos", disable=None), names, strict=True):
         try:
-            if _is_done(out / f"{name}.png", task):
+            job = f"{_hash_of(path)}, {task.settings}"
+            if _is_done(out / f"{name}.png", job, task.overwrite):
                 done += 1
                 continue
             photo, faces = align(path, task)
@@ -276,7 +302,10 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
             ours = [target for target in targets if os.path.realpath(target) in inputs]
             if ours:
                 raise ValueError(f"{ours[0]} is one of the photos; name another folder with --out")
-            _save([face for _, face in faces], targets)
+            for target in targets[1:]:
+                made_of = _job_of(target)
+                check_replaceable(target, task.overwrite or made_of == job, ours=made_of is not None)
+            _save([face for _, face in faces], targets, job)
         except (ValueError, OSError, MemoryError) as error:
             complain(f"{path}: {reason_of(error).removeprefix(f'{path}: ')}")
             failed += 1
@@ -289,7 +318,7 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
     if done:
         say(f"{done} photos were aligned before; --overwrite does it again")
     if sheet is not None and rows:
-        with complete_file(sheet) as partial:
+        with owned_file(sheet, task.overwrite, sheet_job) as partial:
             overview(rows).save(partial, format="PNG")
         say(f"Open {sheet}")
     return failed
@@ -298,7 +327,7 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, or folders of photos")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the faces")
+    parser.add_argument("--out", type=path_option, required=True, metavar="DIR", help="folder for the faces")
     parser.add_argument("--size", type=int, default=1024, metavar="PX", help="width of the faces (default: 1024)")
     parser.add_argument("--largest", action="store_true", help="take the largest face of each photo alone")
     parser.add_argument(
@@ -313,8 +342,10 @@ def _parser() -> argparse.ArgumentParser:
         "--confidence", type=float, default=CONFIDENCE, metavar="P",
         help=f"the least probability of a face, 0 to 1 (default: {CONFIDENCE})",
     )  # fmt: skip
-    parser.add_argument("--landmarks", type=Path, metavar="FILE", help="five points of each picture; see above")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a picture of the first photos and their faces")
+    parser.add_argument("--landmarks", type=path_option, metavar="FILE", help="five points of each picture; see above")
+    parser.add_argument(
+        "--sheet", type=path_option, metavar="FILE", help="a picture of the first photos and their faces"
+    )
     parser.add_argument("--overwrite", action="store_true", help="align again what is there already")
     parser.add_argument("--device", default="cpu", help="where faces are searched for (default: cpu)")
     return parser
@@ -340,6 +371,13 @@ def _finder(args: argparse.Namespace) -> Finder:
     return look_up
 
 
+def _settings(args: argparse.Namespace, smallest: int) -> str:
+    by = f"confidence {args.confidence:g}, min face {args.min_face}"
+    if args.landmarks is not None:
+        by = f"landmarks {_hash_of(args.landmarks)}"
+    return f"{args.size} px, smallest {smallest} px, {'largest' if args.largest else 'all'}, {by}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Aligns the photos that the command line names.
 
@@ -353,13 +391,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1 px, got {getattr(args, name)}")
     if not 0 <= args.confidence <= 1:
         parser.error(f"--confidence: expected a probability, 0 to 1, got {args.confidence}")
+    smallest = args.size // 4 if args.smallest is None else args.smallest
+    sheet_job = f"{_settings(args, smallest)}: {args.inputs}"
+    if args.sheet is not None:
+        try:
+            check_replaceable(args.sheet, args.overwrite, sheet_job)
+        except ValueError as error:
+            parser.error(f"--sheet: {error}")
     found = find_images(args.inputs)
     for path, reason in [*found.problems, *found.skipped]:
         complain(f"{path}: {reason}")
     try:
-        smallest = args.size // 4 if args.smallest is None else args.smallest
-        task = Task(_finder(args), args.size, smallest, args.largest, args.overwrite)
-        failed = align_all(found.images, args.out, task, args.sheet)
+        task = Task(_finder(args), args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
+        failed = align_all(found.images, args.out, task, args.sheet, sheet_job)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         complain(f"data.align: {reason_of(error)}")
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from data.image_io import centre_square, from_uint8, read_image, to_uint8
-from data.pictures import is_overview, overview, save_overview
-from data.report import complete_file
+from data.files import atomic_write, check_replaceable
+from data.image_io import centre_square, from_uint8, is_result, read_image, to_uint8
+from data.pictures import overview, save_overview
 from data.taps import resize
 
 if TYPE_CHECKING:
@@ -130,14 +131,13 @@ def write_overview(faces: Sequence[Face], out: Path, overwrite: bool) -> bool:
         return True
     target = out / "overview.png"
     first = faces[0].folder / "grid.png"
+    finished = True
     try:
-        finished = not os.path.lexists(target) or is_overview(target)
-        if not finished:
-            complain(f"{target}: is not a result of infer.py; move it or use --out")
-        elif target.exists() and not overwrite:
+        if is_result(target) and not overwrite:
             complain(f"note: {target} is of an earlier call and stays; --overwrite replaces it")
         else:
-            with complete_file(target) as partial:
+            check_replaceable(target, overwrite, ours=is_result(target))
+            with atomic_write(target) as partial:
                 save_overview(overview([(face.title, face.lr, face.images) for face in faces]), partial)
             first = target if len(faces) > 1 else first
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -190,6 +190,18 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Prints a line about what went wrong."""
     _print(text, sys.stderr)
+
+
+def text_option(text: str) -> str:
+    """Reads the value of an option that must not be empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a text, got an empty one")
+    return text
+
+
+def path_option(text: str) -> Path:
+    """Reads the path that an option names; an empty one would be the current folder."""
+    return Path(text_option(text))
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data.augment import AUGMENTATIONS, ColourJitter
-from data.faces import Faces
+from data.faces import Faces, find_data
 from data.shared_memory import affordable_workers
 
 
@@ -23,6 +24,7 @@ class ResumableSampler(DistributedSampler):
         rank: This process among `world_size`.
         world_size: Number of processes that share an epoch.
         skip: Samples of this process already seen in the first epoch.
+        multiple: An epoch has a multiple of so many samples for each process, so that all its steps are whole.
         epochs: Give pairs (epoch, index) in place of indices, for data sets that change a picture in every epoch: in
             the workers, whose copy of the data set nobody tells the epoch, the key is the only way to learn it.
     """
@@ -35,8 +37,11 @@ class ResumableSampler(DistributedSampler):
         world_size: int = 1,
         skip: int = 0,
         epochs: bool = False,
+        multiple: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed, drop_last=True)
+        self.num_samples -= self.num_samples % multiple
+        self.total_size = self.num_samples * world_size
         self.skip = skip
         self.epochs = epochs
 
@@ -105,11 +110,16 @@ class FaceData(LightningDataModule):
         """Opens the datasets that the stage needs."""
         h = self.hparams
         if stage == "fit":
-            self.train_faces = Faces(h.train, h.resolution, h.train_limit, part="train", **self._options())
-            if len(self.train_faces) < h.batch_size:
-                raise ValueError(
-                    f"Expected {h.batch_size} training faces or more, a batch, got {len(self.train_faces)}."
+            if h.split is None and find_data(h.train) == find_data(h.val):
+                warnings.warn(
+                    f"{h.val} is trained on and validated on, whole: what validation measures are faces of the "
+                    "training. Name a --data.split, or other faces for --data.val.",
+                    stacklevel=2,
                 )
+            self.train_faces = Faces(h.train, h.resolution, h.train_limit, part="train", **self._options())
+            needed = self._step_size() * (self.trainer.world_size if self.trainer else 1)
+            if len(self.train_faces) < needed:
+                raise ValueError(f"Expected {needed} training faces or more, a step, got {len(self.train_faces)}.")
         self.val_faces = Faces(h.val, h.resolution, h.val_limit, part=h.val_part, **self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -125,14 +135,19 @@ class FaceData(LightningDataModule):
         coloured = h.augment == "flip-colour"
         faces = ColourJitter(self.train_faces, h.seed) if coloured else self.train_faces
         sampler = ResumableSampler(
-            faces, h.seed, trainer.global_rank, trainer.world_size, skip=seen * h.batch_size, epochs=coloured
-        )
+            faces, h.seed, trainer.global_rank, trainer.world_size, seen * h.batch_size,
+            epochs=coloured or not isinstance(faces, Faces), multiple=self._step_size(),
+        )  # fmt: skip
         sampler.set_epoch(epoch)  # Lightning sets it too, but only after workers have drawn their first batches.
         return self._loader(faces, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Gives the validation faces in order, uint8 (B, 3, R, R)."""
         return self._loader(self.val_faces)
+
+    def _step_size(self) -> int:
+        """Faces of a step in each process, all its micro-batches together."""
+        return self.hparams.batch_size * (self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     def _loader(self, faces: Dataset, **options: Any) -> DataLoader:
         """Loads batches, by as many workers as shared memory has room for; they stay from epoch to epoch."""

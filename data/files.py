@@ -1,18 +1,42 @@
-"""Files that appear as a whole or not at all."""
+"""Files that appear as a whole or not at all, and the owner's rule: nothing is replaced that we did not write.
+
+What we wrote into a folder stands in a ledger in it, a JSON file with the SHA-256 of each file. A file is replaced only
+if the ledger knows its content, so that one which somebody changed since is theirs, and only if the user said
+--overwrite or the same job goes on. All commands write through `owned_file` and `owned_folder`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LEDGER = ".amortized-pulse.json"
+FORMAT = "amortized-pulse/files/1"
+PARTIAL = ".partial-"  # begins the names of temporary folders
+
+
+def sha256_of(path: str | Path) -> str:
+    """Gives the sha256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Lets a file be written elsewhere; it takes the place of `path` when the block ends without an error.
+
+    For files inside what is ours anyway, such as caches; `owned_file` asks whose the older file is.
 
     Args:
         path: Where the file belongs; its folder is made if it is not there.
@@ -22,16 +46,204 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         Nobody but the user may look into that folder, but the file has the permissions of any new file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent, ignore_cleanup_errors=True) as holder:
-        partial = Path(holder) / path.name
+    with _beside(path) as partial:
         yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the name without its content
         partial.replace(path)
 
 
-def sha256_of(path: str | Path) -> str:
-    """Gives the sha256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def owned_file(path: str | Path, overwrite: bool = False, job: str = "") -> Iterator[Path]:
+    """Lets a file be written elsewhere, which then takes the place of `path`, if the owner's rule allows it.
+
+    Args:
+        path: Where the file belongs; its folder is made if it is not there.
+        overwrite: Whether the user allows to replace what an earlier call wrote.
+        job: What the file is made of. What the same job wrote may be replaced without `overwrite`.
+
+    Yields:
+        The path to write to, see `atomic_write`.
+
+    Raises:
+        ValueError: If something is there that must not be replaced; before the block, and again after it.
+    """
+    path = Path(path)
+    check_replaceable(path, overwrite, job)
+    with _beside(path.parent / "files") as partial:
+        partial.mkdir()
+        yield partial / path.name
+        with _locked(path.parent):
+            check_replaceable(path, overwrite, job)  # another process may have been faster
+            _publish(partial, path.parent, LEDGER, job, _read_ledger(path.parent, LEDGER))
+
+
+@contextmanager
+def owned_folder(
+    folder: str | Path, overwrite: bool = False, ledger: str = LEDGER, names: Iterable[str] = ()
+) -> Iterator[Path]:
+    """Lets a folder's files be written elsewhere; then all of them take their places, if the owner's rule allows it.
+
+    In a folder that exists, what an earlier call wrote is replaced, or goes where this call wrote no such file; other
+    people's files stay. The ledger comes last.
+
+    Args:
+        folder: The folder to be.
+        overwrite: Whether the user allows to replace what an earlier call wrote.
+        ledger: Name of the ledger. If the block writes a JSON file of that name, the ledger is kept in it, as "files".
+        names: Files that will be written, as far as they are known, to be refused before the work.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        ValueError: If something is there that must not be replaced; before the block, and again after it.
+    """
+    folder = Path(folder)
+    check_folder(folder, overwrite, ledger, names)
+    with _beside(folder) as partial:
+        partial.mkdir()
+        yield partial
+        names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
+        if os.path.lexists(folder):
+            with _locked(folder):
+                check_folder(folder, overwrite, ledger, names)  # another process may have been faster
+                _publish(partial, folder, ledger, "", {})
+        else:
+            _publish(partial, folder, ledger, "", {})
+
+
+def check_replaceable(path: str | Path, overwrite: bool = False, job: str = "", ours: bool | None = None) -> None:
+    """Refuses to write where something is that the owner's rule protects.
+
+    Args:
+        path: Where a file is to be written.
+        overwrite: See `owned_file`.
+        job: See `owned_file`.
+        ours: Whether the file's own header says that we wrote it; None asks the ledger.
+
+    Raises:
+        ValueError: If it must not be written.
+    """
+    path = Path(path)
+    if not path.name:
+        raise ValueError("expected the name of a file, got an empty one")
+    if not os.path.lexists(path):
+        return
+    if not path.is_file() or not (is_ours(path) if ours is None else ours):
+        raise ValueError(f"{path} exists, and no earlier call wrote it as it is now; move it, or name another place")
+    if not overwrite and not (job and is_ours(path, job)):
+        raise ValueError(f"{path} exists; --overwrite replaces it, or name another place")
+
+
+def is_ours(path: str | Path, job: str | None = None) -> bool:
+    """Says whether we wrote a file, and nobody changed it since.
+
+    Args:
+        path: The file.
+        job: If not None, it must also have been written by this job.
+
+    Returns:
+        Whether it is so.
+    """
+    path = Path(path)
+    entry = _read_ledger(path.parent, LEDGER).get(path.name)
+    return entry is not None and job in (None, entry.get("job")) and _is_unchanged(path, entry)
+
+
+def ledger_names(folder: Path, ledger: str = LEDGER) -> set[str]:
+    """Names the files that a folder's ledger lists; none if it has none."""
+    return set(_read_ledger(folder, ledger))
+
+
+def check_folder(folder: Path, overwrite: bool, ledger: str = LEDGER, names: Iterable[str] = ()) -> None:
+    """Refuses to write into a folder where something is that the owner's rule protects.
+
+    Args:
+        folder: The folder to be.
+        overwrite: See `owned_folder`.
+        ledger: See `owned_folder`.
+        names: Files that are to be written.
+
+    Raises:
+        ValueError: If they must not be written.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; move it away, or name another place")
+    known = _read_ledger(folder, ledger)
+    there = [name for name in {*names, ledger} if os.path.lexists(folder / name) and not (name == ledger and known)]
+    foreign = sorted(name for name in there if name not in known or not _is_unchanged(folder / name, known[name]))
+    if foreign:
+        raise ValueError(
+            f"{folder}: no earlier call wrote {', '.join(foreign[:5])} as it is now; move it, or name another place"
+        )
+    if not overwrite and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists; --overwrite replaces the results in it, or name another place")
+
+
+def _publish(partial: Path, folder: Path, ledger: str, job: str, others: Mapping[str, dict[str, Any]]) -> None:
+    """Moves the files in `partial` into a folder; what its ledger lists besides them and the others goes."""
+    files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
+    files.pop(ledger, None)
+    new = {name: {"sha256": [sha256_of(path)], **({"job": job} if job else {})} for name, path in files.items()}
+    _write_ledger(partial, ledger, {**others, **new})
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = _read_ledger(folder, ledger)
+    if old:  # a kill may come before a file's move or after it: until all have moved, both contents are ours
+        known = {name: entry["sha256"] for name, entry in old.items()}
+        both = {name: {**entry, "sha256": [*entry["sha256"], *known.get(name, [])]} for name, entry in new.items()}
+        _write_ledger(folder, ledger, {**old, **both})
+    for name, path in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        path.replace(folder / name)
+    for name in old.keys() - new.keys() - others.keys():
+        if _is_unchanged(folder / name, old[name]):
+            (folder / name).unlink()
+    (partial / ledger).replace(folder / ledger)
+
+
+def _read_ledger(folder: Path, ledger: str) -> dict[str, dict[str, Any]]:
+    """Gives what a folder's ledger says of each file; nothing if there is none, or it is damaged."""
+    try:
+        content = json.loads((folder / ledger).read_bytes())
+        files = content["files"] if content["format"].startswith("amortized-pulse/") else {}
+        return {name: entry for name, entry in files.items() if ".." not in Path(name).parts and list(entry["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _write_ledger(folder: Path, ledger: str, entries: Mapping[str, dict[str, Any]]) -> None:
+    """Writes the ledger, or puts it into the JSON file of its name that is there already."""
+    content: dict[str, Any] = {"format": FORMAT}
+    with suppress(OSError):
+        content = json.loads((folder / ledger).read_bytes())
+    with atomic_write(folder / ledger) as partial:
+        partial.write_text(json.dumps({**content, "files": entries}, indent=2, sort_keys=True) + "\n", encoding="ascii")
+
+
+def _is_unchanged(path: Path, entry: dict[str, Any]) -> bool:
+    return path.is_file() and not path.is_symlink() and sha256_of(path) in entry["sha256"]
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Gives a path of the same name in a temporary folder beside `path`, which goes with what is left in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent, ignore_cleanup_errors=True) as holder:
+        yield Path(holder) / path.name
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time change what is in a folder, where the system can do that."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

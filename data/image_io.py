@@ -38,6 +38,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
+from data.files import ledger_names
 from data.signatures import describe_bytes
 
 # Named, because Pillow's other readers include some that start programs (EPS calls Ghostscript).
@@ -49,6 +50,7 @@ IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".bmp", ".tif", ".tiff",
     ".gif", ".ppm", ".pgm", ".pnm",
 )  # fmt: skip
+RESULT = "amortized-pulse/overview/1"  # in the overviews that we write, under "Software"
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 4
 LEAST_RANGE = 0.25  # of a deep picture's range that it should use
@@ -99,8 +101,10 @@ def find_images(inputs: Sequence[Path | str]) -> ImageListing:
 
 
 def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Lists pictures and other files directly in a folder by name, without hidden ones such as macOS's ._face.png."""
+    """Lists pictures and other files directly in a folder by name, without hidden ones and our own results."""
+    ours = ledger_names(folder, "report.json")
     files = sorted((p for p in folder.iterdir() if p.name[0] != "." and not p.is_dir()), key=lambda p: p.name)
+    files = [p for p in files if p.name not in ours and not (p.name == "overview.png" and is_result(p))]
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     return images, [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
 
@@ -134,6 +138,15 @@ def _look_at(path: Path | str, found: ImageListing) -> list[Path]:
     elif others:
         found.skipped.append((path, _remark(others)))
     return images
+
+
+def is_result(path: Path) -> bool:
+    """Says whether a PNG is an overview that we wrote, by its header; False if it cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get("Software") == RESULT
+    except Exception:  # decoders raise whatever they stumble over
+        return False
 
 
 def read_image(source: Path | str | BinaryIO, name: str = "") -> np.ndarray:

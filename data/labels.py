@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.datamodule import FaceData
-from data.faces import Faces, find_data
+from data.faces import Contents, Faces, find_data
 
 ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
@@ -65,13 +65,14 @@ class Labels:
         return np.stack([self.values[stem] for stem in stems])
 
 
-def read_labels(path: str | Path) -> Labels:
+def read_labels(path: str | Path, contents: Contents | None = None) -> Labels:
     """Reads CelebA's list_attr_celeba.txt, or a table (.csv, .csv.gz) with a column `file`.
 
     In a table, the columns whose names are CelebA's attributes count, others are passed by.
 
     Args:
         path: The file, see `data.faces.find_data`.
+        contents: A data set in which, or beside which, the file may lie instead, as in CelebAMask-HQ.zip.
 
     Returns:
         The labels.
@@ -80,15 +81,19 @@ def read_labels(path: str | Path) -> Labels:
         FileNotFoundError: If there is no such file.
         ValueError: If it is neither, or holds something else than 1 and -1 (or 0).
     """
+    path = Path(path)
     try:
         path = find_data(path)
+        raw = path.read_bytes()
     except FileNotFoundError:
+        raw = _companion(path.name, contents)
+    if raw is None:
         raise FileNotFoundError(
             f"Expected the labels of the faces at {path}, not found. Put list_attr_celeba.txt, which comes with "
             "CelebA, into datasets/, or name its folder in AMORTIZED_PULSE_DATA."
-        ) from None
+        )
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
         text = content.decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text ({error}); copy it again.") from error
@@ -99,6 +104,13 @@ def read_labels(path: str | Path) -> Labels:
             raise ValueError(f"{path}: expected {len(names)} times 1 or -1 for picture {number} ({file}), got {cells}.")
         values[Path(file).stem] = np.array([cell == "1" for cell in cells], np.uint8)
     return Labels(tuple(names), values)
+
+
+def _companion(name: str, contents: Contents | None) -> bytes | None:
+    try:
+        return None if contents is None else contents.companion(name)
+    except FileNotFoundError:
+        return None
 
 
 def _celeba(text: str, path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -123,8 +135,8 @@ def _table(text: str, path: Path) -> tuple[list[str], list[tuple[str, list[str]]
 class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
     """Faces with labels, cropped and mirrored by chance if wanted.
 
-    What happens to the faces of a batch follows from the seed and from which faces it holds, so that a run that was
-    interrupted sees the same pictures again.
+    What happens to a face follows from seed, epoch and face alone: it is the same after an interruption, and on any
+    number of processes.
 
     Args:
         faces: The faces.
@@ -143,25 +155,24 @@ class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
         """The number of faces."""
         return len(self.faces)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Gives face `index`, uint8 (3, R, R), and its labels, uint8 (A,)."""
-        return self.__getitems__([index])[0]
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Gives a face, uint8 (3, R, R), and its labels, uint8 (A,).
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Gives the faces of a batch."""
-        loaded = [self.faces.load(i) for i in indices]
-        faces = [face for _, face in loaded]
+        Args:
+            key: Epoch and index, as `data.datamodule.ResumableSampler` gives them with `epochs`; or the index alone.
+
+        Returns:
+            Both.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        index, face = self.faces.load(index)
         if self._transform is not None:
-            # Albumentations keeps to small seeds; the batch's faces come in another order in every epoch.
-            sequence = np.random.SeedSequence([self.seed, *indices])
-            self._transform.set_random_seed(int(sequence.generate_state(1)[0]))
-            faces = [self._augmented(face) for face in faces]
-        return [(face, self.labels[i]) for face, (i, _) in zip(faces, loaded, strict=True)]
-
-    def _augmented(self, face: Tensor) -> Tensor:
-        assert self._transform is not None
-        image = self._transform(image=face.permute(1, 2, 0).numpy())["image"]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            # Albumentations keeps to small seeds.
+            seeds = np.random.SeedSequence((self.seed, epoch, index))
+            self._transform.set_random_seed(int(seeds.generate_state(1)[0]))
+            image = self._transform(image=face.permute(1, 2, 0).numpy())["image"]
+            face = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return face, self.labels[index]
 
 
 def random_crops(resolution: int, crop: float) -> Any:
@@ -238,7 +249,7 @@ class LabelledFaceData(FaceData):
     def setup(self, stage: str) -> None:
         """Opens the datasets that the stage needs."""
         super().setup(stage)
-        labels, h = read_labels(self.hparams["labels"]), self.hparams
+        labels, h = read_labels(self.hparams["labels"], self.val_faces.contents), self.hparams
         if stage == "fit":
             self.train_faces = LabelledFaces(self.train_faces, labels, h["crop"], h["seed"])  # type: ignore[arg-type]
         self.val_faces = LabelledFaces(self.val_faces, labels)  # type: ignore[arg-type]

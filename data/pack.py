@@ -20,6 +20,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.command import path_option
 from data.faces import Faces
 from data.packed import ARRAY, NAMES, PackedFaces
 from data.shared_memory import affordable_workers
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", help="zip or folder of square faces")
     add_split_options(parser, part="train")
     parser.add_argument("--resolution", type=int, required=True, metavar="R", help="size in pixels")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
+    parser.add_argument("--out", type=path_option, required=True, metavar="DIR", help="folder to be made")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N in sorted order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 0, metavar="N", help="default: one a core")
     args = parser.parse_args(arguments)

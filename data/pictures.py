@@ -13,13 +13,12 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from data.image_io import to_picture
+from data.image_io import RESULT, to_picture
 
 TILE = 160  # px; the least that a tile of a sheet measures
 COLUMNS = 8
 GAP = 8
 TITLE = 20  # px above each tile
-OVERVIEW_MARK = "amortized-pulse/overview/1"  # in the file, under "Software"
 
 # Dark to light with nearly even steps of lightness (L* 0, 19, 40, 61, 81, 99), so that equal differences look equal.
 _RAMP = np.array([(0, 0, 0), (64, 16, 112), (172, 36, 120), (242, 104, 72), (253, 190, 100), (255, 255, 235)])
@@ -159,24 +158,15 @@ def _diverging(value: float) -> tuple[int, int, int]:
 
 
 def save_overview(picture: Image.Image, path: Path) -> None:
-    """Writes an overview as PNG, marked as one of ours for `is_overview`.
+    """Writes an overview as PNG, marked as one of ours for `data.image_io.is_result`.
 
     Args:
         picture: From `overview`.
         path: The file.
     """
     notes = PngInfo()
-    notes.add_text("Software", OVERVIEW_MARK)
+    notes.add_text("Software", RESULT)
     picture.save(path, format="PNG", pnginfo=notes)
-
-
-def is_overview(path: Path) -> bool:
-    """Says whether a file was written by `save_overview`; False if it cannot be read."""
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            return picture.info.get("Software") == OVERVIEW_MARK
-    except Exception:  # Decoders meet arbitrary bytes and raise whatever they stumble over.
-        return False
 
 
 def _side(images: np.ndarray) -> int:

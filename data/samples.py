@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.command import path_option
+from data.files import owned_file
 from data.image_io import write_image
 from data.operator import Downscale
 from models import Generator, load_generator
@@ -34,25 +36,26 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="default: bundles/celeba64")
-    parser.add_argument("--out", type=Path, default=ROOT / "samples", help="default: samples")
+    parser.add_argument("--out", type=path_option, default=ROOT / "samples", help="default: samples")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that an earlier call wrote")
     args = parser.parse_args()
     try:
         generator = load_generator(args.bundle / "generator.safetensors")
-        args.out.mkdir(parents=True, exist_ok=True)
-        draw(generator, args.out)
+        generate(generator, args.out, args.overwrite)
     except (ValueError, OSError) as error:
         print(f"data.samples: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def draw(generator: Generator, out: Path) -> None:
+def generate(generator: Generator, out: Path, overwrite: bool = False) -> None:
     """Writes the samples of a generator into the folder `out`."""
     for i, (seed, size) in enumerate(SAMPLES, start=1):
         z = np.random.default_rng(seed).standard_normal((1, generator.z_dim), dtype=np.float32)
         with torch.no_grad():
             face = generator(torch.from_numpy(z), truncation_psi=0.7).clamp(-1, 1)
-        write_image(Downscale(size)(face)[0], out / f"face-{i}-{size}px.png")
+        with owned_file(out / f"face-{i}-{size}px.png", overwrite) as partial:
+            write_image(Downscale(size)(face)[0], partial)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.report import complete_file
+from data.command import path_option
+from data.files import check_replaceable, owned_file
 
 PARTS = ("train", "val", "test")
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -219,17 +220,23 @@ def check_sizes(split: str, parts: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def write_lists(parts: dict[str, list[str]], folder: Path) -> None:
+def write_lists(parts: dict[str, list[str]], folder: Path, overwrite: bool = False) -> None:
     """Writes train.txt, val.txt and test.txt, one name in each line; empty parts are left out.
 
     Args:
         parts: The names in each part.
         folder: Where; made if need be.
+        overwrite: Whether lists of an earlier call may be replaced.
+
+    Raises:
+        ValueError: If a list must not be replaced; none is written then.
     """
-    for part, names in parts.items():
-        if names:
-            with complete_file(folder / f"{part}.txt") as partial:
-                partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    lists = {folder / f"{part}.txt": names for part, names in parts.items() if names}
+    for path in lists:
+        check_replaceable(path, overwrite)
+    for path, names in lists.items():
+        with owned_file(path, overwrite) as partial:
+            partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def add_split_options(parser: argparse._ActionsContainer, part: str = "val") -> None:
@@ -260,15 +267,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("split", choices=SIZES)
     parser.add_argument("source", help="the data set, a folder or a zip")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for train.txt, val.txt, test.txt"
+        "--out", type=path_option, required=True, metavar="DIR", help="folder for train.txt, val.txt, test.txt"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace lists that an earlier call wrote")
     args = parser.parse_args(arguments)
     try:
         contents = Contents(args.source)
         parts = split_names(args.split, contents.pictures, contents.companion)
         if not any(parts.values()):
             raise ValueError(f"{contents.source}: no picture is named as in {args.split}.")
-        write_lists(parts, args.out)
+        write_lists(parts, args.out, args.overwrite)
     except (ValueError, OSError) as error:
         print(f"data.splits: {error}", file=sys.stderr)
         return 1

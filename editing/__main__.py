@@ -40,13 +40,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from data.command import complain, reason_of, say
-from data.report import complete_file
+from data.command import complain, path_option, reason_of, say
+from data.files import check_replaceable, owned_file
 from editing.direction import (
     FOLDER,
     EditDirection,
     export_interfacegan,
     import_interfacegan,
+    is_direction_file,
     names_in,
     read_direction,
     read_directions,
@@ -108,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of the faces, from 0 (default: 0)")
     add("--steps", type=int, metavar="N", help=f"of learning an edit (default: {DEFAULT_STEPS}, but {more})")
     add("--classifier", type=Path, metavar="FILE", help=f"attribute classifier (default: the bundle's {CLASSIFIER})")
-    add("--cache", type=Path, default=Path("runs/directions"), metavar="DIR", help="scores (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace directions that were made otherwise")
+    where = Path("runs/directions")
+    add("--cache", type=path_option, default=where, metavar="DIR", help="scores (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda … (default: auto)")
     add = command("combine", _combine, "make a direction with one step for all styles that leaves others alone")
     add("name", metavar="NAME", help="of the direction to begin with")
@@ -121,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--as", dest="new", required=True, metavar="NAME")
     add = command("export", _export, "write a direction for InterFaceGAN (.npy)")
     add("name", metavar="NAME")
-    add("file", type=Path, metavar="FILE")
+    add("file", type=path_option, metavar="FILE")
+    add("--overwrite", action="store_true", help="replace what an earlier call wrote")
     return parser
 
 
@@ -143,6 +147,8 @@ def _fit(args: argparse.Namespace) -> int:
     names = [name for name in wanted if not _is_there(paths[name], about[name], owner)]
     if not names:
         return 0
+    for name in names:
+        check_replaceable(paths[name], args.overwrite, ours=is_direction_file(paths[name]))
     use_deterministic_kernels()
     learner, planes = _prepare(names, args, source, f"{owner} {made_by['classifier_sha256']}")
     for name in names:
@@ -285,7 +291,7 @@ def _export(args: argparse.Namespace) -> int:
     direction = read_directions(args.bundle / FOLDER, [args.name], sha256)[args.name]
     if args.file.suffix != ".npy":
         raise ValueError(f"expected a file that ends in .npy, got {args.file}")
-    with complete_file(args.file) as partial, open(partial, "wb") as file:
+    with owned_file(args.file, args.overwrite) as partial, open(partial, "wb") as file:
         np.save(file, export_interfacegan(direction))
     say(f"{args.file}: a strength of 1 is {np.linalg.norm(direction.steps[0]):.4f} of its unit")
     return 0

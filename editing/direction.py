@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data.report import complete_file
+from data.files import atomic_write
 
 FORMAT = "amortized-pulse/direction/1"
 FOLDER = "directions"  # of a bundle
@@ -143,7 +143,7 @@ def write_direction(direction: EditDirection, path: Path) -> None:
     """Writes a direction, complete or not at all; the same direction gives the same bytes."""
     notes = {"format": FORMAT, "name": direction.name, "generator_sha256": direction.generator_sha256}
     text = json.dumps({**notes, "about": direction.about}, sort_keys=True)
-    with complete_file(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
+    with atomic_write(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
         np.savez(
             file,
             normal=direction.normal.astype(np.float32),
@@ -151,6 +151,15 @@ def write_direction(direction: EditDirection, path: Path) -> None:
             steps=direction.steps.astype(np.float32),
             info=np.array(text),
         )
+
+
+def is_direction_file(path: Path) -> bool:
+    """Says whether `write_direction` wrote a file, by what stands in it."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return json.loads(str(arrays["info"]))["format"] == FORMAT
+    except Exception:  # of zipfile, json and numpy, for files of any kind
+        return False
 
 
 def read_direction(path: Path, generator_sha256: str | None = None) -> EditDirection:

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.report import complete_file
+from data.files import atomic_write
 from models.attributes import AttributeClassifier
 from models.generator import Generator
+from models.memory import faces_at_once
 
 CHUNK = 2000
-AT_ONCE = 100  # faces synthesized at once
 LEAST_END = 400  # faces at either end; fewer leave the normal in 256 dimensions to chance
 LARGEST_SHARE = 0.1  # of the samples at either end
 CONFIDENT = 0.8  # probability among faces of which half have the attribute
@@ -59,7 +59,7 @@ def sample_w(generator: Generator, count: int, seed: int) -> Tensor:
 def score(generator: Generator, classifier: AttributeClassifier, w: Tensor) -> Tensor:
     """Synthesizes faces of codes (N, D) in batches and scores them: calibrated logits (N, A) on the CPU."""
     logits = []
-    for part in w.split(AT_ONCE):
+    for part in w.split(faces_at_once(generator)):
         codes = part.to(generator.w_avg.device)[:, None].expand(-1, generator.num_ws, -1)
         logits.append(classifier(generator.synthesis(codes).clamp(-1, 1)).cpu())
     return torch.cat(logits)
@@ -88,7 +88,7 @@ def sample_and_score(
         path = cache / f"scores-{key}.npy"
         if not path.is_file():
             scores = score(generator, classifier, part).numpy()
-            with complete_file(path) as partial, open(partial, "wb") as file:
+            with atomic_write(path) as partial, open(partial, "wb") as file:
                 np.save(file, scores)
         logits.append(np.load(path, allow_pickle=False))
     return w.numpy(), np.concatenate(logits)

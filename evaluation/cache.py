@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.report import complete_file
+from data.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Cache:
     def write(self, cell: str, batch: slice, values: Mapping[str, Tensor]) -> None:
         """Keeps what was measured on a batch, arrays (b, …) by name."""
         arrays: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
-        with complete_file(self.path(cell, batch)) as partial, partial.open("wb") as file:
+        with atomic_write(self.path(cell, batch)) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
     def read(self, cell: str, total: int, batch: int) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ class Cache:
         """Keeps a number by its name, or gives the one that was kept; None if there is none."""
         path = self.folder / f"{name}.json"
         if value is not None:
-            with complete_file(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_text(json.dumps(value), encoding="ascii")
             return value
         return float(json.loads(path.read_text(encoding="ascii"))) if path.is_file() else None

@@ -29,10 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from data.command import path_option
 from data.faces import Faces
+from data.files import check_replaceable, owned_file
 from data.image_io import from_uint8
 from data.operator import Downscale
-from data.report import complete_file
+from data.splits import add_split_options
 
 BLOCK = 96  # px
 FEATURES = 36
@@ -186,9 +188,9 @@ class Pristine:
             raise ValueError(f"Expected more than {FEATURES} sharp blocks, got {len(blocks)}; take more pictures.")
         return cls(*_mean_and_covariance(blocks), source)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model as .npz."""
-        with complete_file(Path(path)) as partial, partial.open("wb") as file:
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Writes the model as .npz; see `data.files.owned_file`."""
+        with owned_file(path, overwrite) as partial, partial.open("wb") as file:
             np.savez(file, mean=self.mean.numpy(), covariance=self.covariance.numpy(), source=np.array(self.source))
 
     @classmethod
@@ -245,14 +247,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="zip or folder of square, sharp pictures")
+    add_split_options(parser, part="train")
     parser.add_argument("--size", type=int, default=512, help="resolution to read them at, in px (default: 512)")
     parser.add_argument("--limit", type=int, help="use the first so many")
-    parser.add_argument("--out", required=True, help="the .npz to write")
+    parser.add_argument("--out", required=True, type=path_option, help="the .npz to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier call wrote")
     args = parser.parse_args(arguments)
     try:
-        faces = Faces(args.data, args.size, args.limit, cache_bytes=0)
+        check_replaceable(args.out, args.overwrite)
+        faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
         model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
-        model.save(args.out)
+        model.save(args.out, args.overwrite)
     except (ValueError, OSError) as error:
         print(f"evaluation.niqe: {error}", file=sys.stderr)
         return 1

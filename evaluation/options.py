@@ -13,6 +13,7 @@ from data.degradation import find_degradation
 from data.image_io import MIN_SIDE
 from data.splits import add_split_options
 from evaluation.methods import DEFAULT_METHODS, METHODS
+from evaluation.metrics import NETWORKS
 from evaluation.truth import GENERATED
 from models.bundle import DEFAULT_BUNDLE
 from models.device import choose_device
@@ -72,6 +73,14 @@ def _add_faces(group: argparse._ArgumentGroup) -> None:
 
 def _add_measures(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add(
+        "--networks",
+        nargs="+",
+        choices=list(NETWORKS),
+        default=list(NETWORKS),
+        metavar="NAME",
+        help=f"which to measure with, of {', '.join(NETWORKS)}; for distances between sets vgg11 is enough (all)",
+    )
     add("--k", type=int, default=4, help="samples per face, the point estimate among them (%(default)s)")
     add("--seed", type=int, default=0, help="seed of samples, degradations and generated faces (%(default)s)")
     add(
@@ -81,6 +90,7 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
     add("--niqe", metavar="FILE", help="pristine model for NIQE; `python -m evaluation.niqe` fits one")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there (%(default)s)")
     add("--out", default="results", help="folder for what is written (%(default)s)")
+    add("--overwrite", action="store_true", help="replace what another command wrote into it")
     add("--keep", action="store_true", help="keep what was measured: a later run measures only what is new")
 
 

@@ -31,6 +31,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from editing.boundary import FOLDER, apply_edits
+from editing.command import (
+    STRIP_FILE,
+    Editing,
+    add_edit_options,
+    check_edit_options,
+    read_editing,
+    tell_of_edits,
+    write_strip,
+)
 
 from data.command import (
     OVERVIEW_ROWS,
@@ -47,19 +57,10 @@ from data.command import (
     warn_of_crop,
     write_overview,
 )
+from data.files import check_folder, owned_folder
 from data.image_io import find_images, from_uint8, to_uint8
-from data.report import MAX_K, check_free, complete_or_nothing, folder_names, make_report, write_face, write_json
+from data.report import MAX_K, REPORT, folder_names, make_report, write_face, write_json
 from data.taps import downscaling_errors, resize
-from editing.boundary import FOLDER, apply_edits
-from editing.command import (
-    STRIP_FILE,
-    Editing,
-    add_edit_options,
-    check_edit_options,
-    read_editing,
-    tell_of_edits,
-    write_strip,
-)
 from export.session import Models, find_provider, load_models
 
 
@@ -172,7 +173,7 @@ def _upsample_all(paths: list[Path], models: Models, args: argparse.Namespace) -
 
 def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Namespace) -> Face:
     """Reads one picture, draws its candidates and writes its folder."""
-    check_free(folder, args.overwrite, args.k)  # before the work, and again after it
+    check_folder(folder, args.overwrite, REPORT)  # before the work, and again after it
     start = time.perf_counter()
     given = low_resolution(path, models.about.lr_sizes, args.downscale)
     lr, (width, height) = given.image, given.origin
@@ -198,7 +199,7 @@ def _upsample_one(path: Path, folder: Path, models: Models, args: argparse.Names
     report = make_report(errors, notes)
     tell_of_encoder(report, args)
     tell_of_edits(report, editing, _visible(models, before, ws, lr.shape[-1], editing))
-    with complete_or_nothing(folder, args.overwrite, args.k) as partial:
+    with owned_folder(folder, args.overwrite, REPORT) as partial:
         write_face(partial, lr, images, ws, report)
         if editing.strip is not None:
             write_strip(editing.strip, before, models.generate, partial / STRIP_FILE)

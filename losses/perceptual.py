@@ -1,60 +1,91 @@
 """LPIPS: a distance between images that agrees with people better than one between pixels.
 
-Source: Zhang et al. 2018 "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", version 0.1 on
-SqueezeNet 1.1. The trunk is torchvision's, the linear weights are those of the package `lpips`; the forward pass is
-written for training: the target's features are computed once, and nothing is done twice.
+Source: Zhang et al. 2018 "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", version 0.1, on
+SqueezeNet 1.1, AlexNet or VGG16. The trunks are torchvision's, the linear weights are those of the package `lpips`; the
+forward pass is written for training: the target's features are computed once, and nothing is done twice.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import squeezenet1_1
+from torchvision.models import alexnet, squeezenet1_1, vgg16
 
 from models.frozen import Frozen
 from models.pretrained import find_weights
 
 TRUNK = "squeezenet1_1-b8a52dc0.pth"
-TRUNK_URL = f"https://download.pytorch.org/models/{TRUNK}"
-TRUNK_SOURCE = "torchvision's SqueezeNet 1.1 trained on ImageNet; torch.hub keeps it in torch.hub.get_dir()/checkpoints"
+PUBLISHED = "https://download.pytorch.org/models/"
 
-# The layers of `squeezenet1_1().features` whose outputs are compared.
-TAPS = (1, 4, 7, 9, 10, 11, 12)
+
+class Trunk(NamedTuple):
+    """A network of ImageNet whose activations are compared.
+
+    Attributes:
+        build: Makes it; its `features` count.
+        file: Its weights, as torchvision publishes them.
+        taps: The layers of `features` whose outputs are compared.
+        smallest: Smallest images in pixels.
+    """
+
+    build: Callable[[], nn.Module]
+    file: str
+    taps: tuple[int, ...]
+    smallest: int
+
+
+TRUNKS = {
+    "squeeze": Trunk(squeezenet1_1, TRUNK, (1, 4, 7, 9, 10, 11, 12), 16),
+    "alex": Trunk(alexnet, "alexnet-owt-7be5be79.pth", (1, 4, 7, 9, 11), 32),
+    "vgg": Trunk(vgg16, "vgg16-397923af.pth", (3, 8, 15, 22, 29), 16),
+}
+# Layers that a discriminator looks at, and the root mean square of what they give for 100 validation faces of 128 px.
+FEATURE_SCALES = {4: 3.83, 7: 16.2, 12: 10.3}
 # Mean and spread of ImageNet's colours, for images in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
 
-def _load_trunk() -> nn.Sequential:
-    """Builds the trunk with the colour normalisation folded into its first convolution, which has no padding."""
-    tensors = torch.load(find_weights(TRUNK, url=TRUNK_URL, source=TRUNK_SOURCE), map_location="cpu", weights_only=True)
+def _load_tensors(net: str) -> dict[str, Tensor]:
+    """Reads the state dict of a trunk's `features`."""
+    file = TRUNKS[net].file
+    source = "torchvision's weights for ImageNet; torch.hub keeps them in torch.hub.get_dir()/checkpoints"
+    path = find_weights(file, url=PUBLISHED + file, source=source)
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # VGG16's file is 528 MB
+    return {n.removeprefix("features."): t.clone() for n, t in tensors.items() if n.startswith("features.")}
+
+
+def _load_trunk(net: str) -> nn.Sequential:
+    """Builds a trunk with the colour normalisation folded into its first convolution, if that has no padding."""
     with torch.device("meta"):  # no time or random numbers for weights that are replaced at once
-        network = squeezenet1_1(weights=None)
-    network.load_state_dict(tensors, assign=True)
-    trunk = network.features
-    with torch.no_grad():
-        first = trunk[0]
-        first.weight /= torch.tensor(SCALE)[:, None, None]
-        first.bias -= (first.weight * torch.tensor(SHIFT)[:, None, None]).sum(dim=(1, 2, 3))
-    return trunk
+        trunk: nn.Sequential = TRUNKS[net].build().features  # type: ignore[assignment]
+    trunk.load_state_dict(_load_tensors(net), assign=True)
+    first = trunk[0]
+    assert isinstance(first, nn.Conv2d) and first.bias is not None
+    if first.padding == (0, 0):
+        with torch.no_grad():
+            first.weight /= torch.tensor(SCALE)[:, None, None]
+            first.bias -= (first.weight * torch.tensor(SHIFT)[:, None, None]).sum(dim=(1, 2, 3))
+    return trunk[: TRUNKS[net].taps[-1] + 1]
 
 
-def _load_linear_weights() -> list[Tensor]:
+def _load_linear_weights(net: str) -> list[Tensor]:
     """Reads the weights (C,) of the channels, one tensor per tap, from the package `lpips`."""
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("Expected the package lpips, whose linear weights LPIPS uses: pip install lpips.")
-    path = Path(package.origin).parent / "weights" / "v0.1" / "squeeze.pth"
+    path = Path(package.origin).parent / "weights" / "v0.1" / f"{net}.pth"
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return [tensors[f"lin{i}.model.1.weight"].flatten() for i in range(len(TAPS))]
+    return [tensors[f"lin{i}.model.1.weight"].flatten() for i in range(len(TRUNKS[net].taps))]
 
 
 class SqueezeNetFeatures(Frozen):
-    """Features of ImageNet's SqueezeNet at three depths, for a discriminator to look at; frozen.
+    """Features of ImageNet's SqueezeNet at three depths, of mean square 1 on photos, for a discriminator; frozen.
 
     Raises:
         FileNotFoundError: If there are no weights; says which file to put where.
@@ -64,7 +95,7 @@ class SqueezeNetFeatures(Frozen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = _load_trunk()
+        self.trunk = _load_trunk("squeeze")
         self.freeze().to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -73,18 +104,22 @@ class SqueezeNetFeatures(Frozen):
         features = []
         for i, layer in enumerate(self.trunk):
             x = layer(x)
-            if i in (4, 7, 12):
-                features.append(x)
+            if i in FEATURE_SCALES:
+                features.append(x / FEATURE_SCALES[i])
         return tuple(features)
 
 
 class LPIPS(Frozen):
-    """The learned perceptual distance on SqueezeNet; frozen, and not part of any checkpoint.
+    """The learned perceptual distance; frozen, and not part of any checkpoint.
 
     d(a, b) = Σ_l mean_{h,w} Σ_c v_lc (â_lchw − b̂_lchw)², with â the features divided by their norm over channels.
 
+    Args:
+        net: Trunk: "squeeze", "alex" (that of most papers' tables, and of pSp's loss), or "vgg".
+
     Raises:
         FileNotFoundError: If there are no weights for the trunk; says which file to put where.
+        ValueError: If there is no such trunk.
 
     Example:
         >>> lpips = LPIPS()
@@ -93,37 +128,50 @@ class LPIPS(Frozen):
         >>> loss = lpips.distance(lpips.features(drawn), target).mean()
     """
 
-    def __init__(self) -> None:
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: str = "squeeze") -> None:
         super().__init__()
-        self.trunk = _load_trunk()
-        for i, weight in enumerate(_load_linear_weights()):
+        if net not in TRUNKS:
+            raise ValueError(f"Expected LPIPS on one of {', '.join(TRUNKS)}, got {net!r}.")
+        self.net = net
+        self.trunk = _load_trunk(net)
+        for i, weight in enumerate(_load_linear_weights(net)):
             self.register_buffer(f"root{i}", weight.sqrt()[:, None, None], persistent=False)  # v ≥ 0 by its training
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
         self.freeze().to(memory_format=torch.channels_last)
 
     @property
     def width(self) -> int:
         """Channels of all features together, Σ_l C_l."""
-        return sum(self.get_buffer(f"root{i}").numel() for i in range(len(TAPS)))
+        return sum(self.get_buffer(f"root{i}").numel() for i in range(len(TRUNKS[self.net].taps)))
 
     def activations(self, images: Tensor) -> list[Tensor]:
-        """Computes the trunk's activations at the seven taps.
+        """Computes the trunk's activations at its taps.
 
         Args:
-            images: Images (B, 3, H, W) in [-1, 1], at least 16 px.
+            images: Images (B, 3, H, W) in [-1, 1], at least 16 px; 32 px for AlexNet.
 
         Returns:
-            Seven tensors (B, C_l, H_l, W_l), ≥ 0.
+            Seven tensors (B, C_l, H_l, W_l) for SqueezeNet, five for the others, ≥ 0.
 
         Raises:
             ValueError: If the images have another shape.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 16:
-            raise ValueError(f"Expected images (B, 3, H, W) of 16 px or more, got {tuple(images.shape)}; resize them.")
-        x = images.contiguous(memory_format=torch.channels_last)
+        trunk = TRUNKS[self.net]
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < trunk.smallest:
+            raise ValueError(
+                f"Expected images (B, 3, H, W) of {trunk.smallest} px or more, got {tuple(images.shape)}; resize them."
+            )
+        folded = self.trunk[0].padding == (0, 0)
+        x = images if folded else (images - self.shift) / self.scale
+        x = x.contiguous(memory_format=torch.channels_last)
         activations: list[Tensor] = []
         for i, layer in enumerate(self.trunk):
             x = layer(x)
-            if i in TAPS:
+            if i in trunk.taps:
                 activations.append(x)
         return activations
 

@@ -132,15 +132,13 @@ class FeatureDiscriminator(nn.Module):
         """Judges.
 
         Args:
-            features: One tensor (B, C_i, H_i, W_i) per depth.
+            features: One tensor (B, C_i, H_i, W_i) per depth, of mean square about 1.
 
         Returns:
             Logits (B, P_i) per depth, one for each of P_i places; higher means more real.
         """
         logits = []
         for head, x in zip(self.heads, features, strict=True):
-            # The mean square over the channels becomes 1: what is compared is the direction of a feature.
-            x = x * (x.float().square().mean(dim=1, keepdim=True) + 1e-8).rsqrt().to(x.dtype)
             convs = list(head.children())
             x = F.leaky_relu(convs[0](x), 0.2)
             while x.shape[2] > 8:

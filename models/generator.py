@@ -16,9 +16,10 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models import banded
-from models.layers import SQRT2, EqualLinear, blur, upsample_2x, upsampling_filter, without_autocast
+from models.layers import SQRT2, EqualLinear, blur, convolve, upsample_2x, upsampling_filter, without_autocast
 
 NOISE_MODES = ("const", "random", "none")
 
@@ -168,10 +169,10 @@ class SynthesisLayer(nn.Module):
         demodulation = (F.linear(styles.square(), energy) + 1e-8).rsqrt() * SQRT2  # (B, C_out)
         x = x * styles[:, :, None, None].to(x.dtype)
         if self.up:
-            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # (B, C_out, 2H+1, 2W+1)
+            x = convolve(x, self.weight.transpose(0, 1), stride=2, transposed=True)  # (B, C_out, 2H+1, 2W+1)
             x = blur(x, self.upsampling_filter)  # (B, C_out, 2H, 2W)
         else:
-            x = F.conv2d(x, self.weight, padding=1)
+            x = convolve(x, self.weight, padding=1)
         return x, demodulation[:, :, None, None]
 
 
@@ -276,6 +277,10 @@ class SynthesisNetwork(nn.Module):
         channels: Widths per resolution, coarse to fine.
         w_dim: Width of the style codes.
         conv_clamp: See `SynthesisLayer`.
+
+    Attributes:
+        checkpointed: Number of the finest blocks that keep nothing for the backward pass, but compute it again there:
+            one of them at 1024 px halves what is kept, and takes a fifth more time.
     """
 
     def __init__(self, resolution: int, channels: Sequence[int], w_dim: int, conv_clamp: float | None = None) -> None:
@@ -288,6 +293,7 @@ class SynthesisNetwork(nn.Module):
             below = width
         self.num_layers = 2 * len(self.resolutions) - 1
         self.num_ws = self.num_layers + 1
+        self.checkpointed = 0
         self._bfloat16 = False
 
     def in_bfloat16(self) -> SynthesisNetwork:
@@ -390,8 +396,13 @@ class SynthesisNetwork(nn.Module):
         """Draws the first blocks; gives the features of the last of them, and the colour after each."""
         x: Tensor | None = None
         sums: list[Tensor] = []
+        kept = self.resolutions[: len(self.blocks) - (self.checkpointed if torch.is_grad_enabled() else 0)]
         for size, block, w, noise in zip(self.resolutions, self.blocks, styles, noises, strict=False):
-            x, rgb = block(x, sums[-1] if sums else None, w, noise, details.get(size))
+            inputs = x, sums[-1] if sums else None, w, noise, details.get(size)
+            if size in kept:
+                x, rgb = block(*inputs)
+            else:  # a block has no random numbers of its own, so it computes the same again
+                x, rgb = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             sums.append(rgb)
         assert x is not None
         return x, sums

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,49 @@ def _per_channel(kernel: Tensor, x: Tensor) -> Tensor:
     return kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
 
 
+def convolve(
+    x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups: int = 1, transposed: bool = False
+) -> Tensor:
+    """Convolves; where the kernel takes no gradient, nothing is kept for the backward pass but the kernel.
+
+    torch itself keeps the input as well, which through a frozen generator is two fifths of all that is kept.
+
+    Args:
+        x: Features (B, C_in, H, W).
+        weight: Kernel, as `F.conv2d` or `F.conv_transpose2d` takes it.
+        stride: Of a transposed convolution; others have 1, whose adjoint has one size alone.
+        padding: Of either.
+        groups: Of either.
+        transposed: Which of the two.
+
+    Returns:
+        Features (B, C_out, H', W').
+    """
+    kept = x.requires_grad and torch.is_grad_enabled() and not weight.requires_grad
+    if kept and not torch.compiler.is_compiling():  # which decides for itself what to keep
+        return _FrozenConvolution.apply(x, weight, stride, padding, groups, transposed)
+    operation = F.conv_transpose2d if transposed else F.conv2d
+    return operation(x, weight, None, stride, padding, groups=groups)
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """A convolution as the linear map that it is: its adjoint is the transposed one with the same kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, groups: int, transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.settings = stride, padding, groups, not transposed
+        operation = F.conv_transpose2d if transposed else F.conv2d
+        return operation(x, weight, None, stride, padding, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (gradient,) = ctx.saved_tensors, gradients
+        return convolve(gradient, weight.to(gradient.dtype), *ctx.settings), None, None, None, None, None
+
+
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
     """Filters every channel after a transposed convolution, which leaves one row and one column too many.
 
@@ -42,7 +86,7 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         Features (B, C, H, W).
     """
-    return F.conv2d(x, _per_channel(kernel, x), padding=1, groups=x.shape[1])
+    return convolve(x, _per_channel(kernel, x), padding=1, groups=x.shape[1])
 
 
 def upsample_2x(x: Tensor, kernel: Tensor) -> Tensor:
@@ -55,7 +99,7 @@ def upsample_2x(x: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         (B, C, 2H, 2W).
     """
-    return F.conv_transpose2d(x, _per_channel(kernel, x), stride=2, padding=1, groups=x.shape[1])
+    return convolve(x, _per_channel(kernel, x), stride=2, padding=1, groups=x.shape[1], transposed=True)
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:

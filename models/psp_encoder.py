@@ -83,6 +83,25 @@ class ResidualUnit(nn.Module):
         return skip + self.res_layer(x)
 
 
+def ir_se50_layers(widths: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
+    """Makes the stem and the residual units of IR-SE50.
+
+    Args:
+        widths: Channels of the stem and of the four stages.
+
+    Returns:
+        Both; an image (B, 3, H, W) becomes (B, C, H / 16, W / 16).
+    """
+    below, *stages = widths
+    stem = nn.Sequential(nn.Conv2d(3, below, 3, padding=1, bias=False), nn.BatchNorm2d(below), nn.PReLU(below))
+    units = []
+    for width, count in zip(stages, UNITS, strict=True):
+        for i in range(count):
+            units.append(ResidualUnit(below, width, 1 if i else 2))
+            below = width
+    return stem, nn.Sequential(*units)
+
+
 class Map2Style(nn.Module):
     """Reads one style from a level of the pyramid: convolutions of stride 2 down to one place, and a linear layer.
 
@@ -123,17 +142,9 @@ class PspEncoder(nn.Module):
         super().__init__()
         if kind not in KINDS.values():
             raise ValueError(f"Expected the kind 'psp' or 'e4e', got {kind!r}.")
-        stem, *stages = widths
+        _, *stages = widths
         self.num_ws, self.kind, self.w_dim = num_ws, kind, stages[-1]
-        self.input_layer = nn.Sequential(
-            nn.Conv2d(3, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
-        )
-        units, below = [], stem
-        for width, count in zip(stages, UNITS, strict=True):
-            for i in range(count):
-                units.append(ResidualUnit(below, width, 1 if i else 2))
-                below = width
-        self.body = nn.Sequential(*units)
+        self.input_layer, self.body = ir_se50_layers(widths)
         self.latlayer1 = nn.Conv2d(stages[2], self.w_dim, 1)
         self.latlayer2 = nn.Conv2d(stages[1], self.w_dim, 1)
         self.styles = nn.ModuleList(Map2Style(self.w_dim, SIZE // self._stride(i)) for i in range(num_ws))

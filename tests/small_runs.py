@@ -28,7 +28,7 @@ NOTES = {"name": "tiny", "licence": "none", "training_data": "none"}
 class PixelDistance(Frozen):
     """Stands in for LPIPS, whose weights a fresh clone lacks: the mean squared difference of coarse pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: str = "squeeze") -> None:
         super().__init__()
         self.freeze()
 

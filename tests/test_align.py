@@ -269,10 +269,23 @@ def test_faces_of_another_size_and_photos_are_not_overwritten(photos, landmarks,
     call = [str(photos / "a.png"), "--landmarks", str(landmarks)]
     assert main([*call, "--out", str(out), "--size", "32"]) == 0
     assert main([*call, "--out", str(out), "--size", "48"]) == 1
-    assert "exists with 32 x 32 px; --overwrite" in capsys.readouterr().err
+    assert "made of another photo or otherwise; --overwrite" in capsys.readouterr().err
+    assert main([*call, "--out", str(out), "--size", "48", "--overwrite"]) == 0
     photo = (photos / "a.png").read_bytes()
     assert main([*call, "--out", str(photos), "--size", "32", "--overwrite"]) == 1
-    assert "is one of the photos" in capsys.readouterr().err and (photos / "a.png").read_bytes() == photo
+    assert "no earlier call wrote it" in capsys.readouterr().err and (photos / "a.png").read_bytes() == photo
+
+
+def test_another_photo_of_the_same_name_is_another_job(photos, landmarks, tmp_path, capsys) -> None:
+    (tmp_path / "other").mkdir()
+    photo_of_waves(220).save(tmp_path / "other" / "a.png")
+    call = ["--out", str(tmp_path / "out"), "--size", "32", "--landmarks", str(landmarks)]
+    assert main([str(photos / "a.png"), *call]) == 0
+    before = (tmp_path / "out" / "a.png").read_bytes()
+    assert main([str(tmp_path / "other" / "a.png"), *call]) == 1
+    assert "made of another photo" in capsys.readouterr().err and (tmp_path / "out" / "a.png").read_bytes() == before
+    assert main([str(tmp_path / "other" / "a.png"), *call, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "a.png").read_bytes() != before
 
 
 @pytest.mark.parametrize("text", ["", "2\nnames\n", "a.png 1 2 3\n", line("a.png", UPRIGHT) + "b.jpg 1 2 x\n"])

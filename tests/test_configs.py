@@ -45,7 +45,10 @@ OVERRIDES: dict[str, dict[str, object]] = {
         "model.largest_lr": 16, "model.often": [8, 16],
     },
     "psp_64": PSP,
-    "psp_1024": {**PSP, **LARGE, "model.init_backbone": None, "model.often": [8, 16, 32]},
+    "psp_1024": {
+        **PSP, **LARGE, "model.init_backbone": None, "model.often": [8, 16, 32], "model.lpips": "squeeze",
+        "model.identity": "mobilefacenet",
+    },
     "flow_64": {
         "model.generator": "{folder}/generator.safetensors", "model.hidden": 8, "data.batch_size": 4,
         "data.val_batches": 1,
@@ -102,7 +105,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr("training.stylegan2.frechet_metric", lambda name: ("fd_pixels", metric))
     for module in ("training.amortized", "training.encoder"):
         monkeypatch.setattr(f"{module}.LPIPS", PixelDistance)
-        monkeypatch.setattr(f"{module}.Identity", PixelPerson)
+        monkeypatch.setattr(f"{module}.load_face_embedder", lambda name: PixelPerson())
     precision = torch.get_float32_matmul_precision()
     yield tmp_path
     torch.set_float32_matmul_precision(precision)

@@ -12,7 +12,8 @@ from models.encoder import Encoder, make_encoder
 from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator
 from models.latents import LatentStatistics, gaussianize, ungaussianize
-from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.batches import deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.randomness import BatchRandom
 
 D = 16
 CHANNELS = (16, 12, 8, 8)
@@ -167,7 +168,7 @@ def test_latent_statistics_sample_like_the_generator(generator):
 def test_bytes_become_mirrored_faces():
     batch = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
     plain = faces_from_bytes(batch)
-    mirrored = faces_from_bytes(batch, torch.Generator().manual_seed(0))
+    mirrored = faces_from_bytes(batch, BatchRandom(torch.Generator().manual_seed(0)))
     flipped = [torch.equal(m, p.flip(2)) for m, p in zip(mirrored, plain, strict=True)]
     assert 16 < sum(flipped) < 48
     assert all(f or torch.equal(m, p) for f, m, p in zip(flipped, mirrored, plain, strict=True))
@@ -188,3 +189,18 @@ def test_groups_cover_the_batch_on_the_8_bit_grid():
     grid = (groups[0].faces + 1) * 127.5
     torch.testing.assert_close(grid, grid.round())
     assert (groups[0].faces - Downscale(8)(images[:3]).clamp(-1, 1)).abs().max() <= 0.5 / 127.5 + 1e-6
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 8), (2, 2)])
+def test_a_step_is_the_same_in_any_number_of_processes_and_micro_batches(world, parts):
+    count, sizes = 8 // (world * parts), [4, 8, 16, 32]
+    numbers, dealt = torch.zeros(8), [0] * 8
+    for part in range(parts):
+        for rank in range(world):
+            random = BatchRandom(torch.Generator().manual_seed(0), rank, world, part, parts)
+            places = random.positions(count)
+            numbers[places] = random.rand(count)
+            for place, size in zip(places, deal_sizes(sizes, count, random), strict=True):
+                dealt[place] = size
+    assert torch.equal(numbers, torch.rand(8, generator=torch.Generator().manual_seed(0)))
+    assert dealt == [4, 4, 8, 8, 16, 16, 32, 32]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import evaluate
 from data.faces import Faces
+from data.files import LEDGER
 from data.image_io import from_uint8, to_uint8, write_image
 from data.operator import Downscale, upscale_bicubic
 from evaluation import cache, figure, methods, metrics, options, runner
@@ -123,7 +124,7 @@ def oracle(folder: Path, change=lambda truth: truth[:, None]):
 
 
 def run(folder: Path | str, out: Path, *more: str) -> dict:
-    assert evaluate.main(["--data", str(folder), "--out", str(out), "--device", "cpu", *more]) == 0
+    assert evaluate.main(["--data", str(folder), "--out", str(out), "--device", "cpu", "--overwrite", *more]) == 0
     return json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 
@@ -373,6 +374,8 @@ def test_a_measure_without_weights_is_left_out(folder, tmp_path, monkeypatch) ->
     results = run(folder, tmp_path, "--lr", "8")
     assert not results["networks"]["identity"] and "identity_point" not in results["results"]["8"]["amortized"]
     assert "for want of weights: identity" in table_of(tmp_path)
+    some = run(folder, tmp_path, "--lr", "8", "--networks", "lpips")
+    assert some["networks"] == {"lpips": True} and "for want of" not in table_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +405,7 @@ def test_a_failure_is_a_message_and_leaves_the_sizes_before_it(folder, tmp_path,
     command = ["--data", str(folder), "--out", str(tmp_path), "--methods", "breaks", "--lr", "8", "16"]
     assert evaluate.main(command) == 1
     assert "evaluate.py: out of memory" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "faces_8.png", "cache", LEDGER}
     assert list(json.loads((tmp_path / "results.json").read_text())["results"]) == ["8"]
 
 
@@ -430,6 +433,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(folder, tmp_path, monke
         ("--lr", "3"),
         ("--methods", "magic"),
         ("--projection", "never"),
+        ("--networks", "magic"),
         ("--device", "abacus"),
         ("--out", ""),
         ("--bundle", ""),
@@ -489,7 +493,19 @@ def test_a_later_run_measures_only_what_is_new(folder, tmp_path, enter, monkeypa
     enter("new", counted("new"))
     hashes = {"old": "0", "new": "1"}
     monkeypatch.setattr(evaluate, "recipe_hash", lambda name, bundle, search: hashes[name])
-    command = ["--data", str(folder), "--lr", "8", "--device", "cpu", "--out", str(tmp_path), "--keep", "--methods"]
+    command = [
+        "--data",
+        str(folder),
+        "--lr",
+        "8",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--keep",
+        "--overwrite",
+        "--methods",
+    ]
     assert evaluate.main([*command, "old"]) == 0 and set(calls) == {"old"}
     for change in (None, "2"):  # the second as after a training
         calls.clear()

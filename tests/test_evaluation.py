@@ -7,13 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import CHANNELS, D
 
 from data.operator import Downscale
 from evaluation import groups, methods
 from evaluation.cache import Cache, Processes
+from evaluation.metrics import eight_bit
+from evaluation.runner import project
 from models.bundle import Bundle
 from models.encoder import Encoder
 from models.generator import Generator
+from pipeline import Upsampler
 
 R = 32
 
@@ -66,15 +70,6 @@ def test_tables_that_do_not_fit(tmp_path, text, column, message) -> None:
 # --- methods ---
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Bundle:
-    torch.manual_seed(0)
-    generator = Generator(R, channels=(8, 8, 8, 8), z_dim=8, w_dim=8, mapping_layers=2).eval()
-    encoder = Encoder(R, generator.num_ws, 8, (8, 8, 8, 8), width=8, hidden=16, head_rank=0).eval()
-    encoder.latents.fit(generator, samples=500)
-    return Bundle("tiny", R, (4, R), {}, "00", generator, encoder, torch.device("cpu"))
-
-
 class Pixels(torch.nn.Module):
     def features(self, images):
         return (images,)
@@ -94,12 +89,12 @@ class Pixels(torch.nn.Module):
         ("amortized", 2, 1),
     ],
 )
-def test_methods_are_reproducible_and_count_generator_calls(name, samples, most, tiny, monkeypatch) -> None:
+def test_methods_are_reproducible_and_count_generator_calls(name, samples, most, bundle, monkeypatch) -> None:
     monkeypatch.setattr("losses.perceptual.LPIPS", Pixels)
     monkeypatch.setattr(methods, "SEARCHES", {key: (init, 3) for key, (init, _) in methods.SEARCHES.items()})
-    method = methods.make_method(name, tiny, search=2)
+    method = methods.make_method(name, bundle, search=2)
     with torch.no_grad():  # faces that can be matched
-        faces = tiny.generator(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)))
+        faces = bundle.generator(torch.randn(2, D, generator=torch.Generator().manual_seed(0)))
     lr = Downscale(8)(faces.clamp(-1, 1))[[0, 1, 0]]
     output = method(lr, 2, 5)
     assert output.images.shape == (3, samples, 3, R, R) and output.nfe.shape == (3, samples)
@@ -108,19 +103,30 @@ def test_methods_are_reproducible_and_count_generator_calls(name, samples, most,
     assert torch.allclose(method(lr[1:2], 1, 5).images, output.images[1:2, :1], atol=1e-4)  # the same alone
 
 
-def test_recipes_name_what_samples_depend_on(tiny) -> None:
-    def hashes(bundle: Bundle, search: int = 10) -> dict[str, str]:
-        names = ("bicubic", "mean", "pulse", "amortized", "amortized+search", "other")
-        return {name: methods.recipe_hash(name, bundle, search) for name in names}
+@pytest.mark.parametrize("sigma", [0.0, 30.0])
+def test_amortized_rows_are_what_the_pipeline_gives(bundle, tiny_bundle, sigma, monkeypatch) -> None:
+    monkeypatch.setattr(Encoder, "noise_level", lambda self, lr: torch.full((len(lr),), sigma))
+    lr = Downscale(8)(torch.rand(2, 3, R, R, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    raw = methods.make_method("amortized", bundle, 0)(lr, 3, 7).images
+    upsampler = Upsampler.from_pretrained(tiny_bundle, "cpu")
+    for fidelity, images in ((0.0, raw), (1.0, project(raw, lr, bundle))):
+        expected = upsampler(lr, k=3, seed=7, fidelity=fidelity).images
+        assert torch.allclose(eight_bit(images), expected, atol=1.01 / 127.5)
 
-    now, trained, longer = hashes(tiny), hashes(replace(tiny, hash="01")), hashes(tiny, search=20)
+
+def test_recipes_name_what_samples_depend_on(bundle) -> None:
+    def hashes(of: Bundle, search: int = 10) -> dict[str, str]:
+        names = ("bicubic", "mean", "pulse", "amortized", "amortized+search", "other")
+        return {name: methods.recipe_hash(name, of, search) for name in names}
+
+    now, trained, longer = hashes(bundle), hashes(replace(bundle, hash="01")), hashes(bundle, search=20)
     assert {name for name in now if now[name] != trained[name]} == {"amortized", "amortized+search", "other"}
     assert {name for name in now if now[name] != longer[name]} == {"amortized+search"}
-    other = Generator(R, channels=(8, 8, 8, 8), z_dim=8, w_dim=8, mapping_layers=2)
-    redrawn = hashes(replace(tiny, generator=other))
+    other = Generator(R, CHANNELS, z_dim=D, w_dim=D, mapping_layers=2)
+    redrawn = hashes(replace(bundle, generator=other))
     assert {name for name in now if now[name] != redrawn[name]} == {"mean", "pulse"}  # its hash would differ as well
 
 
-def test_rls_without_a_flow_says_how_to_get_one(tiny: Bundle) -> None:
-    with pytest.raises(ValueError, match="load it from one"):
-        methods.make_method("rls", tiny, 1)
+def test_rls_without_a_flow_says_how_to_get_one(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="flow_64.yaml"):
+        methods.make_method("rls", bundle, 1)

@@ -88,16 +88,15 @@ def test_faces_come_with_their_labels(faces, tmp_path) -> None:
     assert torch.equal(face, faces[2]) and labels.tolist() == [0, 1] and len(dataset) == 3
 
 
-def test_crops_follow_from_seed_and_batch(faces, tmp_path) -> None:
+def test_crops_follow_from_seed_epoch_and_face(faces, tmp_path) -> None:
     labels = read_labels(write("celeba", tmp_path))
 
-    def batch(seed: int, indices: list[int]) -> torch.Tensor:
-        return torch.stack([face for face, _ in LabelledFaces(faces, labels, 0.5, seed).__getitems__(indices)])
+    def crop(seed: int, epoch: int, index: int) -> torch.Tensor:
+        return LabelledFaces(faces, labels, 0.5, seed)[epoch, index][0]
 
-    assert torch.equal(batch(0, [0, 1, 2]), batch(0, [0, 1, 2]))
-    assert not torch.equal(batch(0, [0, 1, 2]), batch(1, [0, 1, 2]))
-    assert not torch.equal(batch(0, [0, 1, 2])[0], batch(0, [0, 2, 1])[0])  # another epoch, another crop
-    assert batch(0, [0, 1, 2]).dtype == torch.uint8 and batch(0, [0]).shape == (1, 3, 32, 32)
+    assert torch.equal(crop(0, 3, 1), crop(0, 3, 1))
+    assert not torch.equal(crop(0, 3, 1), crop(1, 3, 1)) and not torch.equal(crop(0, 3, 1), crop(0, 4, 1))
+    assert crop(0, 3, 1).dtype == torch.uint8 and crop(0, 0, 0).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("crop", [0.0, 1.5])

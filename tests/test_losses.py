@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from losses.adversarial import discriminator_loss, generator_loss, hinge_loss, r
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.path_length import path_lengths
-from losses.perceptual import LPIPS, TRUNK
+from losses.perceptual import LPIPS, TRUNK, TRUNKS
 from models.pretrained import weight_folders
 
 TRUNK_FOLDER = next((folder for folder in weight_folders() if (folder / TRUNK).is_file()), None)
@@ -145,6 +146,32 @@ def test_lpips_equals_the_package(ours: LPIPS, size: tuple[int, int], monkeypatc
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), b)[0], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("net", TRUNKS)
+def test_lpips_on_every_trunk_equals_the_package_with_random_weights(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("lpips")
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        trunk = TRUNKS[net].build().features
+    trunk = trunk.to_empty(device="cpu")
+    for parameter in trunk.parameters():
+        fan = parameter[0].numel() if parameter.ndim > 1 else 100
+        parameter.data.normal_(std=(2 / fan) ** 0.5)
+    networks = {
+        name: lambda pretrained: SimpleNamespace(features=trunk) for name in ("squeezenet1_1", "alexnet", "vgg16")
+    }
+    monkeypatch.setattr("lpips.pretrained_networks.tv", SimpleNamespace(**networks))
+    monkeypatch.setattr("losses.perceptual._load_tensors", lambda net: copy.deepcopy(trunk).state_dict())
+    theirs, ours = package.LPIPS(net=net, verbose=False), LPIPS(net)
+    a, b = torch.rand(2, 2, 3, 48, 40, generator=rng()) * 2 - 1
+    torch.testing.assert_close(ours(a, b), theirs(a, b).flatten(), atol=1e-5, rtol=1e-4)
+    assert ours.width == sum(theirs.chns)
+
+
+def test_lpips_on_an_unknown_trunk_is_refused() -> None:
+    with pytest.raises(ValueError, match="squeeze, alex, vgg, got 'resnet'"):
+        LPIPS("resnet")
+
+
 @needs_trunk
 def test_lpips_of_equal_images_is_zero(ours: LPIPS) -> None:
     a = torch.rand(2, 3, 32, 32, generator=rng()) * 2 - 1
@@ -183,7 +210,7 @@ def test_lpips_is_quiet_and_draws_no_random_numbers(capsys: pytest.CaptureFixtur
 
 def test_lpips_without_weights_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.pretrained.ROOT", tmp_path / "repository")
-    monkeypatch.setattr("losses.perceptual.TRUNK_URL", (tmp_path / "absent.pth").as_uri())
+    monkeypatch.setattr("losses.perceptual.PUBLISHED", f"{tmp_path.as_uri()}/absent/")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
     with pytest.raises(FileNotFoundError, match=f"Put the file at {tmp_path / 'checkpoints' / TRUNK}"):

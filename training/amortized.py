@@ -33,17 +33,19 @@ from models.bundle import load_bundle, save_bundle
 from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.encoder_base import Encoding
+from models.face_embedder import load_face_embedder
 from models.feature_discriminator import FeatureDiscriminator
+from models.frozen import Frozen
 from models.generator import Generator
-from models.identity import Identity
 from models.preconditioner import measure_preconditioner
 from training.batches import faces_from_bytes, random_sizes
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
-from training.randomness import step_rng
+from training.randomness import BatchRandom, step_rng
 from training.schedule import warmup_cosine
 
-JUDGED = (0, 1, 2, 4, 6)  # of LPIPS' seven levels, those that the discriminator sees
+# Of LPIPS' levels, those that the discriminator sees.
+JUDGED = {"squeeze": (0, 1, 2, 4, 6), "alex": (0, 1, 2, 3, 4), "vgg": (0, 1, 2, 3, 4)}
 ROUNDS = 2  # of the projection; the other six hardly move a face, and each costs as much
 GREY = 127.5  # grey levels in a unit of [-1, 1]
 
@@ -94,6 +96,8 @@ class AmortizedTraining(OwnedTraining):
         weight_latent: λ_w.
         weight_adversarial: λ_a.
         weight_range: λ_o.
+        lpips: LPIPS' trunk, whose features the discriminator sees as well: "squeeze", "alex" or "vgg".
+        identity: Network of c_identity, see `models.face_embedder`.
         loss_size: Size in pixels at which faces are compared and judged, as pSp does at 256; R if None.
         identity_faces: Faces of each batch that the identity looks at; it is the most expensive term.
         discriminator_warmup: Steps in which the discriminator only learns.
@@ -105,6 +109,8 @@ class AmortizedTraining(OwnedTraining):
         degraded_prob: How often the faces of one size are degraded by more than downscaling.
         ema_steps: Half-life of the moving average, in steps.
         gradient_clip: Largest norm of the encoder's gradient.
+        checkpointed: Finest blocks of the generator that compute their features again in the backward pass, and keep
+            none: less memory for some time, from 256 px on.
         val_lr: LR sizes that validation measures.
         export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
         bundle_info: Name, licence and training data, for the bundle.
@@ -127,6 +133,8 @@ class AmortizedTraining(OwnedTraining):
         weight_latent: float = 0.03,
         weight_adversarial: float = 0.05,
         weight_range: float = 1.0,
+        lpips: str = "squeeze",
+        identity: str = "mobilefacenet",
         loss_size: int | None = None,
         identity_faces: int = 2,
         discriminator_warmup: int = 100,
@@ -138,6 +146,7 @@ class AmortizedTraining(OwnedTraining):
         degraded_prob: float = 0.25,
         ema_steps: float = 500,
         gradient_clip: float = 1.0,
+        checkpointed: int = 0,
         val_lr: tuple[int, ...] = (16, 8),
         export_to: str | None = None,
         bundle_info: dict[str, str] | None = None,
@@ -151,16 +160,21 @@ class AmortizedTraining(OwnedTraining):
             raise ValueError(
                 f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
             )
+        # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure. They come first, so
+        # that a file that is missing is told before anything else is loaded.
+        self._lpips = (LPIPS(lpips),)
+        self._identity: tuple[Frozen, ...] = (
+            (load_face_embedder(identity),) if weight_identity and identity_faces else ()
+        )
         loaded = load_generator(generator)
+        loaded.synthesis.checkpointed = checkpointed
         self.owner = Owner("generator_sha256", sha256_of(generator), str(generator))
         shape = loaded.resolution, loaded.num_ws, loaded.w_dim, loaded.config["channels"]
         self.encoder = Encoder(*shape, **(architecture or {}))  # type: ignore[arg-type]
         self._start(loaded, init_encoder)
         self.encoder_ema = copy.deepcopy(self.encoder).eval().requires_grad_(False)
-        # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
         self._generator: tuple[Generator] = (loaded.requires_grad_(False),)
-        self._lpips = (LPIPS(),)
-        self._identity: tuple[Identity, ...] = (Identity(),) if weight_identity and identity_faces else ()
+        self._judged = JUDGED[lpips]
         self.discriminator = self._new_discriminator()
 
     def _start(self, generator: Generator, path: str | None) -> None:
@@ -185,8 +199,8 @@ class AmortizedTraining(OwnedTraining):
         """Makes the discriminator; the scales of the levels are those of noise until the first batch sets them."""
         with torch.no_grad():
             levels = self._lpips[0].activations(torch.zeros(1, 3, 64, 64))
-        channels = [levels[i].shape[1] for i in JUDGED]
-        return FeatureDiscriminator([1.0] * len(JUDGED), channels)
+        channels = [levels[i].shape[1] for i in self._judged]
+        return FeatureDiscriminator([1.0] * len(channels), channels)
 
     # ---------------------------------------------------------------- set-up
 
@@ -221,7 +235,7 @@ class AmortizedTraining(OwnedTraining):
         """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
         rng = step_rng(self.hparams["seed"], self.global_step, self.global_rank, self.device)
         self._keep_batch_statistics()
-        faces = faces_from_bytes(batch, rng)
+        faces = faces_from_bytes(batch, BatchRandom(rng))
         inputs = self.make_inputs(faces, rng)
         noise = torch.randn(len(faces), 3, self.encoder.noise_dim, device=self.device, generator=rng)
         noise[:, 2] = 0  # the point estimate
@@ -364,7 +378,7 @@ class AmortizedTraining(OwnedTraining):
 
     def _judge(self, levels: list[Tensor]) -> list[Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bf16-mixed"):
-            return [logits.float() for logits in self.discriminator([levels[i] for i in JUDGED])]
+            return [logits.float() for logits in self.discriminator([levels[i] for i in self._judged])]
 
     # ---------------------------------------------------------------- pieces
 
@@ -398,7 +412,7 @@ class AmortizedTraining(OwnedTraining):
     def _set_scales(self, real: list[Tensor]) -> None:
         """Measures the scales of the discriminator's levels, once."""
         if self.global_step == 0:
-            squares = torch.stack([real[i].square().mean() for i in JUDGED])
+            squares = torch.stack([real[i].square().mean() for i in self._judged])
             self.discriminator.scales.copy_(self.trainer.strategy.reduce(squares, reduce_op="mean").sqrt())
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,21 +11,22 @@ import torch
 from torch import Tensor
 
 from data.operator import Downscale
+from training.randomness import BatchRandom
 
 
-def faces_from_bytes(batch: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def faces_from_bytes(batch: Tensor, random: BatchRandom | None = None) -> Tensor:
     """Turns bytes into images and mirrors every second one, by chance.
 
     Args:
         batch: Faces uint8 (B, 3, R, R).
-        rng: Source of the mirroring, on the batch's device; none is mirrored if None.
+        random: Source of the mirroring, on the batch's device; none is mirrored if None.
 
     Returns:
         Images (B, 3, R, R) in [-1, 1], channels last.
     """
     images = batch / 127.5 - 1
-    if rng is not None:
-        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device, generator=rng) < 0.5
+    if random is not None:
+        mirrored = random.rand(len(images), 1, 1, 1) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -53,6 +55,20 @@ def random_sizes(
     ]
 
 
+def deal_sizes(sizes: Sequence[int], count: int, random: BatchRandom) -> list[int]:
+    """Deals LR sizes out evenly over all faces of a step, in all its processes and micro-batches.
+
+    Args:
+        sizes: Sizes in pixels, the same in all of them.
+        count: Number of faces in this micro-batch of this process.
+        random: Says which faces of the step these are.
+
+    Returns:
+        The size of each face (count,).
+    """
+    return [sizes[position * len(sizes) // random.total(count)] for position in random.positions(count)]
+
+
 class LowResolution(NamedTuple):
     """A group of LR faces of one size, and where they came from in the batch.
 
@@ -68,23 +84,23 @@ class LowResolution(NamedTuple):
 
 
 def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LowResolution]:
-    """Downscales equal parts of a batch to different sizes.
+    """Downscales the images of a batch to different sizes.
 
     Args:
         images: Images (B, 3, R, R) in [-1, 1].
-        sizes: One LR size per part; B is a multiple of their number or is cut unevenly at the end.
+        sizes: LR size of each image (B,), or of as many equal parts of the batch.
 
     Returns:
-        One group per size.
+        One group for each run of equal sizes.
     """
-    step = math.ceil(len(images) / len(sizes))
-    groups = []
-    for i, size in enumerate(sizes):
-        rows = slice(i * step, min((i + 1) * step, len(images)))
-        if rows.start < rows.stop:
-            operator = Downscale(size)
-            lr = ((operator(images[rows]) + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
-            groups.append(LowResolution(rows, lr, operator))
+    each = [sizes[i * len(sizes) // len(images)] for i in range(len(images))]
+    groups, start = [], 0
+    for size, same in itertools.groupby(each):
+        rows = slice(start, start + len(list(same)))
+        operator = Downscale(size)
+        lr = ((operator(images[rows]) + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+        groups.append(LowResolution(rows, lr, operator))
+        start = rows.stop
     return groups
 
 

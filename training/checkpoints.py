@@ -32,6 +32,7 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"Expected a checkpoint every 1 step or more, got every_n_steps {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.last_model_path = ""  # `training.guard` names it, as it would that of Lightning's ModelCheckpoint
+        self.began_at: int | None = None  # step that this call went on from, if it trained at all
         self._saved_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -43,7 +44,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes where the run goes on."""
-        self._saved_step = trainer.global_step
+        self.began_at = self._saved_step = trainer.global_step
         self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:

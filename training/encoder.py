@@ -31,14 +31,15 @@ from models import load_generator
 from models.checkpoints import sha256_of
 from models.encoder import make_encoder
 from models.encoder_base import Features
+from models.face_embedder import load_face_embedder
+from models.frozen import Frozen
 from models.generator import Generator
-from models.identity import Identity
 from models.propulse import ProPulseEncoder
-from training.batches import downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.batches import deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.compiling import compile_if_possible
 from training.export_folder import export_folder
 from training.owner import OwnedTraining, Owner
-from training.randomness import step_rng
+from training.randomness import BatchRandom
 from training.ranger import Ranger
 from training.schedule import scheduled
 from training.side_outputs import SideOutputs
@@ -63,6 +64,9 @@ class EncoderTraining(OwnedTraining):
         weight_l2: λ₂.
         weight_lpips: λ_p.
         weight_identity: λ_id; 0 switches the embedding network off.
+        lpips: Trunk of λ_p's network: "squeeze", or "alex" as in pSp, or "vgg".
+        identity: λ_id's network: "mobilefacenet", "ir_se50" as in pSp, or "inception_resnet", see
+            `models.face_embedder`.
         weight_latent: λ_w.
         weight_downscaling: λ_d.
         weight_partial: Of codes whose finer layers are the base code; for the variant "propulse". Synthesizes
@@ -74,9 +78,11 @@ class EncoderTraining(OwnedTraining):
         largest_lr: Largest LR size in pixels; R if None.
         often: LR sizes that are trained more than others.
         often_share: How often one of them is drawn.
-        sizes_per_batch: Number of LR sizes in one batch.
+        sizes_per_batch: Number of LR sizes in one step, dealt out over its processes and micro-batches.
         ema_steps: Half-life of the moving average, in steps.
         val_lr: LR sizes that validation measures.
+        checkpointed: Finest blocks of the generator that compute their features again in the backward pass, and keep
+            none: less memory for some time, from 256 px on.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
         export_to: Folder where the bundle is saved at the end, relative to the run's; None for nowhere.
         bundle_info: Name, licence and training data, for the bundle.
@@ -97,6 +103,8 @@ class EncoderTraining(OwnedTraining):
         weight_l2: float = 1.0,
         weight_lpips: float = 0.8,
         weight_identity: float = 0.1,
+        lpips: str = "squeeze",
+        identity: str = "mobilefacenet",
         weight_latent: float = 0.005,
         weight_downscaling: float = 0.0,
         weight_partial: float = 0.0,
@@ -110,6 +118,7 @@ class EncoderTraining(OwnedTraining):
         sizes_per_batch: int = 8,
         ema_steps: float = 200,
         val_lr: tuple[int, ...] = (16, 8),
+        checkpointed: int = 0,
         compile: bool = True,
         export_to: str | None = None,
         bundle_info: dict[str, str] | None = None,
@@ -122,6 +131,10 @@ class EncoderTraining(OwnedTraining):
             raise ValueError(
                 f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
             )
+        # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure. They come first, so
+        # that a file that is missing is told before anything else is loaded.
+        self._lpips = (LPIPS(lpips),)
+        self._identity: tuple[Frozen, ...] = (load_face_embedder(identity),) if weight_identity else ()
         loaded = load_generator(generator)
         self.owner = Owner("generator_sha256", sha256_of(generator), str(generator))
         shape = {"resolution": loaded.resolution, "num_ws": loaded.num_ws, "w_dim": loaded.w_dim}
@@ -134,10 +147,8 @@ class EncoderTraining(OwnedTraining):
         if init_encoder is not None:
             start_from(self.encoder, init_encoder)
         self.encoder_ema = copy.deepcopy(self.encoder).eval().requires_grad_(False)
-        # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure.
+        loaded.synthesis.checkpointed = checkpointed
         self._generator: tuple[Generator] = (loaded,)
-        self._lpips = (LPIPS(),)
-        self._identity: tuple[Identity, ...] = (Identity(),) if weight_identity else ()
         self._sides: tuple[SideOutputs, ...] = ()
 
     # ---------------------------------------------------------------- set-up
@@ -178,10 +189,11 @@ class EncoderTraining(OwnedTraining):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The loss on one batch of faces, uint8 (B, 3, R, R)."""
         h, encoder = self.hparams, self.encoder
-        rng = step_rng(h["seed"], self.global_step, self.global_rank, self.device)
-        faces = faces_from_bytes(batch, rng)
+        random = BatchRandom.of_step(self, h["seed"], batch_idx)
+        rng, faces = random.rng, faces_from_bytes(batch, random)
         largest = h["largest_lr"] or encoder.resolution
         sizes = random_sizes(h["sizes_per_batch"], h["smallest_lr"], largest, h["often"], h["often_share"], rng)
+        sizes = deal_sizes(sizes, len(faces), random)
         with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
             groups = downscale_groups(faces, sizes)
             canvas = torch.cat([encoder.on_canvas(group.faces) for group in groups])

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from data.operator import Downscale
 from models.generator import Generator
-
-AT_ONCE = 16
+from models.memory import faces_at_once
 
 
 class SideOutputs(nn.Module):
@@ -51,7 +50,7 @@ class SideOutputs(nn.Module):
         inner = {size: torch.zeros(4, 4, dtype=torch.float64, device=device) for size in self.sizes}
         outer = {size: torch.zeros(4, 3, dtype=torch.float64, device=device) for size in self.sizes}
         energy = {size: torch.zeros(3, dtype=torch.float64, device=device) for size in self.sizes}
-        for part in torch.from_numpy(z).to(device).split(AT_ONCE):
+        for part in torch.from_numpy(z).to(device).split(faces_at_once(generator)):
             *sums, faces = generator.synthesis.partial_sums(generator.mapping(part))
             for size, rgb in zip(self.sizes, sums, strict=True):
                 x = _columns(rgb)  # (N, 3)

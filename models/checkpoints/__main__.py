@@ -32,8 +32,8 @@ from pathlib import Path
 
 import torch
 
-from data.command import complain, reason_of, say
-from data.files import sha256_of
+from data.command import complain, path_option, reason_of, say, text_option
+from data.files import check_replaceable, sha256_of
 from models.checkpoints.generators import (
     infer_config,
     is_generator_file,
@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="write a file of weights as .safetensors")
     command.add_argument("file", metavar="FILE", type=Path, help="a StyleGAN2 generator, in any layout that is read")
     command.add_argument("out", metavar="OUT.safetensors", type=_safetensors)
-    command.add_argument("--name", help="a short name, kept in the file (default: that of the card or the file)")
-    command.add_argument("--licence", help="the terms of these weights, kept in the file (default: those of the card)")
+    command.add_argument("--name", type=text_option, help="kept in the file (default: the card's or the file's)")
+    command.add_argument("--licence", type=text_option, help="the terms, kept in the file (default: the card's)")
     command.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="float32 is exact, float16 half the size (default: float32)"
     )
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("fetch", help="download published weights")
     command.add_argument("name", metavar="NAME", help="one of those that `list` shows")
-    command.add_argument("--out", metavar="DIR", type=Path, help=f"where to put it (default: {weight_folders()[0]})")
+    command.add_argument("--out", metavar="DIR", type=path_option, help=f"default: {weight_folders()[0]}")
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser("list", help="show the published weights that are known by name")
@@ -165,9 +165,7 @@ def _convert(args: argparse.Namespace) -> int:
     try:
         if out.exists() and path.exists() and out.samefile(path):
             raise ValueError("expected another file to write to, got the one to read from; name another")
-        if out.exists() and not (args.overwrite and is_generator_file(out)):
-            complain(f"{out}: is there already; --overwrite replaces a generator of ours alone; or name another")
-            return 1
+        check_replaceable(out, args.overwrite, ours=is_generator_file(out))
         checkpoint = read_checkpoint(path)
         generator = make_generator(checkpoint, path)
         notes = _notes(checkpoint, path, generator.resolution, args)
