@@ -3,15 +3,14 @@
 Most of onnxruntime's time is that of its convolutions, which leave little to gain. Between them come passes over the
 features, and copies into and out of the convolutions' layout; here are fewer of both:
 
-- bias and noise become one map before they meet the features, which for noise that all images share is small beside
-  those of a batch;
+- bias and noise become one map before they meet the features, which is small beside those of a batch;
 - the styles of a colour output scale its 3 x C kernel in place of the C features, and its 1x1 convolution is a matrix
   product, which takes the features as they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,35 +19,36 @@ from models.generator import SynthesisLayer, SynthesisNetwork, ToRGB
 from models.layers import SQRT2, upsample_2x
 
 
-def draw(synthesis: SynthesisNetwork, ws: Tensor, noise: Sequence[Tensor]) -> Tensor:
-    """Draws what `SynthesisNetwork.forward` draws.
+def draw(synthesis: SynthesisNetwork, ws: Tensor, details: Mapping[int, Tensor]) -> Tensor:
+    """Synthesizes what `SynthesisNetwork.forward` does with its stored noise maps.
 
     Args:
         synthesis: The network.
         ws: Style codes (B, L, D).
-        noise: One map (B or 1, 1, H, W) per layer, coarse to fine.
+        details: Features (B, C, r, r) that are added to those of the block of r pixels, by r.
 
     Returns:
         Images (B, 3, R, R), about [-1, 1] but not clamped.
     """
-    codes, maps = ws.unbind(dim=1), iter(noise)
+    codes = ws.unbind(dim=1)
     x = synthesis.blocks[0].const.expand(ws.shape[0], -1, -1, -1)
     rgb: Tensor | None = None
     used = 0  # codes; that of a colour output is also that of the next block's first layer
-    for block in synthesis.blocks:
+    for size, block in zip(synthesis.resolutions, synthesis.blocks, strict=True):
         for layer in block.layers:
-            x = _features(layer, x, codes[used], next(maps))
+            x = _features(layer, x, codes[used])
             used += 1
+        x = x + details[size] if size in details else x
         y = _colour(block.torgb, x, codes[used])
         rgb = y if rgb is None else upsample_2x(rgb, block.upsampling_filter) + y
     assert rgb is not None
     return rgb
 
 
-def _features(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
-    """Draws the next features (B, C_out, H', W'), see `SynthesisLayer.forward`."""
+def _features(layer: SynthesisLayer, x: Tensor, w: Tensor) -> Tensor:
+    """Computes the next features (B, C_out, H', W'), see `SynthesisLayer.forward`."""
     x, demodulation = layer.modulate(x, w)
-    shift = noise * (layer.noise_strength * SQRT2) + (layer.bias * SQRT2)[:, None, None]  # (B or 1, C_out, H', W')
+    shift = layer.noise_const * (layer.noise_strength * SQRT2) + (layer.bias * SQRT2)[:, None, None]  # (C_out, H', W')
     return _clamp(F.leaky_relu(x * demodulation + shift, 0.2), layer.conv_clamp)
 
 

@@ -1,274 +1,252 @@
-"""Exports a bundle as ONNX models, and checks that they compute what torch computes.
+"""Exports a bundle as one ONNX file, and checks that it computes what torch computes.
 
-    python -m export.onnx --out exported
-    python -m export.onnx --bundle runs/mine --out exported --overwrite
+    python -m export.onnx                                       # bundles/celeba64 -> upsampler.onnx
+    python -m export.onnx --bundle runs/mine --out mine.onnx --precision int8 --overwrite
 
-Half the size, the same pictures; a quarter and several times as fast, calibrated on your own faces; one file for both:
+The file holds all that turns low-resolution faces into samples, `export.graph` says how, and its own metadata say where
+it comes from. It is written only if it agrees with torch; docs/deploy.md shows how programs call it.
 
-    python -m export.onnx --out exported --precision fp16
-    python -m export.onnx --out exported --precision int8 --faces celeba128_train.zip
-    python -m export.onnx --out exported --fused
-
-It writes encoder.onnx, generator.onnx, feedback.onnx for a bundle with learned feedback, and export.json: where they
-come from, and their largest difference from torch at batch 1, 2 and 5. Models that differ by more than 1e-4 (images of
-1024 px: 1e-3) are not written. Smaller ones are made from models that passed, and compared with them: size, speed,
-LPIPS and identity are printed, and written to export.json (seconds to timing.json); a loss of more than 0.01 in LPIPS
-is refused. --fused adds upsample.onnx, from a face straight to its candidates, without the passes of feedback.
-`python -m export.run` runs the models without torch; docs/deploy.md shows how other programs do.
-
-The exit status is 0 if all was written, 1 if not, and 2 if the command itself was wrong.
+The exit status is 0 if it was written, 1 if not, and 2 if the command itself was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import json
 import os
-import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
+from torch import Tensor, nn
 
-from data.command import complain, reason_of, say
-from data.report import write_json
-from export.fused import fuse
-from export.graphs import OPSET, write_encoder, write_feedback, write_generator
-from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, REPORT, TIMING, UPSAMPLE
-from export.parity import check, largest_differences, tolerances
-from export.precision import FP16, FP32, INT8, PRECISIONS, quantize, store_half
-from export.quality import (
-    calibration,
-    check_quality,
-    compare,
-    feedback_calibration,
-    feedback_holds,
-    seconds_per_face,
-    sharp_faces,
-)
-from export.session import load_models
+from editing.direction import FOLDER, names_in
+from export.graph import UpsamplerGraph
+from export.onnxruntime_backend import FORMAT, OnnxBackend
+from export.parity import check, differences
+from export.quantise import FP32, PRECISIONS, store
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from models.checkpoints import sha256_of
 
-MODELS = (ENCODER, GENERATOR)
-TIMED = {ENCODER: "encode", GENERATOR: "generate", FEEDBACK: "correct"}
-FILES = (*MODELS, FEEDBACK, UPSAMPLE, REPORT, TIMING)  # all that an export may write
+OPSET = 18  # the oldest that torch's exporter writes by itself; newer ones shut out older runtimes for nothing
+MODEL = "upsampler.onnx"
+_FOLDED = 4096  # values; larger constants would be stored besides the weights that they are computed from
+
+DESCRIPTION = (
+    "Photo upsampling: k faces for each low-resolution face, all of which downscale to it by a bicubic operator with "
+    "a = -0.5, antialiased, with reflected borders. The details are invented: no result is evidence of who somebody is."
+)
+DESCRIPTIONS = {
+    "lr": "RGB faces in [-1, 1] (byte / 127.5 - 1), square, one per row of the batch; their size within lr_sizes",
+    "noise": "standard normal numbers, a row for each sample; zeros give the point estimate",
+    "fidelity": "how exactly samples downscale to the input: 1 exactly, 0 as the generator left them",
+    "sigma": "standard deviation of the inputs' noise in grey levels of 255; 0 for clean ones, negative to estimate",
+    "edit": "added to the styles of all samples of a face; zeros for no edit",
+    "preserve_lr": "true lets edited samples downscale to the input, too; false lets them change as the edit wants",
+    "images": "RGB samples in [-1, 1]; round(127.5 x + 127.5) gives bytes",
+    "ws": "style codes of the samples, edited",
+    "lr_psnr": "PSNR in dB between the input and each sample, rounded to 8 bit and downscaled; 100 at most",
+    "residual": "mean square of what the generator could not explain of the input, on [0, 1], before the projection",
+    "sigma_used": "sigma, or what was estimated",
+}
+OUTPUTS = ("images", "ws", "lr_psnr", "residual", "sigma_used")
 
 
-def export_bundle(
-    bundle: Bundle,
-    out: Path,
-    overwrite: bool = False,
-    *,
-    precision: str = FP32,
-    faces: str | Path | None = None,
-    fused: bool = False,
-    boundaries: Path | None = None,
-) -> dict[str, Any]:
-    """Writes a bundle as ONNX models, if they agree with torch; otherwise nothing.
+def export_bundle(bundle: Bundle, edits: Sequence[str] = (), precision: str = FP32) -> onnx.ModelProto:
+    """Turns a bundle into an ONNX model.
 
     Args:
         bundle: On the CPU.
-        out: Folder that gets encoder.onnx, generator.onnx, feedback.onnx where there is feedback, and export.json.
-        overwrite: Replace those of an earlier export.
-        precision: One of `export.precision.PRECISIONS`.
-        faces: A zip or a folder of faces to calibrate and measure smaller models with; those that the bundle's
-            generator draws if None.
-        fused: Write upsample.onnx as well.
-        boundaries: Folder with the boundaries of the bundle's generator, which go along; may be absent.
+        edits: Names of the edit directions that there are for its generator.
+        precision: One of `export.quantise.PRECISIONS`.
 
     Returns:
-        The content of export.json, and for smaller models "seconds", the content of timing.json.
+        The model, for any batch, number of samples, and LR size.
 
     Raises:
-        ValueError: If the files exist and are not to be replaced.
-        FileNotFoundError: If there are no such faces.
-        ParityError: If the models differ from torch by more than is allowed.
-        QualityError: If smaller models lose more than is allowed.
+        ValueError: If the bundle has another encoder than our own.
     """
-    present = [name for name in FILES if os.path.lexists(out / name)]
-    if present and not overwrite:
-        raise ValueError(f"{out}: {', '.join(present)} exists; --overwrite replaces it, --out names another place")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as holder:
-        partial = Path(holder)
-        write_encoder(bundle, partial)
-        write_generator(bundle, partial)
-        write_feedback(bundle, partial)
-        found = largest_differences(bundle, load_models(partial))
-        check(found, bundle.resolution)
-        smaller = {} if precision == FP32 else _shrink(bundle, partial, precision, faces)
-        if fused:
-            onnx.save(fuse(*(onnx.load(partial / name) for name in MODELS)), partial / UPSAMPLE)
-        seconds = smaller.pop("seconds", None)
-        report = _report(bundle, partial, found) | {"precision": {"name": precision, **smaller}}
-        write_json(report, partial / REPORT)
-        if seconds is not None:
-            write_json(seconds, partial / TIMING)
-        for name in FILES:
-            if (partial / name).exists():
-                (partial / name).replace(out / name)
-            else:  # of an earlier export, which had more
-                (out / name).unlink(missing_ok=True)
-        copy_boundaries(boundaries, out / BOUNDARIES)
-    return report if seconds is None else report | {"seconds": seconds}
+    encoder = bundle.encoder
+    if encoder.config.get("variant", "amortized") != "amortized":
+        raise ValueError(f"Expected our own encoder to export, got the variant {encoder.config['variant']!r}.")
+    model = store(_trace_bundle(bundle), precision)
+    # Where a size is a constant to the trace, the exporter tries again with fixed ones, and says nothing.
+    if not model.graph.input[0].type.tensor_type.shape.dim[3].dim_param:
+        raise ValueError(
+            "Expected inputs of any size, torch.onnx.export made it that of the example: look for float()."
+        )
+    _describe(model, bundle, {"edits": list(edits), "precision": precision})
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
-def copy_boundaries(source: Path | None, target: Path) -> None:
-    """Takes the boundaries of a bundle along, in place of those of an earlier export.
+def _trace_bundle(bundle: Bundle) -> onnx.ModelProto:
+    batch, samples = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim("samples", min=1, max=2**12)
+    size = torch.export.Dim("lr_size", min=4, max=bundle.resolution)
+    encoder = bundle.encoder
+    # Sizes of an example; no two are equal, and none is 1, which the exporter would take for a constant.
+    example = {
+        "lr": torch.zeros(2, 3, 13, 13),
+        "noise": torch.zeros(2, 5, encoder.noise_dim),
+        "fidelity": torch.ones(2),
+        "sigma": torch.zeros(2),
+        "edit": torch.zeros(2, encoder.num_ws, encoder.w_dim),
+        "preserve_lr": torch.zeros(2, dtype=torch.bool),
+    }
+    more = {"lr": {2: size, 3: size}, "noise": {1: samples}}
+    shapes = {name: {0: batch} | more.get(name, {}) for name in example}
+    return trace(UpsamplerGraph(bundle), "upsampler", example, shapes, OUTPUTS)
+
+
+def trace(
+    graph: nn.Module, name: str, example: dict[str, Tensor], shapes: dict[str, Any], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """Turns a module into an ONNX model whose nodes are named by the parts of it that they stand for.
 
     Args:
-        source: Their folder, which may be absent.
-        target: The folder that gets them; goes where there are none.
-    """
-    for path in target.glob("*.npz"):
-        path.unlink()
-    if source is not None and source.is_dir():
-        target.mkdir(exist_ok=True)
-        for path in sorted(source.glob("*.npz")):
-            shutil.copy(path, target)
-    elif target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-
-
-def _shrink(bundle: Bundle, folder: Path, precision: str, source: str | Path | None) -> dict[str, Any]:
-    """Replaces float32 models by smaller ones.
+        graph: The module.
+        name: Of the graph.
+        example: Its inputs by name.
+        shapes: For each input, the dimensions that may change: axis -> torch.export.Dim.
+        outputs: Names of its outputs.
 
     Returns:
-        What they lose, see `export.quality.compare`; "bytes" before; "seconds" per face.
+        The model; what is constant and small is folded, and no path of this machine is in it.
     """
-    before = load_models(folder)
-    calibrate_on, measure_on = sharp_faces(bundle, source)
-    names = [name for name in TIMED if (folder / name).exists()]
-    made = {name: onnx.load(folder / name) for name in names}
-    if precision == INT8:
-        made[ENCODER] = quantize(made[ENCODER], calibration(before, calibrate_on))
-    small = folder / "small"
-    small.mkdir()
-    for name, model in made.items():
-        onnx.save(store_half(model), small / name)
-    after = load_models(small)
-    found = compare(before, after, measure_on)
-    if FEEDBACK in made:
-        found["feedback"] = FP16
-        if precision == INT8:
-            half = (small / FEEDBACK).read_bytes()
-            model = quantize(onnx.load(folder / FEEDBACK), feedback_calibration(before, calibrate_on))
-            onnx.save(store_half(model), small / FEEDBACK)
-            smallest = compare(before, load_models(small), measure_on)
-            if feedback_holds(found, smallest):
-                found = smallest | {"feedback": INT8}
-            else:
-                (small / FEEDBACK).write_bytes(half)
-        after = load_models(small)
-    check_quality(found, precision)
-    found["bytes_fp32"] = {name: (folder / name).stat().st_size for name in names}
-    found["seconds"] = seconds_per_face(before, after)
-    found["faces_from"] = "the bundle's generator" if source is None else Path(source).name
-    for name in names:
-        (small / name).replace(folder / name)
+    from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import optimize_ir
+
+    with warnings.catch_warnings():
+        # Inputs that share a dimension are to share its name, which the exporter finds worth telling.
+        warnings.filterwarnings("ignore", message=".*axis name.*will not be used")
+        program = torch.onnx.export(
+            graph.eval(),
+            kwargs=example,
+            dynamo=True,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            verbose=False,
+            optimize=False,
+        )
+    assert program is not None
+    optimize_ir(program.model, output_size_limit=_FOLDED)
+    DeduplicateInitializersPass(size_limit=2**31)(program.model)  # both branches of an If hold the generator's
+    RemoveUnusedNodesPass()(program.model)
+    model = program.model_proto
+    model.graph.name = name
+    _strip(model.graph)
+    return model
+
+
+def _describe(model: onnx.ModelProto, bundle: Bundle, more: dict[str, Any]) -> None:
+    """Says what a model is, in place of what the exporter notes of our source files."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.doc_string = DESCRIPTIONS[value.name]
+    model.doc_string = DESCRIPTION
+    model.producer_name, model.producer_version = "amortized-pulse", f"torch {torch.__version__}"
+    encoder = bundle.encoder
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "name": bundle.name,
+        "bundle_sha256": bundle.hash,
+        "generator_sha256": bundle.info["parts"]["generator.safetensors"],
+        "licence": bundle.info["licence"],
+        "training_data": bundle.info["training_data"],
+        "resolution": bundle.resolution,
+        "lr_sizes": list(bundle.lr_sizes),
+        "noise_dim": encoder.noise_dim,
+        "num_ws": encoder.num_ws,
+        "w_dim": encoder.w_dim,
+    } | more
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(
+        model, {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    )
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Names nodes by the module that they stand for, and takes out stack traces with the paths of this machine."""
+    del graph.value_info[:]
+    graph.ClearField("metadata_props")
+    for i, node in enumerate(graph.node):
+        notes = {prop.key: prop.value for prop in node.metadata_props}
+        scopes = [scope for scope in _scopes(notes) if "." in scope]
+        node.name = f"{scopes[-1] if scopes else graph.name}/{node.op_type}_{i}"
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                attribute.g.name = f"{node.name}/{attribute.name}"
+                _strip(attribute.g)
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+
+
+def _scopes(notes: dict[str, str]) -> list[str]:
+    """Names of the modules around a node, without that of its operator."""
+    try:
+        return json.loads(notes.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))[:-1]
+    except ValueError:
+        return []
+
+
+def write_model(bundle_path: Path, out: Path, precision: str = FP32) -> dict[str, float]:
+    """Exports a bundle to a file, if it agrees with torch; otherwise nothing is written.
+
+    Args:
+        bundle_path: The bundle's folder.
+        out: The file; an older one is replaced.
+        precision: One of `export.quantise.PRECISIONS`.
+
+    Returns:
+        What `export.parity.differences` found.
+
+    Raises:
+        FileNotFoundError: If there is no bundle.
+        ValueError: If it is damaged, or its export differs from torch by more than is allowed.
+    """
+    bundle = load_bundle(bundle_path)
+    model = export_bundle(bundle, names_in(bundle_path / FOLDER), precision)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as holder:
+        partial = Path(holder) / out.name
+        onnx.save(model, partial)
+        found = differences(bundle, OnnxBackend(partial, threads=1))
+        check(found, precision)
+        partial.replace(out)
     return found
 
 
-def _report(bundle: Bundle, folder: Path, found: dict[str, dict[str, float]]) -> dict[str, Any]:
-    packages = ("torch", "onnx", "onnxruntime")
-    return {
-        "format": FORMAT,
-        "bundle": {"name": bundle.name, "hash": bundle.hash},
-        "resolution": bundle.resolution,
-        "lr_sizes": list(bundle.lr_sizes),
-        "canvas": bundle.encoder.canvas,
-        "num_ws": bundle.encoder.num_ws,
-        "w_dim": bundle.encoder.w_dim,
-        "noise_dim": bundle.encoder.noise_dim,
-        "passes": bundle.encoder.passes(None),
-        "feedback_canvas": 0 if bundle.encoder.feedback is None else bundle.encoder.feedback.canvas,
-        "licence": bundle.info["licence"],
-        "training_data": bundle.info["training_data"],
-        "opset": OPSET,
-        "largest_difference": found,
-        "tolerance": {name: value for name, value in tolerances(bundle.resolution).items() if name in found},
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in (folder / name for name in (*MODELS, FEEDBACK, UPSAMPLE))
-            if path.exists()
-        },
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit status: 0 if all was written, 1 if not.
-    """
+    """Runs the command; returns the exit status."""
     description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m export.onnx",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m export.onnx", None, description, rest, formatter_class=raw)
     add = parser.add_argument
-    add("--bundle", metavar="DIR", default=str(DEFAULT_BUNDLE), help="what to export (default: bundles/celeba64)")
-    add("--out", metavar="DIR", required=True, help="where the models go")
-    add("--precision", choices=PRECISIONS, default=FP32, help="fp16 stores, int8 computes with less (default: fp32)")
-    add("--faces", metavar="PATH", help="zip or folder of faces for fp16 and int8 (default: the generator's own)")
-    add("--fused", action="store_true", help="write upsample.onnx as well: both in one, without feedback")
-    add("--overwrite", action="store_true", help="replace the models of an earlier call")
+    add("--bundle", metavar="DIR", type=Path, default=DEFAULT_BUNDLE, help="what to export (default: bundles/celeba64)")
+    add("--out", metavar="FILE", type=Path, default=Path(MODEL), help=f"where the model goes (default: {MODEL})")
+    add("--precision", choices=PRECISIONS, default=FP32, help="how weights are stored (default: fp32)")
+    add("--overwrite", action="store_true", help="replace an older file")
     args = parser.parse_args(arguments)
-    for name in ("bundle", "out"):
-        if not getattr(args, name):
-            parser.error(f"--{name}: expected a folder, got an empty name")
-    if args.faces is not None and args.precision == FP32:
-        parser.error("--faces: float32 models need none; give --precision int8 or fp16 with it")
-    try:
-        report = export_bundle(
-            load_bundle(args.bundle),
-            Path(args.out),
-            args.overwrite,
-            precision=args.precision,
-            faces=args.faces,
-            fused=args.fused,
-            boundaries=Path(args.bundle) / BOUNDARIES,
-        )
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        complain(f"{args.bundle} was not exported: {reason_of(error)}")
+    if args.out.is_dir() or not args.out.name:
+        parser.error(f"--out: expected the name of a file, got the folder {args.out}")
+    if os.path.lexists(args.out) and not args.overwrite:
+        print(f"{args.out} exists; --overwrite replaces it, --out names another place", file=sys.stderr)
         return 1
-    for name, details in report["files"].items():
-        say(f"{name}: {details['bytes'] / 1e6:.1f} MB")
-    for name, by_batch in report["largest_difference"].items():
-        differences = ", ".join(f"{value:.1e} at batch {batch}" for batch, value in by_batch.items())
-        say(f"{name}: largest difference from torch {differences}; allowed {report['tolerance'][name]:g}")
-    if args.fused and report["passes"]:
-        say(f"{UPSAMPLE}: without the {report['passes']} passes of learned feedback that follow {ENCODER} by default")
-    if args.precision != FP32:
-        _tell_of_precision(report["precision"], report["seconds"], report["files"])
-    say(f"Wrote {args.out}; run it with python -m export.run INPUT --model {args.out}")
+    try:
+        found = write_model(args.bundle, args.out, args.precision)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"{args.bundle} was not exported: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; " + ", ".join(f"{n} {v:.2g}" for n, v in found.items()))
     return 0
-
-
-def _tell_of_precision(found: dict[str, Any], seconds: dict[str, Any], files: dict[str, Any]) -> None:
-    """Prints what smaller models save and lose."""
-    for name in found["bytes_fp32"]:
-        part = TIMED[name]
-        share = files[name]["bytes"] / found["bytes_fp32"][name]
-        fp32, this = (1000 * seconds[part][which] for which in ("fp32", "this"))
-        say(f"{name}: {share:.2f} of the size, {this:.1f} ms a face for {fp32:.1f} ms ({fp32 / this:.1f}x)")
-    for name in ("lpips", "identity"):
-        if found[name]:
-            values = f"{found[name]['fp32']:.4f} before, {found[name]['this']:.4f} now"
-            say(f"{name} on {found['faces']} faces at {found['lr_sizes']} px ({found['faces_from']}): {values}")
-    for reason in found.get("missing", []):
-        complain(f"note: not measured: {reason}")
-    say(f"pixels differ by {255 * found['pixels_rms']:.2f} of 255 (root mean square)")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python -m export.page --out build/web
     python -m http.server --directory build/web 8000
 
-`make web` is the first two. The folder holds the page (web/), onnxruntime-web's files, the models of a bundle (stored
-as float16 unless told otherwise: half of what visitors have to fetch, the same pictures), the directions of its edits,
-and the samples. A folder made earlier is replaced; its models are kept where the bundle has not changed.
+`make web` is the first two. The folder holds the page (web/), onnxruntime-web's files, the model of a bundle (stored as
+float16 unless told otherwise: half of what visitors have to fetch, the same pictures), the downscaling operator for
+their photos, the directions of the edits, and the samples. A folder made earlier is replaced; its model is kept where
+the bundle has not changed.
 
 The exit status is 0 if all was written, 1 if not, and 2 if the command itself was wrong.
 """
@@ -20,15 +21,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
 
-from data.command import complain, reason_of, say
-from editing.boundary import names_in, read_boundary
-from export.metadata import BOUNDARIES, ENCODER, FEEDBACK, FORMAT, GENERATOR, REPORT
-from export.precision import FP16, PRECISIONS
+from editing.direction import FOLDER, names_in, read_direction
+from export.graph import resize_matrix
+from export.onnx import MODEL, trace, write_model
+from export.onnxruntime_backend import FORMAT, read_info
+from export.quantise import FP16, PRECISIONS
+from models.bundle import DEFAULT_BUNDLE
+from models.checkpoints import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, SAMPLES = ROOT / "web", ROOT / "samples"
@@ -36,21 +43,44 @@ RUNTIME = PAGE / "node_modules" / "onnxruntime-web"
 # What a browser fetches of onnxruntime-web for its WebAssembly provider.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg"}
-EDITS, EDITS_FORMAT = "boundaries.json", "amortized-pulse/page-boundaries/2"
+DOWNSCALE, INFO = "downscale.onnx", "model.json"
+EDITS, EDITS_FORMAT = "edits.json", "amortized-pulse/page-edits/1"
 _DIGITS = 6  # of a direction's numbers: more than a picture of 8 bit shows
 
 
-def assemble(models: Path, out: Path, runtime: Path = RUNTIME, samples: Path | None = SAMPLES) -> dict[str, int]:
+class DownscaleGraph(nn.Module):
+    """The downscaling operator for pictures of any size, as the page applies it to photos."""
+
+    def forward(self, planes: Tensor, pixels: Tensor) -> Tensor:
+        """Downscales planes (c, n, n) in [-1, 1] to (c, s, s), rounded to 8 bit; pixels (s,) only says how many."""
+        down = resize_matrix(planes.shape[2], pixels.shape[0])  # (s, n)
+        return ((down @ planes @ down.T).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+
+
+def downscale_model() -> onnx.ModelProto:
+    """Traces `DownscaleGraph` as an ONNX model of a few kilobytes."""
+    size, lr_size = torch.export.Dim("size", min=4, max=2**14), torch.export.Dim("lr_size", min=4, max=2**10)
+    example = {"planes": torch.zeros(3, 40, 40), "pixels": torch.zeros(13)}
+    shapes = {"planes": {0: torch.export.Dim("planes", min=1, max=4), 1: size, 2: size}, "pixels": {0: lr_size}}
+    model = trace(DownscaleGraph(), "downscale", example, shapes, ["lr"])
+    model.doc_string = "Downscales square pictures: bicubic with a = -0.5, antialiased, reflected borders, 8 bit."
+    return model
+
+
+def assemble(
+    model: Path, edits: Path, out: Path, runtime: Path = RUNTIME, samples: Path | None = SAMPLES
+) -> dict[str, int]:
     """Puts the page together.
 
     Args:
-        models: An export, with boundaries/ where there are edits.
+        model: What `python -m export.onnx` wrote.
+        edits: Folder with the edit directions of its bundle; may be absent.
         out: The folder; must not exist.
         runtime: The npm package onnxruntime-web.
         samples: Folder of PNG files to offer, None for none.
 
     Returns:
-        Bytes by file, what a browser fetches at a first visit with one face.
+        Bytes by file.
 
     Raises:
         FileNotFoundError: If the runtime is missing; says how to get it.
@@ -61,66 +91,63 @@ def assemble(models: Path, out: Path, runtime: Path = RUNTIME, samples: Path | N
             f"Expected {', '.join(missing)} in {runtime / 'dist'}, not found; npm ci --ignore-scripts --prefix web "
             "fetches onnxruntime-web (needs npm and the network)."
         )
-    (out / "models").mkdir(parents=True)
-    (out / "ort").mkdir()
-    (out / "samples").mkdir()
+    for name in ("models", "ort", "samples"):
+        (out / name).mkdir(parents=True)
     for path in sorted(PAGE.iterdir()):
         if path.suffix in PAGE_SUFFIXES:
             shutil.copy(path, out / path.name)
     for name in RUNTIME_FILES:
         shutil.copy(runtime / "dist" / name, out / "ort" / name)
-    for name in _model_files(models):
-        shutil.copy(models / name, out / "models" / name)
-    edits = json.dumps(edits_of(models / BOUNDARIES), separators=(",", ":"))  # on one line: half as long
-    (out / "models" / EDITS).write_text(edits, encoding="ascii")
+    shutil.copy(model, out / "models" / MODEL)
+    onnx.save(downscale_model(), out / "models" / DOWNSCALE)
+    _write_json(_describe(out / "models"), out / "models" / INFO)
+    _write_json(edits_of(edits), out / "models" / EDITS)
     pictures = sorted(samples.glob("*.png")) if samples else []
     for path in pictures:
         shutil.copy(path, out / "samples" / path.name)
-    (out / "samples" / "index.json").write_text(json.dumps([path.name for path in pictures]) + "\n")
+    _write_json([path.name for path in pictures], out / "samples" / "index.json")
     return {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def _model_files(folder: Path) -> list[str]:
-    """Names what the page needs of an export."""
-    files = json.loads((folder / REPORT).read_bytes())["files"]
-    return [name for name in (ENCODER, GENERATOR, FEEDBACK) if name in files] + [REPORT]
+def _write_json(content: Any, path: Path) -> None:
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="ascii")  # on one line: half as long
+
+
+def _describe(models: Path) -> dict[str, Any]:
+    """What the page reads before it fetches a model: its metadata, and size and sha256 of each file."""
+    props = {prop.key: prop.value for prop in onnx.load(models / MODEL).metadata_props}
+    about = {"format": FORMAT, **asdict(read_info(props, models / MODEL))}
+    paths = (models / MODEL, models / DOWNSCALE)
+    return about | {"files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths}}
 
 
 def edits_of(folder: Path) -> dict[str, Any]:
-    """Turns boundaries into what the page reads.
+    """Turns edit directions into what the page reads.
 
     Args:
         folder: With one NAME.npz each, or absent.
 
     Returns:
-        "format", and "boundaries": name, layers (first, end) and steps of each: one standard deviation, a list of D
-        numbers for every layer, or a single one for all.
+        "format", and "edits": name and steps of each, one standard deviation (L, D).
 
     Raises:
         ValueError: If one is damaged.
     """
-    boundaries = [read_boundary(folder / f"{name}.npz") for name in names_in(folder)]
+    directions = [read_direction(folder / f"{name}.npz") for name in names_in(folder)]
     return {
         "format": EDITS_FORMAT,
-        "boundaries": [
-            {
-                "name": b.name,
-                "layers": list(b.layers),
-                "steps": np.atleast_2d(b.direction).round(_DIGITS).tolist(),
-            }
-            for b in boundaries
-        ],
+        "edits": [{"name": d.name, "steps": d.steps.round(_DIGITS).tolist()} for d in directions],
     }
 
 
-def make_page(bundle: Path, out: Path, precision: str = FP16, models: Path | None = None) -> dict[str, int]:
+def make_page(bundle: Path, out: Path, precision: str = FP16, model: Path | None = None) -> dict[str, int]:
     """Exports a bundle and puts the page together, complete or not at all.
 
     Args:
         bundle: The bundle's folder.
         out: Gets the page; a page made earlier is replaced.
-        precision: Of the models, see `export.precision`.
-        models: An export to take instead of making one.
+        precision: Of the model, see `export.quantise`.
+        model: An exported model to take instead of making one.
 
     Returns:
         Bytes by file.
@@ -129,48 +156,32 @@ def make_page(bundle: Path, out: Path, precision: str = FP16, models: Path | Non
         ValueError: If something else lies at `out`, or the bundle cannot be exported.
         FileNotFoundError: If the runtime is missing.
     """
-    if os.path.lexists(out) and not (out.is_dir() and (_is_page(out) or not any(out.iterdir()))):
+    earlier = out / "models" / MODEL
+    if os.path.lexists(out) and not (out.is_dir() and (earlier.is_file() or not any(out.iterdir()))):
         raise ValueError(f"{out} exists and is no page of ours; move it away, or name another place with --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as holder:
-        if models is None:
-            models = Path(holder) / "models"
-            _export(bundle, models, precision, out / "models")
-        files = assemble(models, Path(holder) / "page")
+        if model is None:
+            model = Path(holder) / MODEL
+            if _made_of(earlier, bundle, precision):
+                shutil.copy(earlier, model)
+            else:
+                write_model(bundle, model, precision)
+        files = assemble(model, bundle / FOLDER, Path(holder) / "page")
         if out.exists():
             out.replace(Path(holder) / "old")
         (Path(holder) / "page").replace(out)
     return files
 
 
-def _is_page(folder: Path) -> bool:
-    return (folder / "models" / REPORT).is_file() and (folder / "app.js").is_file()
-
-
-def _export(bundle_path: Path, folder: Path, precision: str, earlier: Path) -> None:
-    """Exports a bundle, or takes the models of an earlier page if they would be the same."""
-    from models.bundle import load_bundle
-    from models.checkpoints import sha256_of
-
+def _made_of(model: Path, bundle: Path, precision: str) -> bool:
+    """Whether a model of an earlier page is what an export of the bundle would give."""
     try:
-        report = json.loads((earlier / REPORT).read_bytes())
-        kept = (report["format"], report["bundle"]["hash"], report["precision"]["name"])
-        same = kept == (FORMAT, sha256_of(bundle_path / "bundle.json"), precision)
-        names = _model_files(earlier)
-        same = same and "passes" in report  # those made before feedback was exported lack it
-        same = same and all(sha256_of(earlier / n) == report["files"][n]["sha256"] for n in names[:-1])
-    except (OSError, ValueError, KeyError, TypeError):
-        same = False
-    if same:
-        folder.mkdir()
-        for name in names:
-            shutil.copy(earlier / name, folder / name)
-        if (bundle_path / BOUNDARIES).is_dir():
-            shutil.copytree(bundle_path / BOUNDARIES, folder / BOUNDARIES)
-        return
-    from export.onnx import export_bundle
-
-    export_bundle(load_bundle(bundle_path), folder, precision=precision, boundaries=bundle_path / BOUNDARIES)
+        found = {prop.key: prop.value for prop in onnx.load(model).metadata_props}
+    except Exception:  # a damaged file is made anew, whatever is wrong with it
+        return False
+    wanted = {"format": FORMAT, "bundle_sha256": sha256_of(bundle / "bundle.json"), "precision": precision}
+    return wanted.items() <= found.items()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,27 +194,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 if all was written, 1 if not.
     """
     description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m export.page",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m export.page", None, description, rest, formatter_class=raw)
     add = parser.add_argument
-    bundle = ROOT / "bundles" / "celeba64"
-    add("--bundle", metavar="DIR", type=Path, default=bundle, help="what to export (default: bundles/celeba64)")
-    add("--models", metavar="DIR", type=Path, help="an export to take as it is, in place of a bundle")
-    add("--precision", choices=PRECISIONS, default=FP16, help="of the models that are made (default: fp16)")
+    add("--bundle", metavar="DIR", type=Path, default=DEFAULT_BUNDLE, help="what to export (default: bundles/celeba64)")
+    add("--model", metavar="FILE", type=Path, help="an exported model to take as it is")
+    add("--precision", choices=PRECISIONS, default=FP16, help="of the model that is made (default: fp16)")
     add("--out", metavar="DIR", type=Path, required=True, help="where the page goes")
     args = parser.parse_args(arguments)
     try:
-        files = make_page(args.bundle, args.out, args.precision, args.models)
+        files = make_page(args.bundle, args.out, args.precision, args.model)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        complain(f"the page was not made: {reason_of(error)}")
+        print(f"the page was not made: {error}", file=sys.stderr)
         return 1
     for name, size in sorted(files.items(), key=lambda item: -item[1])[:4]:
-        say(f"{name}: {size / 1e6:.1f} MB")
-    say(f"page weight {sum(files.values()) / 1e6:.1f} MB; look at it with python -m http.server -d {args.out} 8000")
+        print(f"{name}: {size / 1e6:.1f} MB")
+    print(f"page weight {sum(files.values()) / 1e6:.1f} MB; look at it: python -m http.server -d {args.out} 8000")
     return 0
 
 

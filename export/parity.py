@@ -1,4 +1,4 @@
-"""Whether exported models compute what torch computes: the largest difference, per model and batch size."""
+"""Whether an exported model computes what torch computes: the largest difference over sizes, batches and options."""
 
 from __future__ import annotations
 
@@ -6,118 +6,78 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.operator import Downscale
-from export.passes import feedback_inputs
-from export.session import Models
+from data.operator import Downscale, back_project
+from editing.apply import edited_target
+from export.onnxruntime_backend import OnnxBackend
+from export.quantise import FP16, FP32, INT8
 from models.bundle import Bundle
+from models.encoder_base import Encoding
 
-BATCHES = (1, 2, 5)
-SAMPLES = 2  # further candidates for each face
-TOLERANCE = 1e-4
-TOLERANCE_1024 = 1e-3  # for images of 1024 px, whose layers add up more of the rounding
-
-
-class ParityError(ValueError):
-    """An exported model differs from torch by more than is allowed."""
-
-
-def tolerances(resolution: int) -> dict[str, float]:
-    """Gives the largest difference allowed for each model, for a generator of a resolution."""
-    images = TOLERANCE_1024 if resolution >= 1024 else TOLERANCE
-    return {"encoder": TOLERANCE, "feedback": TOLERANCE, "generator": images, "generator_with_noise": images}
-
-
-def largest_differences(bundle: Bundle, models: Models, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Compares exported models with their bundle, on faces that the generator draws.
-
-    Args:
-        bundle: What was exported, on the CPU.
-        models: What came out.
-        seed: Of the faces and the noise.
-
-    Returns:
-        The largest absolute difference for "encoder" (codes), "generator" and "generator_with_noise" (pixels in units
-        of [-1, 1]), by batch size as text; and for "feedback" (codes that one pass moves) where the bundle has it.
-        Whole runs of passes are not compared: where a pass neither helps nor harms, rounding decides if it is taken.
-    """
-    rng = np.random.default_rng(seed)
-    found: dict[str, dict[str, float]] = {name: {} for name in tolerances(bundle.resolution)}
-    if bundle.encoder.feedback is None:
-        del found["feedback"]
-    for batch in BATCHES:
-        with torch.inference_mode():
-            z = torch.from_numpy(rng.standard_normal((batch, bundle.generator.z_dim), dtype=np.float32))
-            ws = bundle.generator.mapping(z)  # (B, L, D)
-            images = bundle.generate(ws)  # (B, 3, R, R)
-            noise = [
-                torch.from_numpy(rng.standard_normal((batch, *layer.noise_const[None].shape), dtype=np.float32))
-                for layer in bundle.generator.synthesis.layers
-            ]
-            noisy = bundle.generator.synthesis(ws, noise=noise)
-        drawn = models.generate(ws.numpy())
-        drawn_noisy = models.generate(ws.numpy(), [maps.numpy() for maps in noise])
-        found["encoder"][str(batch)] = _encoder_difference(bundle, models, images, rng)
-        if "feedback" in found:
-            found["feedback"][str(batch)] = _feedback_difference(bundle, models, images)
-        found["generator"][str(batch)] = _largest(images, drawn)
-        found["generator_with_noise"][str(batch)] = _largest(noisy, drawn_noisy)
-    return found
-
-
-def check(found: dict[str, dict[str, float]], resolution: int) -> None:
-    """Refuses models that differ too much.
-
-    Args:
-        found: From `largest_differences`.
-        resolution: Size R of the generator's faces in pixels.
-
-    Raises:
-        ParityError: If a difference is above its tolerance, or not a number.
-    """
-    for name, allowed in tolerances(resolution).items():
-        for batch, difference in found.get(name, {}).items():
-            if not difference <= allowed:  # NaN is not
-                raise ParityError(
-                    f"Expected the exported {name} to differ from torch by at most {allowed:g}, found {difference:.2e} "
-                    f"at batch {batch}; nothing was written. Report it with the versions of torch and onnxruntime."
-                )
-
-
-def _encoder_difference(bundle: Bundle, models: Models, faces: Tensor, rng: np.random.Generator) -> float:
-    """Encodes one batch of faces of several LR sizes at once by ONNX, and one by one by torch."""
-    sizes = _spread(bundle.lr_sizes, len(faces))
-    wanted, canvas, noise = [], [], []
-    for face, size in zip(faces, sizes, strict=True):
-        lr = Downscale(int(size))(face[None])
-        own = int(rng.integers(2**31))
-        wanted.append(bundle.encode(lr, 1 + SAMPLES, np.random.default_rng(own), passes=0))
-        canvas.append(bundle.encoder.on_canvas(lr))
-        noise.append(np.random.default_rng(own).standard_normal((1, SAMPLES, models.about.noise_dim), dtype=np.float32))
-    ws = models.encode_canvas(torch.cat(canvas).numpy(), sizes.astype(np.float32), np.concatenate(noise))
-    alone = models.encode(lr.numpy(), 1, passes=0)  # the best guess, and the canvas made by numpy
-    return max(_largest(torch.cat(wanted), ws), _largest(wanted[-1][:, :1], alone))
+CASES = ((1, 1), (2, 3), (5, 2))  # faces and samples of each
+# Of 255, root mean square over all pictures: what an 8-bit file cannot show, and what nobody sees.
+PIXELS_ALLOWED = {FP32: 0.05, FP16: 0.1, INT8: 2.0}
 
 
 @torch.inference_mode()
-def _feedback_difference(bundle: Bundle, models: Models, faces: Tensor) -> float:
-    """Corrects the best guesses for faces of several LR sizes: one batch by ONNX, one by one by torch."""
-    wanted, inputs = [], []
-    for face, size in zip(faces, _spread(bundle.lr_sizes, len(faces)), strict=True):
-        lr = Downscale(int(size))(face[None])
-        ws = bundle.encode(lr, 1, passes=0)[:, 0]
-        images = bundle.generate(ws)
-        wanted.append(bundle.encoder.correct(lr, images, ws))
-        inputs.append(feedback_inputs(lr.numpy(), images.numpy(), ws.numpy(), models.about.feedback_canvas))
-    moved = models.correct_canvas({name: np.concatenate([row[name] for row in inputs]) for name in inputs[0]})
-    return _largest(torch.cat(wanted), moved)
+def upsample(
+    bundle: Bundle, lr: Tensor, noise: Tensor, fidelity: float, sigma: Tensor, edit: Tensor, preserve_lr: bool
+) -> tuple[Tensor, Tensor]:
+    """Computes in torch what `export.graph.UpsamplerGraph` computes: images (B, k, 3, R, R) and codes (B, k, L, D)."""
+    k = noise.shape[1]
+    encoding = bundle.encoder(lr, noise, sigma)
+    edited = Encoding(encoding.ws + edit[:, None], encoding.details)
+    raw, start = (bundle.generate(e).flatten(0, 1) for e in (encoding, edited))
+    target = lr.repeat_interleave(k, dim=0)
+    goal = target if preserve_lr else edited_target(target, raw, start)
+    images = back_project(start, goal, fidelity, bundle.encoder.noise_ratio(sigma).repeat_interleave(k))
+    return images.unflatten(0, (-1, k)), edited.ws
 
 
-def _spread(lr_sizes: tuple[int, int], count: int) -> np.ndarray:
-    """Spreads LR sizes in pixels over their range (count,), the smallest first."""
-    return np.geomspace(*lr_sizes, count).round().astype(int) if count > 1 else np.array(lr_sizes[:1])
+def differences(bundle: Bundle, backend: OnnxBackend, seed: int = 0) -> dict[str, float]:
+    """Compares an exported model with its bundle, on faces that the generator makes.
+
+    Args:
+        bundle: What was exported, on the CPU.
+        backend: What came out.
+        seed: Of faces, noise and edits.
+
+    Returns:
+        "pixels" and "pixels_rms", the largest difference of images and its root mean square, of 255; "ws", the largest
+        difference of codes.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    about, pixels, ws = backend.about, [], [0.0]
+    smallest, largest = bundle.lr_sizes
+    for (batch, k), size in zip(CASES, (smallest, min(16, largest), largest), strict=True):
+        with torch.inference_mode():
+            z = torch.randn(batch, bundle.generator.z_dim, generator=rng)
+            lr = Downscale(size)(bundle.generate(bundle.generator.mapping(z)).clamp(-1, 1))
+        noise = torch.randn(batch, k, about.noise_dim, generator=rng)
+        edit = torch.randn(batch, about.num_ws, about.w_dim, generator=rng) * 0.1
+        for fidelity, sigma, strength, preserve in ((1.0, 0.0, 0, False), (0.5, 10.0, 1, False), (1.0, 10.0, 1, True)):
+            noisy = torch.full((batch,), sigma)
+            wanted = upsample(bundle, lr, noise, fidelity, noisy, edit * strength, preserve)
+            arrays = (lr.numpy(), noise.numpy(), fidelity, sigma, (edit * strength).numpy(), preserve)
+            got = backend.sample(*arrays)
+            pixels.append(np.abs(wanted[0].numpy() - got.images).ravel() * 127.5)
+            ws.append(float(np.abs(wanted[1].numpy() - got.ws).max()))
+    every = np.concatenate(pixels)
+    return {"pixels": float(every.max()), "pixels_rms": float(np.sqrt(np.square(every).mean())), "ws": max(ws)}
 
 
-def _largest(wanted: Tensor, got: np.ndarray) -> float:
-    if tuple(wanted.shape) != got.shape:
-        raise ParityError(f"Expected the exported model to give {tuple(wanted.shape)}, got {got.shape}.")
-    return float(np.abs(wanted.numpy() - got).max())
+def check(found: dict[str, float], precision: str) -> None:
+    """Refuses a model that differs too much.
+
+    Args:
+        found: From `differences`.
+        precision: Of the stored weights.
+
+    Raises:
+        ValueError: If the pixels differ by more than `PIXELS_ALLOWED`, or not finitely.
+    """
+    allowed = PIXELS_ALLOWED[precision]
+    if not found["pixels_rms"] <= allowed:
+        raise ValueError(
+            f"Expected the exported model to differ from torch by at most {allowed:g} of 255 (root mean square), found "
+            f"{found['pixels_rms']:.3g}; nothing was written. Report it with the versions of torch and onnxruntime."
+        )

@@ -268,8 +268,10 @@ class Encoder(EncoderBase):
 
     def noise_level(self, lr: Tensor) -> Tensor:
         """Estimates the noise in LR faces, see `EncoderBase.noise_level`; what could be a clean face's counts as 0."""
-        octave = self.octave(torch.full((lr.shape[0],), float(lr.shape[3]), device=lr.device))
-        sigma = self.noise_estimator(lr, octave).expm1().clamp(min=0)
+        size = torch.full(
+            (lr.shape[0],), lr.shape[3], dtype=torch.float32, device=lr.device
+        )  # float() would end a trace
+        sigma = self.noise_estimator(lr, self.octave(size)).expm1().clamp(min=0)
         return torch.where(sigma < LEAST_NOISE, 0, sigma)
 
 

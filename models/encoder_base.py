@@ -6,7 +6,6 @@ estimate for the noise 0, samples for standard normal noise (`sample`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data import noise
+from data.image_io import to_uint8
 from data.operator import Downscale, upscale_bicubic
 from models.latents import LatentStatistics
 
@@ -47,9 +48,9 @@ class Encoding(NamedTuple):
 
 
 def face_keys(lr: Tensor) -> list[int]:
-    """Gives LR faces (B, 3, s, s) in [-1, 1] numbers that depend on their pixels alone, and seed their samples."""
-    pixels = ((lr.detach().cpu().float() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-    return [int.from_bytes(hashlib.sha256(face.tobytes()).digest()[:8], "little") for face in pixels]
+    """Gives LR faces (B, 3, s, s) in [-1, 1] numbers that depend on their pixels alone, and seed their searches."""
+    keys = (noise.face_key(face, seed=0) for face in to_uint8(_array(lr)))
+    return [low | high << 32 for low, high in keys]
 
 
 def face_noise(lr: Tensor, k: int, noise_dim: int, seed: int) -> Tensor:
@@ -64,10 +65,11 @@ def face_noise(lr: Tensor, k: int, noise_dim: int, seed: int) -> Tensor:
     Returns:
         Noise (B, k, E), float32 on the CPU, the same on every machine.
     """
-    noise = np.zeros((len(lr), k, noise_dim), np.float32)
-    for row, key in zip(noise, face_keys(lr), strict=True):
-        row[1:] = np.random.default_rng((seed, key)).standard_normal((k - 1, noise_dim), dtype=np.float32)
-    return torch.from_numpy(noise)
+    return torch.from_numpy(noise.face_noise(_array(lr), k, noise_dim, seed))
+
+
+def _array(lr: Tensor) -> np.ndarray:
+    return lr.detach().cpu().float().numpy()
 
 
 class EncoderBase(nn.Module):

@@ -15,6 +15,8 @@ class About:
         resolution: Size R of the samples in pixels.
         lr_sizes: Smallest and largest size in pixels of the inputs.
         device: Kind of device that it is on.
+        generator_sha256: Hash of its generator, by which edit directions know it.
+        styles: Number and width (L, D) of the styles that its codes have.
     """
 
     name: str
@@ -22,3 +24,5 @@ class About:
     resolution: int
     lr_sizes: tuple[int, int]
     device: str
+    generator_sha256: str
+    styles: tuple[int, int]

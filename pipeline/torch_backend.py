@@ -38,7 +38,15 @@ class TorchBackend:
         use_deterministic_kernels()  # the same command is to write the same bytes
         self.bundle: Bundle = load_bundle(path, choose_device(device), precision)
         bundle = self.bundle
-        self.about = About(bundle.name, bundle.hash, bundle.resolution, bundle.lr_sizes, bundle.device.type)
+        self.about = About(
+            name=bundle.name,
+            hash=bundle.hash,
+            resolution=bundle.resolution,
+            lr_sizes=bundle.lr_sizes,
+            device=bundle.device.type,
+            generator_sha256=bundle.info["parts"]["generator.safetensors"],
+            styles=(bundle.generator.num_ws, bundle.generator.w_dim),
+        )
 
     def sample(self, lr: np.ndarray, wanted: Wanted) -> Samples:
         """Samples faces for inputs (B, 3, s, s) in [-1, 1]."""

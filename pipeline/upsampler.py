@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from search.loop import Callback, SearchResult
     from search.plan import SearchPlan
 
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "celeba64"
 RUNTIMES = ("torch", "onnx")
 PIXELS = {"cpu": 2**18, "cuda": 2**24, "mps": 2**22}  # of all samples of a batch
 
@@ -64,9 +65,9 @@ class Upsampler:
         """Loads a bundle.
 
         Args:
-            path: The bundle's folder; the default one if None.
-            device: "auto", "cpu", "cuda", "cuda:1" …, or "mps".
-            runtime: "torch" or "onnx".
+            path: The bundle's folder, or with onnx an exported model; the default bundle if None.
+            device: "auto", "cpu", "cuda", "cuda:1" …, or "mps"; with onnx an execution provider, the CPU's if "auto".
+            runtime: "torch", or "onnx", which needs no torch once the bundle was exported.
             precision: "float32", or "bf16" for an encoder that computes in bfloat16; torch alone.
 
         Returns:
@@ -78,10 +79,18 @@ class Upsampler:
         """
         if runtime not in RUNTIMES:
             raise ValueError(f"Expected the runtime to be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-        from models.bundle import DEFAULT_BUNDLE
-        from pipeline.torch_backend import TorchBackend  # here, so that --runtime onnx needs no torch
+        path = DEFAULT_BUNDLE if path is None else path
+        if runtime == "onnx":
+            if precision != "float32":
+                raise ValueError(f"Expected the precision float32 with the runtime onnx, got {precision!r}.")
+            from pipeline.onnx_backend import (
+                OnnxBackend,  # here, as below: each runtime does without the other's library
+            )
 
-        return cls(TorchBackend(DEFAULT_BUNDLE if path is None else path, device, precision))
+            return cls(OnnxBackend(path, "cpu" if device == "auto" else device.partition(":")[0]))
+        from pipeline.torch_backend import TorchBackend
+
+        return cls(TorchBackend(path, device, precision))
 
     def __call__(
         self,

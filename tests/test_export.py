@@ -1,4 +1,4 @@
-"""The ONNX export: it computes what torch does, says what it is, and runs where torch cannot be imported."""
+"""The exported graph: it computes what torch does, says what it is, and runs where torch cannot be imported."""
 
 from __future__ import annotations
 
@@ -7,63 +7,57 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
 import export.onnx
-import export.run
-import infer
-from data.image_io import from_uint8, to_uint8
-from data.operator import Downscale, downscaling_error
-from data.taps import downscaling_errors, resize
-from export.graphs import describe
-from export.metadata import ENCODER, FORMAT, GENERATOR, REPORT, from_props, to_props
-from export.onnx import export_bundle
-from export.parity import BATCHES, ParityError, check, tolerances
-from export.session import Models, find_provider, load_models
-from models import banded
+import export.page
+from data.image_io import from_uint8, read_image, to_picture
+from data.noise import face_noise
+from data.operator import Downscale, resize_matrix, trusted_part
+from evaluation.metrics import lr_psnr
+from export import graph
+from export.drawing import draw
+from export.onnxruntime_backend import FORMAT, OnnxBackend, find_model, find_provider
+from export.parity import check, upsample
+from export.quantise import FP16, INT8, store
 from models.bundle import Bundle, load_bundle, save_bundle
-from models.checkpoints import sha256_of
 from models.encoder import Encoder
 from models.generator import Generator
+from pipeline import Upsampler
 
-ROOT = Path(infer.__file__).parent
-SIZE = 128  # the smallest at which the generator draws in bands, which must stay out of exports
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 32
+ORT = os.environ.get("ORT", "")
+COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bundle, exported once: bundle/ and exported/."""
+    """A tiny bundle whose every part counts, exported once: bundle/ and upsampler.onnx."""
     torch.manual_seed(0)
-    generator = Generator(SIZE, channels=(16, 16, 8, 8, 8, 8), z_dim=32, w_dim=32, mapping_layers=2).eval()
+    generator = Generator(SIZE, channels=(16, 16, 8, 8), z_dim=32, w_dim=32, mapping_layers=2).eval()
     for layer in generator.synthesis.layers:
         torch.nn.init.constant_(layer.noise_strength, 0.1)
-    encoder = Encoder(SIZE, generator.num_ws, 32, backbone="test_resnet", width=8, canvas=32).eval()
+    settings = {"backbone": "test_resnet", "width": 8, "hidden": 16, "head_rank": 4}
+    encoder = Encoder(SIZE, generator.num_ws, 32, generator.channels, **settings).eval()
     encoder.latents.fit(generator, samples=500)
-    torch.nn.init.uniform_(encoder.spread)
+    for head in encoder.details:
+        torch.nn.init.normal_(head.out.weight, std=0.3)
+    torch.nn.init.constant_(encoder.noise_estimator.layers[4].bias, 2.5)  # some 10 grey levels
     path = tmp_path_factory.mktemp("export")
-    notes = {"name": "tiny", "licence": "none at all", "training_data": "noise", "lr_sizes": [4, 100]}
-    save_bundle(path / "bundle", generator, encoder, notes)
-
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("bands in an export")
-
-    write_generator = export.onnx.write_generator
-    with pytest.MonkeyPatch.context() as patch:
-
-        def without_bands(bundle: Bundle, folder: Path) -> None:
-            with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(banded, "draw_blocks", refuse)
-                write_generator(bundle, folder)
-
-        patch.setattr(export.onnx, "write_generator", without_bands)
-        assert export.onnx.main(["--bundle", str(path / "bundle"), "--out", str(path / "exported")]) == 0
+    save_bundle(
+        path / "bundle", generator, encoder, {"name": "tiny", "licence": "none at all", "training_data": "noise"}
+    )
+    command = ["--bundle", str(path / "bundle"), "--out", str(path / "upsampler.onnx")]
+    assert export.onnx.main(command) == 0 and export.onnx.main(command) == 1  # not without --overwrite
     return path
 
 
@@ -73,319 +67,284 @@ def bundle(folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def models(folder: Path) -> Models:
-    return load_models(folder / "exported", threads=1)
+def backend(folder: Path) -> OnnxBackend:
+    return OnnxBackend(folder / "upsampler.onnx", threads=1)
 
 
-def picture(path: Path, width: int = 16, height: int = 16, seed: int = 0) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
+def faces(batch: int, size: int) -> np.ndarray:
+    pixels = np.random.default_rng(size).integers(30, 226, (batch, 3, size, size), dtype=np.uint8)
+    return from_uint8(pixels)
 
 
-def pixels_of(path: Path) -> np.ndarray:
-    return np.array(Image.open(path)).astype(int)
+@pytest.mark.parametrize("size", range(4, SIZE + 1))
+def test_every_size(size: int, bundle: Bundle, backend: OnnxBackend) -> None:
+    lr, edit = faces(2, size), np.random.default_rng(1).normal(0, 0.2, (2, 8, 32)).astype(np.float32)
+    for k, fidelity, sigma, strength, preserve in (
+        (1, 1.0, 0.0, 0, False),
+        (3, 0.5, 12.0, 1, False),
+        (2, 1.0, 12.0, 1, True),
+    ):
+        noise = face_noise(lr, k, backend.about.noise_dim, seed=1)
+        got = backend.sample(lr, noise, fidelity, sigma, strength * edit, preserve)
+        tensors = (torch.from_numpy(lr), torch.from_numpy(noise), fidelity, torch.full((2,), sigma))
+        images, ws = upsample(bundle, *tensors, torch.from_numpy(strength * edit), preserve)
+        assert np.abs(got.images - images.numpy()).max() < 2 / 255
+        np.testing.assert_allclose(got.ws, ws, atol=1e-4)
+        np.testing.assert_allclose(got.lr_psnr, lr_psnr(torch.from_numpy(got.images), torch.from_numpy(lr)), atol=0.05)
+        assert got.sigma.tolist() == [sigma, sigma]
+        if strength == 0:
+            raw = bundle.generate(bundle.encoder(*tensors[:2]))
+            missing = (Downscale(size)(raw.flatten(0, 1)) - tensors[0]) / 2
+            np.testing.assert_allclose(got.residual[:, 0], missing.square().mean(dim=(1, 2, 3)), rtol=1e-3)
 
 
-def test_report(folder: Path, bundle: Bundle) -> None:
-    report = json.loads((folder / "exported" / REPORT).read_text())
-    assert report["bundle"] == {"name": "tiny", "hash": sha256_of(folder / "bundle" / "bundle.json")}
-    assert {path.name for path in (folder / "exported").iterdir()} == {ENCODER, GENERATOR, REPORT}
-    for name, details in report["files"].items():
-        path = folder / "exported" / name
-        assert details == {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    assert report["tolerance"] == {name: value for name, value in tolerances(SIZE).items() if name != "feedback"}
-    assert (report["passes"], report["feedback_canvas"], report["noise_dim"]) == (0, 0, 32)
-    for name, allowed in report["tolerance"].items():
-        assert list(report["largest_difference"][name]) == [str(batch) for batch in BATCHES]
-        assert all(0 <= value <= allowed for value in report["largest_difference"][name].values())
+def test_an_edit_keeps_the_correction(backend: OnnxBackend) -> None:
+    """An edit shows in the downscaled picture unless it is to be preserved; no edit is the ordinary projection."""
+    lr = faces(1, 8)
+    noise = face_noise(lr, 2, backend.about.noise_dim, 0)
+    plain = backend.sample(lr, noise, sigma=0)
+    edited, preserved = (backend.sample(lr, noise, 1, 0, np.full((8, 32), 0.3), keep) for keep in (False, True))
+    assert np.abs(edited.images - plain.images).max() > 0.1
+    assert (edited.lr_psnr < plain.lr_psnr - 3).all() and (preserved.lr_psnr > edited.lr_psnr + 3).all()
+    np.testing.assert_allclose(edited.ws - plain.ws, 0.3, atol=1e-5)
 
 
-@pytest.mark.parametrize("role", ["encoder", "generator"])
-def test_files_say_what_they_are(role: str, folder: Path, bundle: Bundle) -> None:
-    path = folder / "exported" / f"{role}.onnx"
+def test_noise_is_estimated(bundle: Bundle, backend: OnnxBackend) -> None:
+    lr = faces(2, 8)
+    estimated = bundle.encoder.noise_level(torch.from_numpy(lr)).tolist()
+    found = backend.sample(lr, face_noise(lr, 1, backend.about.noise_dim, 0), sigma=np.array([-1.0, 3.0])).sigma
+    assert found.tolist() == pytest.approx([estimated[0], 3.0], rel=1e-4) and estimated[0] > 5
+
+
+@pytest.mark.parametrize(("size_in", "size_out"), [(64, 21), (64, 63), (63, 21), (9, 64), (333, 16), (64, 64)])
+def test_the_operator_by_its_formula(size_in: int, size_out: int) -> None:
+    wanted = resize_matrix(size_in, size_out)
+    found = graph.resize_matrix(size_in, size_out)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    if size_out < size_in:
+        inverse = found.T @ graph.inverse(found @ found.T)
+        torch.testing.assert_close(inverse, torch.linalg.pinv(wanted), atol=1e-4, rtol=0)
+        residual = torch.randn(2, 1, 3, size_out, size_out, generator=torch.Generator().manual_seed(0)) * 0.2
+        ratio = torch.tensor([0.0, 0.5])
+        trusted = graph.trusted_part(residual, found @ found.T, ratio[:, None, None, None, None])
+        torch.testing.assert_close(trusted[:, 0], trusted_part(residual[:, 0], size_in, ratio), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("conv_clamp", [None, 0.7])
+def test_the_exported_form_of_the_generator(conv_clamp: float | None) -> None:
+    torch.manual_seed(0)
+    synthesis = Generator(32, (24, 16, 12, 8), z_dim=16, w_dim=16, mapping_layers=1, conv_clamp=conv_clamp).synthesis
+    for layer in synthesis.layers:
+        torch.nn.init.normal_(layer.bias)
+        torch.nn.init.constant_(layer.noise_strength, 0.3)
+    ws, details = torch.randn(3, synthesis.num_ws, 16), {8: torch.randn(3, 16, 8, 8)}
+    torch.testing.assert_close(draw(synthesis, ws, details), synthesis(ws, details=details), atol=1e-5, rtol=1e-5)
+
+
+def test_the_file_says_what_it_is(folder: Path, bundle: Bundle, backend: OnnxBackend) -> None:
+    path = folder / "upsampler.onnx"
     model = onnx.load(path)
-    props = {prop.key: prop.value for prop in model.metadata_props}
-    assert from_props(props, "here") == describe(bundle, role)
-    assert (props["format"], props["licence"], props["resolution"], props["lr_sizes"]) == (
-        FORMAT,
-        "none at all",
-        "128",
-        "[4, 100]",
-    )
-    stored = {tensor.name for tensor in model.graph.initializer}
-    needed = [value.name for value in model.graph.input if value.name not in stored]
-    assert needed == (["canvas", "lr_size", "noise"] if role == "encoder" else ["ws"])
-    for value in model.graph.input:
-        assert value.type.tensor_type.shape.dim[0].dim_param == ("noise_batch" if value.name in stored else "batch")
-    for trace in (b"site-packages", str(ROOT).encode(), b"encoder.py"):  # of the machine that exported it
-        assert trace not in path.read_bytes()
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    about = backend.about
+    assert (about.name, about.bundle_sha256, about.licence) == ("tiny", bundle.hash, "none at all")
+    assert (about.lr_sizes, about.edits, about.noise_dim) == ((4, SIZE), (), bundle.encoder.noise_dim)
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == list(export.onnx.DESCRIPTIONS)
+    assert all(value.doc_string for value in (*model.graph.input, *model.graph.output)) and model.doc_string
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+        *("batch", 3, "lr_size", "lr_size")
+    ]
+    content = path.read_bytes()
+    for trace in (b"site-packages", str(ROOT).encode(), b'File "'):  # of the machine that exported it
+        assert trace not in content
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names) and any(name.startswith("encoder.sampler.seen/Gemm") for name in names)
 
 
-@pytest.mark.parametrize("size", [4, 13, 32, 100])
-def test_codes(size: int, bundle: Bundle, models: Models) -> None:
-    lr = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(size)) * 2 - 1
-    wanted = bundle.encode(lr, 4, np.random.default_rng(5)).numpy()
-    got = models.encode(lr.numpy(), 4, np.random.default_rng(5))
-    np.testing.assert_allclose(got, wanted, atol=1e-4)
-    assert np.abs(wanted[:, 1:] - wanted[:, :1]).max() > 0.01  # the candidates differ at all
-    np.testing.assert_allclose(models.encode(lr.numpy(), 1), wanted[:, :1], atol=1e-4)
-
-
-def test_images(bundle: Bundle, models: Models) -> None:
-    ws = bundle.generator.mapping(torch.randn(6, 32, generator=torch.Generator().manual_seed(1))).unflatten(0, (2, 3))
-    drawn = models.generate(ws.numpy())
-    assert drawn.shape == (2, 3, 3, SIZE, SIZE)
-    np.testing.assert_allclose(drawn, bundle.generate(ws).numpy(), atol=1e-4)
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_noise_replaces_the_stored_maps(batch: int, bundle: Bundle, models: Models) -> None:
-    ws = bundle.generator.mapping(torch.randn(4, 32, generator=torch.Generator().manual_seed(1)))
-    noise = bundle.generator.synthesis.make_noise(batch, torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        wanted = bundle.generator.synthesis(ws, noise=noise).numpy()
-    drawn = models.generate(ws.numpy(), [maps.numpy() for maps in noise])
-    np.testing.assert_allclose(drawn, wanted, atol=1e-4)
-    assert np.abs(drawn - models.generate(ws.numpy())).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    ("call", "reason"),
-    [
-        (lambda models: models.encode(np.zeros((1, 3, 8, 9), np.float32)), "Expected floating-point faces"),
-        (lambda models: models.encode(np.zeros((1, 3, 8, 8), np.uint8)), "Expected floating-point faces"),
-        (lambda models: models.encode(np.zeros((1, 3, 101, 101), np.float32)), "Expected faces of 4 to 100 px"),
-        (lambda models: models.encode(np.full((1, 3, 8, 8), np.nan, np.float32)), "NaN"),
-        (lambda models: models.encode(np.zeros((1, 3, 8, 8), np.float32), 0), "at least 1 candidate"),
-        (lambda models: models.generate(np.zeros((1, 3, 32), np.float32)), "Expected codes"),
-        (lambda models: models.generate(np.full((1, 12, 32), np.inf, np.float32)), "finite codes"),
-    ],
-)
-def test_refused_arrays(call: Callable[[Models], object], reason: str, models: Models) -> None:
-    with pytest.raises(ValueError, match=reason):
-        call(models)
-
-
-@pytest.mark.parametrize("network", ["encoder", "generator"])
-def test_models_that_differ_are_not_written(
-    network: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = load_bundle(folder / "bundle")
-    wrong = other.encoder.latents.w_avg if network == "encoder" else other.generator.synthesis.b64.conv0.bias
-    with torch.no_grad():
-        wrong += 0.01
-    for name in ("encoder", "generator"):
-        file = folder / "exported" / f"{name}.onnx"
-        monkeypatch.setattr(export.onnx, f"write_{name}", lambda bundle, out, file=file: shutil.copy(file, out))
-    with pytest.raises(ParityError, match=f"exported {network} to differ"):
-        export_bundle(other, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_earlier_exports_stay(folder: Path, bundle: Bundle, capsys: pytest.CaptureFixture) -> None:
-    before = {path.name: path.read_bytes() for path in (folder / "exported").iterdir()}
-    with pytest.raises(ValueError, match="encoder.onnx, generator.onnx, export.json exists; --overwrite"):
-        export_bundle(bundle, folder / "exported")
-    assert export.onnx.main(["--bundle", str(folder), "--out", str(folder / "new")]) == 1
-    assert "bundle.json" in capsys.readouterr().err and not (folder / "new").exists()
-    assert {path.name: path.read_bytes() for path in (folder / "exported").iterdir()} == before
-
-
-def test_tolerances() -> None:
-    same = {name: {"1": 0.0} for name in tolerances(64)}
-    check(same, 64)
-    for value in (2e-4, float("nan")):
-        with pytest.raises(ParityError, match="generator"):
-            check({**same, "generator": {"1": value}}, 64)
-    check({**same, "generator": {"1": 9e-4}}, 1024)
-    with pytest.raises(ParityError, match="encoder"):
-        check({**same, "encoder": {"1": 9e-4}}, 1024)
+@pytest.mark.parametrize("precision", [FP16, INT8])
+def test_smaller_files(precision: str, folder: Path, backend: OnnxBackend, tmp_path: Path) -> None:
+    smaller = tmp_path / "smaller.onnx"
+    onnx.save(store(onnx.load(folder / "upsampler.onnx"), precision), smaller)
+    assert smaller.stat().st_size < 0.75 * (folder / "upsampler.onnx").stat().st_size
+    lr = faces(2, 16)
+    noise = face_noise(lr, 2, backend.about.noise_dim, 0)
+    before, after = (b.sample(lr, noise, sigma=0) for b in (backend, OnnxBackend(smaller)))
+    assert np.sqrt(np.square(before.images - after.images).mean()) * 127.5 < export.parity.PIXELS_ALLOWED[precision]
+    with pytest.raises(ValueError, match="differ from torch by at most"):
+        check({"pixels_rms": float("nan")}, precision)
 
 
 WITHOUT_TORCH = """
-import importlib.abc, runpy, sys
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "lightning", "timm", "onnx", "tqdm", "scipy"):
-            raise ImportError(f"{name} is not to be imported")
-
-sys.meta_path.insert(0, Refuse())
-runpy.run_module("export.run", run_name="__main__")
+import runpy, sys
+for name in ("torch", "torchvision", "timm", "onnx", "lightning", "scipy"):
+    sys.modules[name] = None  # importing it fails
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_same_faces_without_torch(folder: Path, tmp_path: Path) -> None:
-    """The same files as infer.py, in a process in which torch cannot be imported."""
-    (tmp_path / "bad.png").write_text("no picture")
-    faces = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 90, 70, seed=1), tmp_path / "bad.png"]
-    options = [*map(str, faces), "--k", "3", "--seed", "7"]
-    command = [*options, "--model", str(folder / "exported"), "--out", str(tmp_path / "onnx"), "--threads", "1"]
+def test_infer_without_torch(folder: Path, tmp_path: Path) -> None:
+    """The same samples as with torch, from another folder, in a process in which torch cannot be imported."""
+    for name, lr in zip("ab", faces(2, 16), strict=True):
+        to_picture(lr).save(tmp_path / f"{name}.png")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "infer.py"), "a.png", "b.png", "-k", "3", "--seed", "7"]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
+        [*command, "--runtime", "onnx", "--bundle", str(folder)], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 1, done.stderr
-    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == ["warning", str(tmp_path / "bad.png")]
-    torch_options = ["--bundle", str(folder / "bundle"), "--out", str(tmp_path / "torch"), "--device", "cpu"]
-    assert infer.main([*options, *torch_options]) == 1
-
-    files = {path.relative_to(tmp_path / "torch") for path in (tmp_path / "torch").rglob("*") if path.is_file()}
-    assert {path.relative_to(tmp_path / "onnx") for path in (tmp_path / "onnx").rglob("*") if path.is_file()} == files
-    assert len(files) == 2 * 8 + 1
-    for path in files:
-        ours, theirs = tmp_path / "onnx" / path, tmp_path / "torch" / path
-        if path.suffix == ".png" and path.stem.isdigit():
-            assert np.abs(pixels_of(ours) - pixels_of(theirs)).max() <= 1
-        elif path.name == "input.png":
-            assert ours.read_bytes() == theirs.read_bytes()
-        elif path.name == "latents.npz":
-            np.testing.assert_allclose(np.load(ours)["ws"], np.load(theirs)["ws"], atol=1e-4)
-        elif path.name == "timing.json":
-            assert json.loads(ours.read_text()).keys() == json.loads(theirs.read_text()).keys()
-        elif path.name == "report.json":
-            assert_same_report(json.loads(ours.read_text()), json.loads(theirs.read_text()))
+    assert done.returncode == 0, done.stderr
+    wanted = Upsampler.from_pretrained(folder / "bundle", "cpu")(faces(2, 16), 3, seed=7)
+    for row, name in enumerate("ab"):
+        for i in range(3):
+            made = read_image(tmp_path / "out" / name / f"{i + 1}.png")
+            assert np.abs(made - wanted.images[row, i]).max() < 2.1 / 127.5
+        report = json.loads((tmp_path / "out" / name / "report.json").read_text())
+        assert report["samples"][0]["lr_psnr"] == pytest.approx(float(wanted.lr_psnr[row, 0]), abs=0.1)
 
 
-def assert_same_report(ours: dict, theirs: dict) -> None:
-    mine, wanted = ours.pop("candidates"), theirs.pop("candidates")
-    assert ours == theirs
-    for a, b in zip(mine, wanted, strict=True):
-        assert a.pop("downscaling_error") == pytest.approx(b.pop("downscaling_error"), rel=1e-2)
-        assert a == b
-
-
-@pytest.fixture
-def run(folder: Path, tmp_path: Path) -> Callable[..., int]:
-    """Runs export.run on files in tmp_path, results in tmp_path/out."""
-
-    def call(*arguments: str | Path, model: Path = folder / "exported") -> int:
-        options = ["--model", model, "--out", tmp_path / "out", "--threads", "1"]
-        return export.run.main([str(argument) for argument in (*options, *arguments)])
-
-    return call
-
-
-def test_downscale_as_infer_does(run: Callable[..., int], folder: Path, tmp_path: Path) -> None:
-    photo = picture(tmp_path / "photo.png", 200, 160)
-    assert run(photo, "--k", "1", "--downscale", "8") == 0
-    options = ["--bundle", str(folder / "bundle"), "--out", str(tmp_path / "torch"), "--device", "cpu"]
-    assert infer.main([str(photo), "--k", "1", "--downscale", "8", *options]) == 0
-    ours, theirs = (pixels_of(tmp_path / out / "photo" / "input.png") for out in ("out", "torch"))
-    assert ours.shape == (8, 8, 3) and np.abs(ours - theirs).max() <= 1
-    assert run(photo, "--k", "1", "--overwrite") == 1  # too large without
-
-
-def test_seed_and_overwrite(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    face = picture(tmp_path / "face.png")
-    written = []
-    for seed in ("3", "3", "4"):
-        assert run(face, "--k", "2", "--seed", seed, "--overwrite") == 0
-        written.append([(tmp_path / "out" / "face" / f"{i}.png").read_bytes() for i in (1, 2)])
-    assert written[0] == written[1]
-    assert written[0][0] == written[2][0] and written[0][1] != written[2][1]  # the best guess does not depend on it
-    assert run(face, "--k", "2") == 1
-    assert "--overwrite" in capsys.readouterr().err
+def test_both_runtimes_edit_alike(folder: Path) -> None:
+    edit = np.random.default_rng(0).normal(0, 0.2, (8, 32)).astype(np.float32)
+    onnx_samples, torch_samples = (
+        Upsampler.from_pretrained(path, "cpu", runtime)(faces(2, 12), 2, 0, 0.8, 10.0, edit)
+        for path, runtime in ((folder, "onnx"), (folder / "bundle", "torch"))
+    )
+    assert np.abs(onnx_samples.images - torch_samples.images).max() < 2.1 / 127.5
+    for name in ("ws", "residual", "sigma"):
+        np.testing.assert_allclose(getattr(onnx_samples, name), getattr(torch_samples, name), atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("lr", "noise", "reason"),
     [
-        ["--k", "0"],
-        ["--k", "65"],
-        ["--seed", "-1"],
-        ["--threads", "-1"],
-        ["--provider", "toaster"],
-        ["--downscale", "3"],
-        ["--downscale", "101"],
-        ["--out", ""],
-        ["--model", ""],
+        (np.zeros((1, 3, 8, 9), np.float32), (1, 1, 256), "Expected floating-point faces"),
+        (np.zeros((1, 3, 8, 8), np.uint8), (1, 1, 256), "Expected floating-point faces"),
+        (np.zeros((1, 3, 33, 33), np.float32), (1, 1, 256), "Expected faces of 4 to 32 px"),
+        (np.full((1, 3, 8, 8), np.nan, np.float32), (1, 1, 256), "NaN"),
+        (np.zeros((1, 3, 8, 8), np.float32), (1, 0, 256), "Expected noise"),
+        (np.zeros((2, 3, 8, 8), np.float32), (1, 1, 256), "Expected noise"),
     ],
 )
-def test_wrong_options(options: list[str], run: Callable[..., int], tmp_path: Path) -> None:
-    path = picture(tmp_path / "face.png")
-    with pytest.raises(SystemExit) as stop:
-        run(path, *options)
-    assert stop.value.code == 2 and not (tmp_path / "out").exists()
+def test_refused_arrays(lr: np.ndarray, noise: tuple[int, ...], reason: str, backend: OnnxBackend) -> None:
+    with pytest.raises(ValueError, match=reason):
+        backend.sample(lr, np.zeros(noise, np.float32))
 
 
-def test_nothing_to_do(run: Callable[..., int], tmp_path: Path) -> None:
-    assert run(tmp_path / "nowhere.png") == 1
-    assert not (tmp_path / "out").exists()
+def test_refused_files(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        OnnxBackend(tmp_path / "nowhere.onnx")
+    model = onnx.load(folder / "upsampler.onnx")
+    onnx.helper.set_model_props(model, {"format": "another"})
+    onnx.save(model, tmp_path / "another.onnx")
+    with pytest.raises(ValueError, match=f"expected a model of the format '{FORMAT}', found 'another'"):
+        OnnxBackend(tmp_path / "another.onnx")
+    (tmp_path / "cut.onnx").write_bytes((folder / "upsampler.onnx").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="onnxruntime cannot open it"):
+        OnnxBackend(tmp_path / "cut.onnx")
+    with pytest.raises(FileNotFoundError, match="neither upsampler.onnx nor bundle.json"):
+        find_model(tmp_path)
 
 
-def other_bundle(path: Path) -> None:
-    model = onnx.load(path)
-    props = {prop.key: prop.value for prop in model.metadata_props}
-    onnx.helper.set_model_props(model, {**props, "bundle_sha256": "0" * 64})
-    onnx.save(model, path)
+def test_bundles_are_exported_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def write(bundle: Path, out: Path) -> None:
+        made.append(shutil.copy(folder / "upsampler.onnx", out))
+
+    monkeypatch.setattr(export.onnx, "write_model", write)
+    assert find_model(folder / "bundle", tmp_path) == find_model(folder / "bundle", tmp_path) == Path(made[0])
+    assert len(made) == 1
 
 
-def unknown_format(path: Path) -> None:
-    model = onnx.load(path)
-    del model.metadata_props[:]
-    onnx.save(model, path)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "reason"),
-    [
-        (lambda path: path.unlink(), "no such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "onnxruntime cannot open it"),
-        (lambda path: shutil.copy(path.with_name(ENCODER), path), "found the encoder"),
-        (other_bundle, "expected models of one bundle"),
-        (unknown_format, "export.onnx"),
-    ],
-)
-def test_models_that_cannot_be_used(
-    break_it: Callable[[Path], object],
-    reason: str,
-    run: Callable[..., int],
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
+def test_the_provider_that_runs_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copytree(folder / "exported", tmp_path / "models")
-    break_it(tmp_path / "models" / GENERATOR)
-    assert run(picture(tmp_path / "face.png"), model=tmp_path / "models") == 1
-    errors = capsys.readouterr().err
-    assert reason in errors and str(tmp_path / "models") in errors and errors.count("\n") == 1
-
-
-def test_metadata_round_trip(bundle: Bundle) -> None:
-    about = describe(bundle, "encoder")
-    props = to_props(about)
-    assert all(isinstance(value, str) for value in props.values()) and from_props(props, "here") == about
-    with pytest.raises(ValueError, match="here: its metadata is damaged"):
-        from_props({**props, "lr_sizes": "4"}, "here")
-
-
-def test_providers_by_name() -> None:
     assert find_provider("cpu") == find_provider("CPUExecutionProvider") == "CPUExecutionProvider"
-    with pytest.raises(ValueError, match="expected one of .*cpu.*, got 'toaster'"):
+    with pytest.raises(ValueError, match="providers .*cpu.*, got 'toaster'"):
         find_provider("toaster")
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider", "FakeExecutionProvider"]
+    )
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers, real=onnxruntime.InferenceSession: real(
+            path, options, ["CPUExecutionProvider"]
+        ),
+    )
+    assert OnnxBackend(folder / "upsampler.onnx", "fake").provider == "CPUExecutionProvider"
+    assert "FakeExecutionProvider cannot start here; CPUExecutionProvider runs" in caplog.text
 
 
-def test_arrays_as_tensors() -> None:
-    """What is written for arrays agrees with what is written for tensors."""
-    levels = torch.linspace(-1.2, 1.2, 3 * 40 * 40).reshape(1, 3, 40, 40)
-    assert np.array_equal(to_uint8(levels.numpy()), to_uint8(levels).numpy())
-    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert np.array_equal(from_uint8(every.numpy()), from_uint8(every).numpy())
-    for size in (7, 10, 40):
-        lr = Downscale(size)(levels)
-        np.testing.assert_allclose(resize(levels.numpy(), size), lr.numpy(), atol=1e-6)
-        faces = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(size))
-        wanted = downscaling_error(faces, lr, Downscale(size))
-        np.testing.assert_allclose(downscaling_errors(faces.numpy(), lr[0].numpy()), wanted, rtol=1e-5)
-    with pytest.raises(ValueError, match="floating-point"):
-        to_uint8(np.zeros((3, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match="uint8"):
-        from_uint8(np.zeros((3, 4, 4), np.float32))
-    with pytest.raises(ValueError, match="square"):
-        resize(np.zeros((3, 4, 5), np.float32), 4)
+def test_a_model_that_differs_is_not_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load(folder / "upsampler.onnx")
+    for weight in model.graph.initializer:
+        if weight.name == "encoder.latents.w_avg":
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.ones(32, np.float32), weight.name))
+    monkeypatch.setattr(export.onnx, "export_bundle", lambda *arguments: model)
+    with pytest.raises(ValueError, match="differ from torch"):
+        export.onnx.write_model(folder / "bundle", tmp_path / "wrong.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Path:
+    """The page's files, with a stand-in for onnxruntime-web."""
+    runtime = folder / "runtime"
+    (runtime / "dist").mkdir(parents=True)
+    for name in export.page.RUNTIME_FILES:
+        (runtime / "dist" / name).write_text("")
+    export.page.assemble(folder / "upsampler.onnx", folder / "none", folder / "page", runtime)
+    return folder / "page"
+
+
+def test_the_page_has_what_it_needs(page: Path, folder: Path, backend: OnnxBackend) -> None:
+    about = json.loads((page / "models" / "model.json").read_text())
+    assert (about["format"], about["noise_dim"], about["lr_sizes"]) == (FORMAT, backend.about.noise_dim, [4, SIZE])
+    for name, details in about["files"].items():
+        assert details["bytes"] == (page / "models" / name).stat().st_size
+    assert json.loads((page / "models" / "edits.json").read_text())["edits"] == []
+    assert {"app.js", "noise.js", "worker.js", "index.html"} <= {path.name for path in page.iterdir()}
+    with pytest.raises(FileNotFoundError, match="npm ci"):
+        export.page.assemble(folder / "upsampler.onnx", folder, folder / "other", folder)
+
+
+@pytest.mark.parametrize(("size", "lr_size"), [(4, 4), (40, 13), (160, 16), (99, 33)])
+def test_the_page_downscales_photos(size: int, lr_size: int, page: Path) -> None:
+    session = onnxruntime.InferenceSession(page / "models" / "downscale.onnx")
+    planes = faces(1, size)[0]
+    (found,) = session.run(None, {"planes": planes, "pixels": np.zeros(lr_size, np.float32)})
+    wanted = Downscale(lr_size)(torch.from_numpy(planes)[None])[0].clamp(-1, 1)
+    assert np.abs(found - wanted.numpy()).max() <= 1.01 / 255
+    np.testing.assert_allclose(found, from_uint8(np.rint((found + 1) * 127.5).astype(np.uint8)), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def program(folder: Path) -> Iterator[Path]:
+    """export/upsample.cpp, compiled; ORT is a release of onnxruntime, a folder with include/ and lib/."""
+    if not ORT or COMPILER is None:
+        pytest.skip("needs a C++ compiler, and onnxruntime's headers and library in $ORT")
+    path = folder / "upsample"
+    options = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-isystem", f"{ORT}/include"]
+    links = ["-L", f"{ORT}/lib", "-lonnxruntime", f"-Wl,-rpath,{ORT}/lib", "-o", str(path)]
+    subprocess.run([str(COMPILER), *options, str(ROOT / "export" / "upsample.cpp"), *links], check=True)
+    yield path
+
+
+@pytest.mark.parametrize("size", [4, 13, SIZE])
+def test_the_same_pixels_in_cpp(size: int, folder: Path, program: Path, backend: OnnxBackend, tmp_path: Path) -> None:
+    lr = faces(1, size)
+    pixels = np.rint((lr[0] + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(pixels).save(tmp_path / "face.ppm")
+    command = [program, folder / "upsampler.onnx", tmp_path / "face.ppm", tmp_path / "best.ppm"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wanted = backend.sample(lr, face_noise(lr, 1, backend.about.noise_dim, 0)).images[0, 0].transpose(1, 2, 0)
+    drawn = np.array(Image.open(tmp_path / "best.ppm")).astype(float)
+    assert drawn.shape == (SIZE, SIZE, 3) and np.abs(drawn - (wanted + 1) * 127.5).max() <= 1
+
+
+@pytest.mark.parametrize("content", [b"P6\n4 5\n255\n", b"P6\n4 4\n255\nabc", b"P3\n4 4\n255\n", b""])
+def test_bad_pictures_in_cpp(content: bytes, folder: Path, program: Path, tmp_path: Path) -> None:
+    (tmp_path / "face.ppm").write_bytes(content)
+    command = [program, folder / "upsampler.onnx", tmp_path / "face.ppm", tmp_path / "best.ppm"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "face.ppm: e" in done.stderr and not (tmp_path / "best.ppm").exists()

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from data.image_io import from_uint8, to_uint8
+from data.noise import face_key, face_noise, philox
 from data.pictures import disagreement, heat
-from data.taps import downscaling_errors, resize, resize_weights
-from editing.boundary import Boundary, apply_edits, write_boundary
+from editing.direction import EditDirection, EditPlan, write_direction
 from export.page import edits_of
-from export.passes import feedback_inputs, take_passes
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 NODE = shutil.which("node")
@@ -59,88 +58,6 @@ def node(*calls: tuple[str, str, list]) -> list[Any]:
     return json.loads(done.stdout)
 
 
-PAIRS = [
-    (1, 4),
-    (4, 64),
-    (7, 3),
-    (15, 5),
-    (16, 16),
-    (16, 64),
-    (21, 7),
-    (40, 13),
-    (64, 8),
-    (64, 64),
-    (100, 64),
-    (333, 16),
-]
-
-
-def test_weights() -> None:
-    found = node(*(("taps.js", "resizeWeights", list(pair)) for pair in PAIRS))
-    for (size_in, size_out), rows in zip(PAIRS, found, strict=True):
-        matrix = np.zeros((size_out, size_in))
-        for row, start, weights in zip(matrix, rows["start"], rows["weights"], strict=True):
-            row[start : start + len(weights)] = weights
-        np.testing.assert_allclose(matrix, resize_weights(size_in, size_out), atol=1e-7, err_msg=f"{size_in, size_out}")
-
-
-@pytest.mark.parametrize(("n", "size"), [(5, 64), (40, 13), (64, 64), (99, 33)])
-def test_resize(n: int, size: int) -> None:
-    image = np.random.default_rng(n).uniform(-1, 1, (3, n, n)).astype(np.float32)
-    (found,) = node(("taps.js", "resize", [floats(image), n, size]))
-    np.testing.assert_allclose(np.reshape(found, (3, size, size)), resize(image, size), atol=2e-6)
-
-
-@pytest.mark.parametrize("band", [1, 7, 256])
-def test_resize_bytes(band: int) -> None:
-    n, size = 50, 16
-    pixels = np.random.default_rng(1).integers(0, 256, (n, n, 4), dtype=np.uint8)
-    source = (
-        f"((top, rows) => Uint8ClampedArray.from({pixels.ravel().tolist()}).subarray(top*{4 * n}, (top+rows)*{4 * n}))"
-    )
-    (found,) = node(("taps.js", "resizeBytes", [{"source": source}, n, size, band]))
-    wanted = resize(from_uint8(pixels[..., :3].transpose(2, 0, 1)), size)
-    np.testing.assert_allclose(np.reshape(found, (3, size, size)), wanted, atol=2e-6)
-
-
-def test_downscaling_error() -> None:
-    rng = np.random.default_rng(2)
-    face, lr = (rng.uniform(-1, 1, (3, s, s)).astype(np.float32) for s in (32, 9))
-    (found,) = node(("taps.js", "downscalingError", [floats(face), 32, floats(lr), 9]))
-    assert found == pytest.approx(float(downscaling_errors(face[None], lr)[0]), rel=1e-5)
-
-
-def test_feedback_inputs() -> None:
-    rng = np.random.default_rng(4)
-    for resolution, canvas in ((32, 16), (64, 16)):
-        face, lr = (rng.uniform(-1.2, 1.2, (3, s, s)).astype(np.float32) for s in (resolution, 9))
-        (found,) = node(("passes.js", "feedbackInputs", [floats(lr), 9, floats(face), resolution, canvas]))
-        wanted = feedback_inputs(lr[None], face[None], np.zeros((1, 2, 3), np.float32), canvas)
-        for name in ("lr", "residual", "images"):
-            np.testing.assert_allclose(np.reshape(found[name], wanted[name].shape), wanted[name], atol=3e-6)
-
-
-@pytest.mark.parametrize("gain", [0.7, 2.5, 5.0])
-def test_passes(gain: float) -> None:
-    """A step of 0.7 of what is missing does good, one of 2.5 is halved once, one of 5 twice."""
-    lr, ws = np.full((3, 4, 4), 0.5, np.float32), np.zeros(6, np.float32)
-
-    def draw(codes: np.ndarray) -> np.ndarray:
-        return codes.mean(axis=(1, 2))[:, None, None, None] * np.ones((3, 8, 8), np.float32)
-
-    def correct(lr: np.ndarray, images: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        return codes + np.float32(gain) * (np.float32(0.5) - codes.mean(axis=(1, 2), keepdims=True))
-
-    wanted = take_passes(correct, draw, lr[None], ws.reshape(1, 2, 3), 4)[0]
-    mean = "w.reduce((a, b) => a + b) / w.length"
-    drawing = {"source": f"(async (w) => new Float32Array(192).fill({mean}))"}
-    move = {"source": f"(async (face, w) => w.map((v) => v + {gain} * (0.5 - face[0])))"}
-    (found,) = node(("passes.js", "takePasses", [move, drawing, floats(lr), 4, floats(ws), 8, 4]))
-    np.testing.assert_allclose(found["ws"], wanted.ravel(), atol=1e-5)
-    assert found["before"] == pytest.approx(0.0625, rel=1e-5) and found["after"] < 0.02
-    assert found["after"] == pytest.approx(float(downscaling_errors(draw(wanted), lr)[0]), abs=1e-6)
-
-
 def test_bytes() -> None:
     # Multiples of 1/127.5 from -1 and the halves between, which both have to round to even.
     values = np.concatenate([np.arange(-1.1, 1.1, 0.0007), np.arange(512) / 255 - 1]).astype(np.float32)
@@ -152,6 +69,8 @@ def test_bytes() -> None:
     (drawn,) = node(("pixels.js", "imageOf", [floats(image), 8]))
     drawn = np.reshape(drawn, (8, 8, 4))
     assert np.array_equal(drawn[..., :3].transpose(2, 0, 1), to_uint8(image)) and (drawn[..., 3] == 255).all()
+    (content,) = node(("pixels.js", "bytesOf", [floats(image)]))
+    assert content == to_uint8(image).ravel().tolist()
     (back,) = node(("pixels.js", "planesOf", [drawn.ravel().tolist(), 8]))
     assert np.array_equal(np.reshape(np.float32(back), image.shape), from_uint8(to_uint8(image)))
 
@@ -167,44 +86,42 @@ def test_disagreement(k: int) -> None:
 
 
 def test_noise() -> None:
-    first, again, other = node(*(("noise.js", "standardNormal", [40_000, seed]) for seed in (0, 0, 1)))
-    assert first == again and first != other
-    values = np.array(first)
-    assert np.isfinite(values).all() and abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02
-    assert abs(np.corrcoef(first, other)[0, 1]) < 0.02 and abs((values**4).mean() - 3) < 0.2
-    assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 0.02
-
-
-def test_edits_as_boundaries_do(tmp_path: Path) -> None:
+    """The same numbers as in Python, for any seed and face."""
     rng = np.random.default_rng(0)
-    normals = [n / np.linalg.norm(n) for n in rng.standard_normal((2, 8))]
-    own = rng.standard_normal((3, 8))  # a step for each layer; the other edit has one for all
-    made = [
-        Boundary(name, n, 0.0, direction, layers, "0" * 64)
-        for name, n, direction, layers in (
-            ("smile", normals[0], own, (0, 3)),
-            ("blond-hair", normals[1], 2 * normals[1], (2, 6)),
+    counters, key = rng.integers(0, 2**32, (200, 4)), (2**32 - 5, 2**31 + 7)
+    found = node(*(("noise.js", "philox", [counter.tolist(), list(key)]) for counter in counters))
+    assert found == philox(counters.astype(np.uint32), key).tolist()
+    for size, seed in ((4, 0), (16, 7), (31, 2**40 + 3)):
+        face = rng.integers(0, 256, (3, size, size), dtype=np.uint8)
+        content = {"type": "Uint8Array", "data": face.ravel().tolist()}
+        hashed, noise = node(
+            ("noise.js", "faceKey", [content, seed]), ("noise.js", "faceNoise", [content, [0, 3, 1], 321, seed])
         )
+        assert tuple(hashed) == face_key(face, seed)
+        wanted = face_noise(from_uint8(face)[None], 4, 321, seed)[0, [0, 3, 1]]
+        np.testing.assert_allclose(np.reshape(noise, (3, 321)), wanted, rtol=2e-7, atol=0)
+
+
+def test_edits_as_in_python(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = [
+        EditDirection(name, np.eye(8)[i], 0.0, rng.standard_normal((6, 8)), "0" * 64)
+        for i, name in enumerate(("smile", "blond-hair"))
     ]
-    for boundary in made:
-        write_boundary(boundary, tmp_path / f"{boundary.name}.npz")
+    for direction in made:
+        write_direction(direction, tmp_path / f"{direction.name}.npz")
     content = edits_of(tmp_path)
-    assert [entry["name"] for entry in content["boundaries"]] == ["blond-hair", "smile"]
     read, too_few, strange = node(
         ("edits.js", "readEdits", [content, 6, 8]),
         ("edits.js", "readEdits", [content, 4, 8]),
         ("edits.js", "readEdits", [{"format": "another"}, 6, 8]),
     )
     assert "another generator" in too_few["error"] and "format" in strange["error"]
-    content["boundaries"][1]["steps"].pop()
-    (torn,) = node(("edits.js", "readEdits", [content, 6, 8]))
-    assert "another generator" in torn["error"]
-    edits = [{**entry, "steps": [floats(step) for step in entry["steps"]]} for entry in read]
-    ws = rng.standard_normal((6, 8)).astype(np.float32)
-    (found,) = node(("edits.js", "applyEdits", [floats(ws), 8, edits, [-1.5, 2]]))
-    wanted = apply_edits(ws, [(made[1], -1.5), (made[0], 2.0)])
-    np.testing.assert_allclose(np.reshape(found, ws.shape), wanted, atol=1e-5)
-    assert edits_of(tmp_path / "nowhere")["boundaries"] == []
+    assert [entry["name"] for entry in read] == ["blond-hair", "smile"]
+    (found,) = node(("edits.js", "offsetOf", [read, [-1.5, 2], 48]))
+    wanted = EditPlan(((made[1], -1.5), (made[0], 2.0))).offset(6, 8)
+    np.testing.assert_allclose(np.reshape(found, wanted.shape), wanted, atol=1e-5)
+    assert edits_of(tmp_path / "nowhere")["edits"] == []
 
 
 def test_zip() -> None:

@@ -1,30 +1,30 @@
-// The page: a picture and a few settings in, candidates out. Everything is computed here.
+// The page: a picture and a few settings in, samples out. Everything is computed here.
 
 import { Crop } from "./crop.js";
-import { applyEdits, readEdits } from "./edits.js";
+import { offsetOf, readEdits } from "./edits.js";
 import { Engine } from "./engine.js";
-import { standardNormal } from "./noise.js";
-import { imageOf, planesOf, toEightBit } from "./pixels.js";
+import { faceNoise } from "./noise.js";
+import { bytesOf, fromByte, imageOf, planesOf, toEightBit } from "./pixels.js";
 import { saveAll, savePicture } from "./saving.js";
-import { downscalingError, resize, resizeBytes } from "./taps.js";
-import { $, clear, EPSILON, paint, say, showCard, showCards, showEdits, showFace, showMap, tell } from "./view.js";
+import { $, clear, paint, say, showCard, showCards, showEdits, showFace, showMap, tell } from "./view.js";
 
-const CANDIDATES = 4; // at first, and how many more come at a time
+const SAMPLES = 4; // at first, and how many more come at a time
 const MOST = 64;
+const SEED = 0; // as infer.py's default
 const FIRST_SIZE = 16; // px, for pictures larger than what the encoder takes
 const MOST_PIXELS = 64e6;
+const BAND = 256; // rows that are read at a time, since a canvas has a largest size
 
 const engine = new Engine("models");
 const crop = new Crop($("stage"), $("box"), $("zoom"));
 
 /**
  * The picture, and what became of it. `run` counts changes, so that work on older ones stops; `stale` says that the
- * codes are those of an older input, `partial` that some faces are those of older codes or edits. `corrected` holds for
- * each code that went through feedback the error that it had before, null where there is no feedback.
+ * faces are those of an older input, `partial` that some are those of other edits or another fidelity.
  */
 const state = {
-  picture: null, name: "face", wanted: null, size: 0, lr: null, codes: [], corrected: [], faces: [], chosen: 0,
-  count: CANDIDATES, edits: [], strengths: [], run: 0, stale: false, partial: false, failed: false,
+  picture: null, name: "face", wanted: null, size: 0, lr: null, sigma: 0, faces: [], chosen: 0, count: SAMPLES, edits: [],
+  strengths: [], run: 0, stale: false, partial: false, failed: false,
 };
 
 // ---------------------------------------------------------------- pictures
@@ -57,7 +57,7 @@ async function begin(picture, name) {
     throw new Error(`${width} × ${height} px is more than ${MOST_PIXELS / 1e6} megapixels; shrink it first`);
   }
   state.picture?.close();
-  Object.assign(state, { picture, name, wanted: null, count: CANDIDATES, chosen: 0, codes: [], faces: [] });
+  Object.assign(state, { picture, name, wanted: null, count: SAMPLES, chosen: 0, faces: [] });
   state.strengths = state.edits.map(() => 0);
   tell("");
   clear();
@@ -79,107 +79,102 @@ function read(top, rows) {
   return pen.getImageData(0, 0, n, rows).data;
 }
 
+/** Downscales the square of n px: each colour by itself, read in bands. */
+async function downscaled(n, size) {
+  const lr = new Float32Array(3 * size * size);
+  for (let channel = 0; channel < 3; channel++) {
+    const plane = new Float32Array(n * n);
+    for (let top = 0; top < n; top += BAND) {
+      const bytes = read(top, Math.min(BAND, n - top));
+      for (let i = 0; 4 * i < bytes.length; i++) plane[top * n + i] = fromByte(bytes[4 * i + channel]);
+    }
+    lr.set(await engine.downscale(plane, n, size), channel * size * size);
+  }
+  return lr;
+}
+
 /** Cuts the square out and makes it the low-resolution face, in steps of 8 bit as a file would hold it. */
-function lowResolution() {
+async function lowResolution(run) {
   const { n } = crop.square;
   const [smallest, largest] = engine.about.lr_sizes;
   const most = Math.min(n, largest);
   const size = Math.max(smallest, Math.min(state.wanted ?? (n <= largest ? n : FIRST_SIZE), most));
   Object.assign($("size"), { min: smallest, max: most, value: size, disabled: most === smallest });
-  state.size = size;
-  state.lr = size === n ? planesOf(read(0, n), n) : toEightBit(resizeBytes(read, n, size));
   $("size-text").value = `${size} px`;
   $("size-help").textContent = size === n
     ? "The square is used as it is."
     : `The square of ${n} px is downscaled to ${size} px first: all that the networks see.`;
-  paint($("lr"), imageOf(state.lr, size));
+  const lr = size === n ? planesOf(read(0, n), n) : await downscaled(n, size);
+  if (run !== state.run) return;
+  Object.assign(state, { lr, size });
+  paint($("lr"), imageOf(lr, size));
   $("lr-text").textContent = `${size} × ${size} px`;
 }
 
 // ---------------------------------------------------------------- faces
 
-/** Noise of candidate i; the same for every picture, so that candidates keep their character while you crop. */
-function noiseFor(first, end) {
-  const width = engine.noiseWidth;
-  const rows = new Float32Array(Math.max(1, end - first) * width); // not every runtime takes empty arrays
-  const variety = Number($("variety").value);
-  for (let i = first; i < end; i++) {
-    rows.set(standardNormal(width, i).map((value) => value * variety), (i - first) * width);
-  }
-  return rows;
-}
-
-/** Encodes and draws anew: the picture, its crop, its size or the variety have changed. */
+/** Samples anew: the picture, its crop or its size have changed. */
 async function upsample() {
   const run = ++state.run;
   state.stale = true;
-  lowResolution();
   await working(run, async () => {
-    await load();
+    await lowResolution(run);
+    if (run === state.run) await load();
     if (run !== state.run) return;
-    const canvas = resize(state.lr, state.size, engine.about.canvas);
-    const codes = await engine.encode(canvas, state.size, noiseFor(1, state.count));
-    if (run !== state.run) return;
-    state.codes = codes.slice(0, state.count);
-    state.corrected = [];
     state.stale = false;
     await draw(run, 0);
   });
 }
 
-/** Adds candidates to those that are there. */
+/** Adds samples to those that are there. */
 async function addMore() {
-  const first = state.codes.length;
-  state.count = Math.min(first + CANDIDATES, MOST);
+  const first = state.faces.length;
+  state.count = Math.min(first + SAMPLES, MOST);
   if (state.stale) return upsample();
   const run = ++state.run;
-  await working(run, async () => {
-    const canvas = resize(state.lr, state.size, engine.about.canvas);
-    const codes = await engine.encode(canvas, state.size, noiseFor(first, state.count));
-    if (run !== state.run) return;
-    state.codes = state.codes.concat(codes.slice(1));
-    await draw(run, state.partial ? 0 : state.faces.length);
-  });
+  await working(run, () => draw(run, state.partial ? 0 : first));
 }
 
-/** Draws the faces of the codes, edited, from number `first` on; the chosen one before the others. */
+/** Samples faces from number `first` on; the chosen one before the others, if all are redrawn. */
 async function draw(run, first) {
-  const { w_dim: width, resolution } = engine.about;
+  const { num_ws: layers, w_dim: width, noise_dim: noiseWidth, resolution } = engine.about;
   const start = performance.now();
-  const order = state.codes.map((_, i) => i).filter((i) => i >= first);
-  if (order.includes(state.chosen)) order.sort((a, b) => (b === state.chosen) - (a === state.chosen) || a - b);
-  else if (state.chosen >= state.codes.length) state.chosen = 0;
+  const wanted = Array.from({ length: state.count - first }, (_, i) => first + i);
+  if (state.chosen >= state.count) state.chosen = 0;
+  const others = wanted.filter((i) => i !== state.chosen);
+  const groups = state.partial && others.length < wanted.length ? [[state.chosen], others] : [wanted];
+  const edit = offsetOf(state.edits, state.strengths, layers * width);
   const faces = state.faces.slice(0, first);
   state.partial = true;
-  showCards(state.codes.length, state.chosen, choose);
-  for (const i of order) {
-    if (state.corrected[i] === undefined) {
-      const { ws, before } = await engine.correct(state.lr, state.size, state.codes[i]);
-      if (run !== state.run) return;
-      state.codes[i] = ws;
-      state.corrected[i] = before;
-    }
-    const planes = await engine.generate(applyEdits(state.codes[i], width, state.edits, state.strengths));
+  showCards(state.count, state.chosen, choose);
+  for (const group of groups.filter(({ length }) => length)) {
+    const noise = faceNoise(bytesOf(state.lr), group, noiseWidth, SEED);
+    const fidelity = Number($("fidelity").value);
+    const found = await engine.sample(state.lr, state.size, noise, group.length, fidelity, edit);
     if (run !== state.run) return;
-    const face = toEightBit(planes);
-    const error = downscalingError(face, resolution, state.lr, state.size);
-    faces[i] = { planes: face, error, before: state.corrected[i] };
-    showCard(i, faces[i], resolution);
-    if (i === state.chosen) showFace(i, faces[i], resolution);
+    state.sigma = found.sigma;
+    group.forEach((i, row) => {
+      faces[i] = { planes: toEightBit(found.faces[row]), psnr: found.psnr[row] };
+      showCard(i, faces[i], resolution);
+      if (i === state.chosen) showFace(i, faces[i], resolution);
+    });
   }
   state.faces = faces;
   state.partial = false;
   showFace(state.chosen, faces[state.chosen], resolution);
   showMap(faces, resolution);
+  const noisy = state.sigma > 0 ? `, noise of ${Math.round(state.sigma)} grey levels` : "";
+  $("lr-text").textContent = `${state.size} × ${state.size} px${noisy}`;
   const seconds = (performance.now() - start) / 1000;
-  say(`${order.length} ${order.length === 1 ? "face" : "faces"} in ${seconds.toFixed(1)} s on this device.`);
+  say(`${wanted.length} ${wanted.length === 1 ? "face" : "faces"} in ${seconds.toFixed(1)} s on this device.`);
   document.body.dataset.done = run;
 }
 
-/** Draws with other edits; the codes stay. */
+/** Samples with other edits or another fidelity. */
 async function redraw() {
   if (state.stale) return upsample();
   const run = ++state.run;
+  state.partial = true;
   await working(run, () => draw(run, 0));
 }
 
@@ -190,7 +185,7 @@ async function working(run, work) {
   try {
     await work();
   } catch (error) {
-    reason = `The faces could not be drawn: ${error.message}.`;
+    reason = `The faces could not be made: ${error.message}.`;
   }
   if (run !== state.run) return;
   if (reason || state.failed) tell(reason); // a later success takes it away
@@ -220,7 +215,7 @@ async function load() {
 function choose(i) {
   if (!state.faces[i]) return;
   state.chosen = i;
-  showCards(state.codes.length, i, choose);
+  showCards(state.faces.length, i, choose);
   showFace(i, state.faces[i], engine.about.resolution);
 }
 
@@ -246,12 +241,13 @@ function saveChosen() {
 }
 
 function saveEverything() {
-  const { bundle, licence, resolution } = engine.about;
+  const { name: bundle, bundle_sha256, licence, resolution } = engine.about;
   const strengths = state.edits.map(({ name }, i) => [name, state.strengths[i]]).filter(([, strength]) => strength !== 0);
   const notes = {
-    bundle, licence, crop: crop.square, variety: Number($("variety").value), edits: Object.fromEntries(strengths),
+    bundle, bundle_sha256, licence, crop: crop.square, seed: SEED, fidelity: Number($("fidelity").value),
+    noise_sigma: state.sigma, edits: Object.fromEntries(strengths),
   };
-  return saveAll(state.faces, resolution, state.lr, state.size, notes, EPSILON, state.name);
+  return saveAll(state.faces, resolution, state.lr, state.size, notes, state.name);
 }
 
 // ---------------------------------------------------------------- start
@@ -292,12 +288,11 @@ function listen() {
     state.stale = true;
     soon(upsample);
   });
-  $("variety").addEventListener("input", (event) => {
-    $("variety-text").value = `${Number(event.target.value).toFixed(2)} ×`;
-    state.stale = true;
-    soon(upsample);
+  $("fidelity").addEventListener("input", (event) => {
+    $("fidelity-text").value = Number(event.target.value).toFixed(2);
+    soon(redraw);
   });
-  $("variety-text").value = "1.00 ×";
+  $("fidelity-text").value = Number($("fidelity").value).toFixed(2);
   $("reset").addEventListener("click", () => {
     state.strengths = state.edits.map(() => 0);
     showEdits(state.edits, setEdit);
@@ -326,10 +321,9 @@ async function start() {
     const about = await engine.describe();
     const [smallest, largest] = about.lr_sizes;
     $("about").textContent =
-      `Networks: ${about.bundle.name} (${about.bundle.hash.slice(0, 12)}), ${about.resolution} px from ${smallest} to ` +
+      `Networks: ${about.name} (${about.bundle_sha256.slice(0, 12)}), ${about.resolution} px from ${smallest} to ` +
       `${largest} px; ${(engine.bytes / 1e6).toFixed(0)} MB. Trained on ${about.training_data}. Licence: ${about.licence}.`;
-    const boundaries = await engine.boundaries();
-    if (boundaries) state.edits = readEdits(boundaries, about.num_ws, about.w_dim);
+    state.edits = readEdits(await engine.edits(), about.num_ws, about.w_dim);
     await showSamples();
     document.body.dataset.ready = "";
   } catch (error) {

@@ -27,6 +27,11 @@ export function toEightBit(planes) {
   return planes.map((value) => fromByte(toByte(value)));
 }
 
+/** Turns planes into bytes, plane by plane. */
+export function bytesOf(planes) {
+  return Uint8Array.from(planes, toByte);
+}
+
 /** Makes an ImageData of planes (3, size, size). */
 export function imageOf(planes, size) {
   const image = new ImageData(size, size);
@@ -49,9 +54,9 @@ export function planesOf(bytes, size) {
 }
 
 /**
- * Where candidates differ: the standard deviation over them of each pixel, mean over colours.
- * @param {Float32Array[]} faces Candidates of 3 * size * size values in [-1, 1].
- * @returns {Float32Array} size * size values in units of [0, 1] pictures; 0 for a single candidate.
+ * Where samples differ: the standard deviation over them of each pixel, mean over colours.
+ * @param {Float32Array[]} faces Samples of 3 * size * size values in [-1, 1].
+ * @returns {Float32Array} size * size values in units of [0, 1] pictures; 0 for a single sample.
  */
 export function disagreement(faces) {
   const count = faces[0].length / 3;

@@ -21,16 +21,15 @@ export async function savePicture(planes, size, name) {
 }
 
 /**
- * Saves the input, all candidates, the map of their disagreement and a report as NAME.zip.
- * @param {{planes: Float32Array, error: number, before: ?number}[]} faces The candidates, of `resolution` pixels.
+ * Saves the input, all samples, the map of their disagreement and a report as NAME.zip.
+ * @param {{planes: Float32Array, psnr: number}[]} faces The samples, of `resolution` pixels.
  * @param {number} resolution Their size in pixels.
  * @param {Float32Array} lr The input, of `size` pixels.
  * @param {number} size Its size in pixels.
  * @param {object} notes What made them, for the report.
- * @param {number} epsilon Up to which error a face explains the input.
  * @param {string} name The file's name.
  */
-export async function saveAll(faces, resolution, lr, size, notes, epsilon, name) {
+export async function saveAll(faces, resolution, lr, size, notes, name) {
   const files = [{ name: "input.png", bytes: await pngOf(imageOf(lr, size)) }];
   for (const [i, { planes }] of faces.entries()) {
     files.push({ name: `${i + 1}.png`, bytes: await pngOf(imageOf(planes, resolution)) });
@@ -44,10 +43,7 @@ export async function saveAll(faces, resolution, lr, size, notes, epsilon, name)
     lr_size: size,
     resolution,
     ...notes,
-    candidates: faces.map(({ error, before }, i) => ({
-      file: `${i + 1}.png`, downscaling_error: error, within_epsilon: error <= epsilon,
-      ...(before === null ? {} : { downscaling_error_before_feedback: before }),
-    })),
+    samples: faces.map(({ psnr }, i) => ({ file: `${i + 1}.png`, lr_psnr: Number(psnr.toFixed(2)) })),
   };
   files.push({ name: "report.json", bytes: new TextEncoder().encode(`${JSON.stringify(report, null, 2)}\n`) });
   download(zip(files), `${name}.zip`);

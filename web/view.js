@@ -1,14 +1,13 @@
-// What is shown: pictures on canvases, cards of candidates, sliders of edits, messages.
+// What is shown: pictures on canvases, cards of samples, sliders of edits, messages.
 
 import { disagreement, heatOf, imageOf, rampGradient } from "./pixels.js";
 
-export const EPSILON = 1e-3; // as in the rest of the project: a face within it explains the input
 const EDIT_RANGE = 3; // standard deviations
 
 export const $ = (id) => document.getElementById(id);
 
-const titleOf = (i) => (i === 0 ? "Best guess" : `Candidate ${i + 1}`);
-const errorText = (error) => `error ${error.toExponential(1)}${error <= EPSILON ? " ✓" : ""}`;
+const titleOf = (i) => (i === 0 ? "Point estimate" : `Sample ${i + 1}`);
+const psnrText = (psnr) => `LR-PSNR ${psnr.toFixed(1)} dB`;
 const signed = (value) => (value > 0 ? `+${value}` : String(value).replace("-", "−"));
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
@@ -33,7 +32,7 @@ export function paint(canvas, image) {
 
 /**
  * Shows so many cards, empty ones where there were none.
- * @param {number} count Candidates.
+ * @param {number} count Samples.
  * @param {number} chosen The one that is shown large.
  * @param {(i: number) => void} choose Called when another is chosen.
  */
@@ -44,8 +43,8 @@ export function showCards(count, chosen, choose) {
     const item = document.createElement("li");
     const button = Object.assign(document.createElement("button"), { type: "button" });
     const canvas = document.createElement("canvas");
-    canvas.dataset.candidate = i;
-    button.append(canvas, i === 0 ? "Best guess" : String(i + 1), document.createElement("small"));
+    canvas.dataset.sample = i;
+    button.append(canvas, i === 0 ? titleOf(i) : String(i + 1), document.createElement("small"));
     button.setAttribute("aria-label", titleOf(i));
     button.addEventListener("click", () => choose(i));
     item.append(button);
@@ -54,22 +53,21 @@ export function showCards(count, chosen, choose) {
   [...list.querySelectorAll("button")].forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
 }
 
-/** Fills the card of candidate i. */
-export function showCard(i, { planes, error }, size) {
+/** Fills the card of sample i. */
+export function showCard(i, { planes, psnr }, size) {
   const button = $("faces").children[i].firstChild;
   paint(button.querySelector("canvas"), imageOf(planes, size));
-  button.querySelector("small").textContent = errorText(error);
+  button.querySelector("small").textContent = psnrText(psnr);
 }
 
-/** Shows candidate i large; `before` is the error that feedback found, null where there is none. */
-export function showFace(i, { planes, error, before }, size) {
+/** Shows sample i large. */
+export function showFace(i, { planes, psnr }, size) {
   paint($("face"), imageOf(planes, size));
   $("face-title").textContent = titleOf(i);
-  const first = before === null ? "" : `, ${before.toExponential(1)} before feedback`;
-  $("face-text").textContent = errorText(error) + first;
+  $("face-text").textContent = psnrText(psnr);
 }
 
-/** Shows where candidates disagree, the largest difference at the light end of the ramp. */
+/** Shows where samples disagree, the largest difference at the light end of the ramp. */
 export function showMap(faces, size) {
   const map = disagreement(faces.map(({ planes }) => planes));
   const most = map.reduce((a, b) => Math.max(a, b), 0);

@@ -2,64 +2,42 @@
 // but for onnxruntime's own files, which lie beside the page.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
-import { feedbackInputs, takePasses } from "./passes.js";
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
 // Threads need shared memory, which browsers give only to pages whose server sends two headers; see docs/deploy.md.
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-ort.env.logLevel = "error"; // the default warns that the noise maps, being inputs, cannot be folded
+ort.env.logLevel = "error";
 
-let encoder = null;
-let generator = null;
-let feedback = null; // stays null where the bundle has none
+const sessions = {};
+const floats = (values, ...shape) => new ort.Tensor("float32", values, shape);
 
 const calls = {
-  /** Opens the models: {encoder, generator}, and feedback where there is one, an ArrayBuffer each. */
-  async open(models) {
+  /** Opens a model. */
+  async open({ name, model }) {
     const options = { executionProviders: ["wasm"], logSeverityLevel: 3 };
-    encoder = await ort.InferenceSession.create(new Uint8Array(models.encoder), options);
-    generator = await ort.InferenceSession.create(new Uint8Array(models.generator), options);
-    if (models.feedback) feedback = await ort.InferenceSession.create(new Uint8Array(models.feedback), options);
-    return { threads: ort.env.wasm.numThreads };
+    sessions[name] = await ort.InferenceSession.create(new Uint8Array(model), options);
   },
 
-  /** Encodes one face: canvas (3, C, C), its size, noise (n, E) -> codes (n + 1, L, D). */
-  async encode({ canvas, side, size, noise, count, width }) {
-    const inputs = {
-      canvas: new ort.Tensor("float32", canvas, [1, 3, side, side]),
-      lr_size: new ort.Tensor("float32", Float32Array.of(size), [1]),
-      noise: new ort.Tensor("float32", noise, [1, count, width]),
-    };
-    const { ws } = await encoder.run(inputs, ["ws"]);
-    return { ws: ws.data, shape: ws.dims };
+  /** Downscales a plane (n, n) to (size, size), in steps of 8 bit. */
+  async downscale({ plane, n, size }) {
+    const inputs = { planes: floats(plane, 1, n, n), pixels: floats(new Float32Array(size), size) };
+    const { lr } = await sessions.downscale.run(inputs);
+    return lr.data;
   },
 
-  /** Draws one face: codes (L, D) -> planes (3, R, R). */
-  async generate({ ws, layers, width }) {
-    return { planes: await draw(ws, layers, width) };
-  },
-
-  /** Takes passes of feedback: lr (3, s, s), codes (L, D) -> codes, and the downscaling errors before and after. */
-  correct({ lr, size, ws, layers, width, resolution, canvas, passes }) {
-    const once = async (face, codes) => {
-      const inputs = feedbackInputs(lr, size, face, resolution, canvas);
-      const { moved } = await feedback.run({
-        lr: new ort.Tensor("float32", inputs.lr, [1, 3, canvas, canvas]),
-        residual: new ort.Tensor("float32", inputs.residual, [1, 3, canvas, canvas]),
-        images: new ort.Tensor("float32", inputs.images, [1, 3, 2 * canvas, 2 * canvas]),
-        lr_size: new ort.Tensor("float32", Float32Array.of(size), [1]),
-        ws: new ort.Tensor("float32", codes, [1, layers, width]),
-      }, ["moved"]);
-      return moved.data;
-    };
-    return takePasses(once, (codes) => draw(codes, layers, width), lr, size, ws, resolution, passes);
+  /** Samples faces of one input: lr (3, s, s), noise (k, E), edit (L, D) -> images (k, 3, R, R), LR-PSNR (k), sigma. */
+  async sample({ lr, size, noise, count, fidelity, edit, layers }) {
+    const { images, lr_psnr: psnr, sigma_used: sigma } = await sessions.upsampler.run({
+      lr: floats(lr, 1, 3, size, size),
+      noise: floats(noise, 1, count, noise.length / count),
+      fidelity: floats(Float32Array.of(fidelity), 1),
+      sigma: floats(Float32Array.of(-1), 1), // estimated
+      edit: floats(edit, 1, layers, edit.length / layers),
+      preserve_lr: new ort.Tensor("bool", Uint8Array.of(0), [1]),
+    });
+    return { images: images.data, psnr: Array.from(psnr.data), sigma: sigma.data[0] };
   },
 };
-
-async function draw(ws, layers, width) {
-  const { images } = await generator.run({ ws: new ort.Tensor("float32", ws, [1, layers, width]) }, ["images"]);
-  return images.data;
-}
 
 async function answer({ data: { id, call, args } }) {
   try {

@@ -1,9 +1,7 @@
-"""The benchmarks of runtimes and parity: their pure parts, on tiny inputs."""
+"""The benchmark of parity: its pure parts, on tiny inputs."""
 
 from __future__ import annotations
 
-import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,42 +10,8 @@ import torch
 from torch import nn
 
 import benchmarks.parity
-import benchmarks.runtimes
 from models.checkpoints import save_generator
 from models.generator import Generator
-
-# --- runtimes.py ---
-
-
-def test_turns_are_taken_and_the_first_round_does_not_count(monkeypatch) -> None:
-    order: list[str] = []
-    clock = iter([0, 100, 0, 100, 0, 1, 0, 5, 0, 2, 0, 6, 0, 9, 0, 7])  # start and end of each call
-    monkeypatch.setattr(benchmarks.runtimes.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(benchmarks.runtimes.time, "sleep", lambda seconds: order.append("rest"))
-    medians = benchmarks.runtimes.take_turns([lambda: order.append("a"), lambda: order.append("b")], rounds=3)
-    assert order == ["rest", "a", "rest", "b"] * 4 and medians == [2, 6]
-    order.clear()
-    clock = iter(range(4))
-    benchmarks.runtimes.take_turns([lambda: order.append("a")], rounds=1, wake=True)
-    assert order == ["rest", "a", "a"] * 2
-
-
-def test_a_command_runs_in_the_repository_with_its_threads() -> None:
-    code = "import os; print(os.path.isfile('infer.py'), os.environ['OMP_NUM_THREADS'])"
-    assert benchmarks.runtimes.run_once([sys.executable, "-c", code], threads=3) == "True 3\n"
-    with pytest.raises(RuntimeError, match="ended with 7: because"):
-        benchmarks.runtimes.run_once([sys.executable, "-c", "import sys; sys.stderr.write('because'); sys.exit(7)"], 1)
-
-
-def test_launcher_tells_the_peak_of_what_it_starts() -> None:
-    def peak(megabytes: int) -> float:
-        command = [sys.executable, "-c", f"x = b'1' * {megabytes} * 10**6"]
-        return float(benchmarks.runtimes.run_once([sys.executable, "-c", benchmarks.runtimes.LAUNCHER, *command], 1))
-
-    assert 60 < peak(100) - peak(10) < 140 or math.isnan(peak(10))
-
-
-# --- parity.py ---
 
 
 def test_randomise_leaves_nothing_at_its_start() -> None:

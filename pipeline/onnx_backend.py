@@ -1,0 +1,48 @@
+"""The pipeline in onnxruntime: one exported graph does all of it. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data.image_io import from_uint8, to_uint8
+from data.noise import face_noise
+from export.onnxruntime_backend import OnnxBackend as Model
+from export.onnxruntime_backend import find_model
+from pipeline.about import About
+from pipeline.samples import Samples
+from pipeline.wanted import Wanted
+
+
+class OnnxBackend:
+    """A bundle that was exported.
+
+    Args:
+        path: A model, or a bundle's folder, which is exported at the first call; see `find_model`.
+        provider: Execution provider of onnxruntime, such as "cpu" or "cuda".
+
+    Raises:
+        FileNotFoundError: If there is neither.
+        ValueError: If one is damaged, or there is no such provider.
+    """
+
+    def __init__(self, path: str | Path, provider: str = "cpu") -> None:
+        self.model = Model(find_model(Path(path)), provider)
+        about = self.model.about
+        self.about = About(
+            name=about.name,
+            hash=about.bundle_sha256,
+            resolution=about.resolution,
+            lr_sizes=about.lr_sizes,
+            device=self.model.provider.removesuffix("ExecutionProvider").lower(),
+            generator_sha256=about.generator_sha256,
+            styles=(about.num_ws, about.w_dim),
+        )
+
+    def sample(self, lr: np.ndarray, wanted: Wanted) -> Samples:
+        """Samples faces for inputs (B, 3, s, s) in [-1, 1]."""
+        noise = face_noise(lr, wanted.k, self.model.about.noise_dim, wanted.seed)
+        how = wanted.fidelity, wanted.noise_sigma, wanted.edit, wanted.preserve_lr
+        found = self.model.sample(lr, noise, *how)
+        return Samples(from_uint8(to_uint8(found.images)), found.ws, found.lr_psnr, found.residual, found.sigma)
