@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import editing.boundaries
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from PIL import Image
 import data.align
 import data.pack
 import data.splits
+import editing.__main__
 import evaluate
 import evaluation.niqe
 import models.checkpoints.__main__
@@ -192,9 +192,8 @@ def inputs(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     generator = Generator(32, channels=(4, 4, 4, 2), z_dim=6, w_dim=6, mapping_layers=2)
     save_generator(generator, tmp_path / "bundle" / "generator.safetensors")
-    (tmp_path / "boundaries").mkdir()
     np.save(tmp_path / "normal.npy", np.eye(6)[0])
-    main = editing.boundaries.main
+    main = editing.__main__.main
     assert main(["import", str(tmp_path / "normal.npy"), "--as", "mine", "--bundle", str(tmp_path / "bundle")]) == 0
     return tmp_path
 
@@ -209,7 +208,7 @@ COMMANDS = {
     ),
     "splits --out": (data.splits.main, "ffhq {in}/faces --out {out}", ["train.txt"]),
     "pack --out": (data.pack.main, "{in}/faces --resolution 8 --workers 0 --out {out}", ["faces.npy"]),
-    "boundaries export": (editing.boundaries.main, "export mine {out}/a.npy --bundle {in}/bundle", ["a.npy"]),
+    "editing export": (editing.__main__.main, "export mine {out}/a.npy --bundle {in}/bundle", ["a.npy"]),
     "checkpoints convert": (
         models.checkpoints.__main__.main,
         "convert {in}/bundle/generator.safetensors {out}/g.safetensors",

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.trajectory import CELL, FRAMES, GAP, TRAJECTORY, TrajectoryRecorder
+from cli.search_options import TRAJECTORY
+from cli.trajectory import CELL, FRAMES, GAP, TrajectoryRecorder
 from models.bundle import load_bundle
 from search.loop import SearchState
 from search.plan import SearchPlan
