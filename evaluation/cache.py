@@ -105,10 +105,14 @@ class Cache:
         """
         parts: dict[str, list[Tensor]] = {}
         for part in Processes().share(total, batch):
-            with np.load(self.path(cell, part), allow_pickle=False) as file:
-                for name in file.files:
-                    parts.setdefault(name, []).append(torch.from_numpy(file[name]))
+            for name, value in self.read_batch(cell, part).items():
+                parts.setdefault(name, []).append(value)
         return {name: torch.cat(values) for name, values in parts.items()}
+
+    def read_batch(self, cell: str, batch: slice) -> dict[str, Tensor]:
+        """Reads what `write` kept of a batch."""
+        with np.load(self.path(cell, batch), allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
 
     def note(self, name: str, value: float | None = None) -> float | None:
         """Keeps a number by its name, or gives the one that was kept; None if there is none."""

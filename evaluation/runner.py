@@ -31,20 +31,26 @@ SHOWN_FACES, SHOWN_SAMPLES = 8, 5
 PROJECTED = "+projection"  # ends the name of a row
 
 
-def project(images: Tensor, lr: Tensor, bundle: Bundle) -> Tensor:
+def project(images: Tensor, lr: Tensor, noise_ratio: Tensor) -> Tensor:
     """Offers a method's samples the last step of the model.
 
     Args:
         images: Samples (B, k, 3, R, R), about [-1, 1].
-        lr: Inputs (B, 3, s, s) in [-1, 1], whose noise is estimated.
-        bundle: Knows how much of an input a generator lacks, beside noise.
+        lr: Inputs (B, 3, s, s) in [-1, 1].
+        noise_ratio: See `data.operator.trusted_part` (B,).
 
     Returns:
         Samples of the same shape in [-1, 1] that downscale to the inputs, as far as these are not noise.
     """
-    k, ratio = images.shape[1], bundle.noise_ratio(bundle.encoder.noise_level(lr))
-    rows = None if ratio is None else ratio.repeat_interleave(k)
-    return back_project(images.flatten(0, 1), lr.repeat_interleave(k, dim=0), noise_ratio=rows).view_as(images)
+    k = images.shape[1]
+    ratio = noise_ratio.repeat_interleave(k) if noise_ratio.any() else None
+    return back_project(images.flatten(0, 1), lr.repeat_interleave(k, dim=0), noise_ratio=ratio).view_as(images)
+
+
+def noise_ratio(bundle: Bundle, lr: Tensor) -> Tensor:
+    """Gives the estimated σ²/τ² of inputs (B, 3, s, s), on which their projection depends; (B,), 0 for clean ones."""
+    ratio = bundle.noise_ratio(bundle.encoder.noise_level(lr))
+    return torch.zeros(len(lr), device=lr.device) if ratio is None else ratio
 
 
 @dataclass
@@ -76,7 +82,7 @@ class Runner:
         k: Samples per face to ask for.
         seed: Of the samples and degradations.
         recipes: What a method's samples depend on, by its name, see `evaluation.methods.recipe_hash`.
-        bundle: Projects.
+        bundle: Estimates the noise of inputs, which their projection leaves out.
         rows: Which rows a method has: "both", "without", or "only" with projection.
     """
 
@@ -98,6 +104,7 @@ class Runner:
         """Names a row in a condition by all it depends on."""
         return f"{condition.name}-{row}-{self.recipes[row.removesuffix(PROJECTED)][:16]}"
 
+    @torch.no_grad()
     def run(self, name: str, method: Method, condition: Condition, progress: tqdm | None = None) -> None:
         """Lets one method run on this process's share of the faces, but for what was done before.
 
@@ -111,27 +118,27 @@ class Runner:
             ValueError: If the method returns images of another shape, or not finite.
         """
         for part in self.processes.share(len(self.truth), BATCH):
-            wanted = [row for row in self.rows_of(name) if not self.cache.has(self.cell(row, condition), part)]
+            truth, indices = self.truth.batch(part, self.suite.device)
+            lr, clean = condition.inputs(truth, self.seed, indices)
+            ratio = noise_ratio(self.bundle, lr)
+            wanted = [row for row in self.rows_of(name) if not self._has(row, condition, part, ratio)]
             if wanted:
-                for row, values in self._measure(wanted, method, condition, part).items():
-                    self.cache.write(self.cell(row, condition), part, values)
+                raw, nfe = method(lr, self.k, self.seed)
+            for row in wanted:
+                images = project(raw, lr, ratio) if row.endswith(PROJECTED) else raw
+                values = self.suite.measure(from_uint8(truth), images, lr)
+                values |= {"lr_psnr_clean": lr_psnr(images, clean).cpu(), "nfe": nfe.float().cpu(), "index": indices}
+                values |= {"shown": to_uint8(images[indices < SHOWN_FACES, :SHOWN_SAMPLES]).cpu()}
+                self.cache.write(self.cell(row, condition), part, values | {"noise_ratio": ratio.cpu()})
             if progress is not None:
                 progress.update(part.stop - part.start)
 
-    @torch.no_grad()
-    def _measure(self, rows: list[str], method: Method, condition: Condition, part: slice) -> dict[str, Values]:
-        """Lets a method upsample a batch once, and measures it as it is, projected, or both."""
-        truth, indices = self.truth.batch(part, self.suite.device)
-        lr, clean = condition.inputs(truth, self.seed, indices)
-        raw, nfe = method(lr, self.k, self.seed)
-        measured = {}
-        for row in rows:
-            images = project(raw, lr, self.bundle) if row.endswith(PROJECTED) else raw
-            values = self.suite.measure(from_uint8(truth), images, lr)
-            values |= {"lr_psnr_clean": lr_psnr(images, clean).cpu(), "nfe": nfe.float().cpu(), "index": indices}
-            values["shown"] = to_uint8(images[indices < SHOWN_FACES, :SHOWN_SAMPLES]).cpu()
-            measured[row] = values
-        return measured
+    def _has(self, row: str, condition: Condition, part: slice, ratio: Tensor) -> bool:
+        """Whether a batch was measured, and where it was projected, under the same estimate of the noise."""
+        cell = self.cell(row, condition)
+        if not self.cache.has(cell, part) or not row.endswith(PROJECTED):
+            return self.cache.has(cell, part)
+        return torch.equal(self.cache.read_batch(cell, part)["noise_ratio"], ratio.cpu())
 
     # ---------------------------------------------------------------- afterwards
 
@@ -153,7 +160,7 @@ class Runner:
         times = {f"seconds-{self.cell(name, condition)}": lambda lr: method(lr, 1, self.seed).images}
         if row != name:
             blank = torch.zeros(1, 1, 3, size, size, device=self.suite.device)
-            times[f"seconds-{condition.name}{PROJECTED}"] = lambda lr: project(blank, lr, self.bundle)
+            times[f"seconds-{condition.name}{PROJECTED}"] = lambda lr: project(blank, lr, noise_ratio(self.bundle, lr))
         for key, step in times.items():
             if self.cache.note(key) is None:
                 self.cache.note(key, self.seconds(step, condition))

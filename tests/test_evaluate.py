@@ -513,6 +513,10 @@ def test_a_later_run_measures_only_what_is_new(folder, tmp_path, enter, monkeypa
         assert evaluate.main([*command, "old", "new"]) == 0 and set(calls) == {"new"}
     calls.clear()
     assert evaluate.main([*command, "old", "--seed", "1"]) == 0 and set(calls) == {"old"}
+    calls.clear()
+    monkeypatch.setattr(StubBundle, "noise_ratio", lambda self, sigma: torch.ones(len(sigma)))  # another estimator
+    assert evaluate.main([*command, "old", "--projection", "without"]) == 0 and not calls
+    assert evaluate.main([*command, "old"]) == 0 and set(calls) == {"old"}
 
 
 def test_processes_give_what_one_gives(folder, tmp_path, monkeypatch) -> None:
