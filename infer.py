@@ -22,6 +22,12 @@ Samples that explain the input better before the last step makes them exact, by 
     python infer.py face.png --search 10
     python infer.py face.png --search 100 --method pulse --init random --save-trajectory
 
+The same samples with a broader smile and no bangs, and a picture of smiles from weak to strong; the names are those of
+the bundle's directions, the strengths standard deviations:
+
+    python infer.py face.png --edit smile=+2 --edit bangs=-1
+    python infer.py face.png --edit-sweep smile
+
 Four of sixteen samples that are far apart:
 
     python infer.py face.png --select 4-of-16
@@ -32,7 +38,8 @@ For face.png it writes
     out/face/input.png     the low-resolution face as it was used
     out/face/report.json   how well each sample downscales to the input (LR-PSNR), and what made it
     out/face/latents.npz   the style codes `ws` of the samples
-    out/face/trajectory.webp    with --save-trajectory: the input and the samples, step after step of the search
+    out/face/sweep.png     with --edit-sweep: every sample at five strengths of an edit
+    out/face/trajectory.webp  with --save-trajectory: the input and the samples, step after step of the search
     out/overview.png       the first 16 faces of the call in one picture
 
 The exit status is 0 if everything was written, 1 if something was not (each face is named with the reason), 2 if the
@@ -47,12 +54,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli.edit_options import add_edit_options, check_edit_options, read_edit_plan
 from cli.inference import FAILURES, Run
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
 from data.command import complain, reason_of, until_interrupted, write_overview
 from data.image_io import find_images
-from pipeline.upsampler import RUNTIMES, Upsampler
+from editing.direction import FOLDER
+from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,10 +96,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     smallest, largest = upsampler.about.lr_sizes
     if args.downscale is not None and not smallest <= args.downscale <= largest:
         parser.error(f"--downscale: expected {smallest} to {largest} px, which this bundle takes, got {args.downscale}")
+    try:
+        args.edits = read_edit_plan(args, directions_of(args.bundle), upsampler.about.generator_sha256)
+    except ValueError as error:
+        parser.error(f"--edit, --edit-sweep: {error}")
     run = Run(upsampler, args)
     run.upsample(found.images)
     finished = write_overview(run.shown, args.out, args.overwrite) if "grid" in args.save else True
     return int(bool(found.problems) or run.failed > 0 or not finished)
+
+
+def directions_of(bundle: str | None) -> Path:
+    """Finds the folder of edit directions of a bundle, or of the folder that an exported model lies in."""
+    path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
+    return (path.parent if path.is_file() else path) / FOLDER
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_sampling_options(parser.add_argument_group("samples"))
     add_search_options(parser.add_argument_group("search"))
+    add_edit_options(parser.add_argument_group("edits"))
     add(
         "--save",
         default=",".join(SAVED),
@@ -133,6 +153,9 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Ends the program with status 2 if an option cannot be followed."""
     try:
         args.sampling, args.plan = read_sampling(args), read_plan(args)
+        check_edit_options(args)
+        if args.plan and args.edit_sweep:
+            raise ValueError("--edit-sweep: shows samples that were not searched for; leave it out, or --search")
         if args.plan and args.runtime == "onnx":
             raise ValueError("--search: needs torch, which has gradients; leave it out, or --runtime onnx")
     except ValueError as error:

@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cli.edit_options import SWEEP_FILE, write_sweep
 from cli.sampling_options import summarize_samples
 from cli.search_options import TRAJECTORY, search_progress, summarize_search
 from data.command import (
@@ -27,6 +28,7 @@ from data.command import (
 )
 from data.files import check_folder, owned_folder
 from data.report import REPORT, folder_names, make_report, write_face
+from editing.direction import SWEEP, EditPlan
 from pipeline.samples import Samples
 from pipeline.upsampler import Upsampler, batch_size
 
@@ -54,18 +56,22 @@ class Job:
 
 
 @dataclass(frozen=True)
-class SearchNotes:
-    """How one face was searched.
+class Made:
+    """What was made of one face.
 
     Attributes:
-        report: For report.json.
+        samples: Its samples.
+        search: How it was searched, for report.json; None if it was not.
         recorder: Has the trajectories of the batch, None if they are not wanted.
         rows: Which of them are this face's.
+        sweep: Its samples at the strengths of a sweep (k, 5, 3, R, R), None if there is none.
     """
 
-    report: dict[str, Any]
-    recorder: TrajectoryRecorder | None
-    rows: slice
+    samples: Samples
+    search: dict[str, Any] | None = None
+    recorder: TrajectoryRecorder | None = None
+    rows: slice | None = None
+    sweep: np.ndarray | None = None
 
 
 class Run:
@@ -82,6 +88,9 @@ class Run:
         self.failed = 0
         about = upsampler.about
         self.batch = args.batch_size or batch_size(about.resolution, args.sampling.wanted.k, about.device)
+        edits: EditPlan = args.edits
+        edit = edits.offset(*about.styles) if edits.edits else None
+        self.wanted = replace(args.sampling.wanted, edit=edit, preserve_lr=edits.preserve_lr)
 
     def upsample(self, paths: Sequence[Path]) -> None:
         """Upsamples all inputs; what fails is named and counted."""
@@ -125,25 +134,42 @@ class Run:
                 return [pair for job in jobs for pair in self._sample([job], pool)]
             self._fail(jobs[0].path, error)
             return []
-        return [(job, pool.submit(self._write, job, *one)) for job, one in zip(jobs, made, strict=True)]
+        return [(job, pool.submit(self._write, job, one)) for job, one in zip(jobs, made, strict=True)]
 
-    def _make(self, jobs: list[Job]) -> list[tuple[Samples, SearchNotes | None]]:
-        """Samples the faces of a batch, and says how each was searched."""
-        args, lr = self.args, np.stack([job.lr.image for job in jobs])
-        if args.plan is None:
-            samples = self.upsampler.backend.sample(lr, args.sampling.wanted)
-            return [(samples[i], None) for i in range(len(jobs))]
+    def _make(self, jobs: list[Job]) -> list[Made]:
+        """Samples the faces of a batch."""
+        lr = np.stack([job.lr.image for job in jobs])
+        if self.args.plan is not None:
+            return self._search(jobs, lr)
+        samples, sweep = self.upsampler.backend.sample(lr, self.wanted), self._sweep(lr)
+        return [Made(samples[i], sweep=None if sweep is None else sweep[i]) for i in range(len(jobs))]
+
+    def _sweep(self, lr: np.ndarray) -> np.ndarray | None:
+        """Samples (B, k, 5, 3, R, R) at the strengths of a sweep; None if there is none."""
+        direction = self.args.edits.sweep
+        if direction is None:
+            return None
+        plans = [EditPlan(((direction, strength),)) for strength in SWEEP]
+        edits = [plan.offset(*self.upsampler.about.styles) for plan in plans]
+        made = [self.upsampler.backend.sample(lr, replace(self.wanted, edit=edit)).images for edit in edits]
+        return np.stack(made, axis=2)
+
+    def _search(self, jobs: list[Job], lr: np.ndarray) -> list[Made]:
+        """Searches for the samples of a batch, and says how each face was searched."""
         from cli.trajectory import TrajectoryRecorder  # here, since a search needs torch
 
-        k = args.sampling.wanted.k
+        args, k = self.args, self.wanted.k
         recorder = TrajectoryRecorder(len(jobs) * k) if args.save_trajectory else None
         title = jobs[0].path.name if len(jobs) == 1 else f"{len(jobs)} faces"
         with search_progress(title, len(jobs) * k, recorder) as callback:
-            samples, found = self.upsampler.backend.search(lr, args.sampling.wanted, args.plan, callback)
-        notes = [summarize_search(args.plan, part) for part in found.split(k)]
-        return [(samples[i], SearchNotes(note, recorder, slice(i * k, i * k + k))) for i, note in enumerate(notes)]
+            samples, found = self.upsampler.backend.search(lr, self.wanted, args.plan, callback)
+        parts = found.split(k)
+        return [
+            Made(samples[i], summarize_search(args.plan, part), recorder, slice(i * k, i * k + k))
+            for i, part in enumerate(parts)
+        ]
 
-    def _write(self, job: Job, samples: Samples, searched: SearchNotes | None) -> Face:
+    def _write(self, job: Job, made: Made) -> Face:
         args, about = self.args, self.upsampler.about
         notes = {
             "input": job.path.name,
@@ -152,17 +178,19 @@ class Run:
             "resolution": about.resolution,
             "bundle": {"name": about.name, "hash": about.hash},
         }
-        samples = args.sampling.select(samples)
-        notes |= summarize_samples(samples, args.sampling)
-        if searched is not None:
-            notes["search"] = searched.report
+        samples = args.sampling.select(made.samples)
+        notes |= summarize_samples(samples, args.sampling) | args.edits.summarize()
+        if made.search is not None:
+            notes["search"] = made.search
         with owned_folder(job.folder, args.overwrite, REPORT) as partial:
             write_face(partial, job.lr.image, samples.images, samples.ws, make_report(notes), args.save)
-            if searched is not None and searched.recorder is not None:
+            if made.sweep is not None:
+                write_sweep(args.edits, made.sweep, partial / SWEEP_FILE)
+            if made.recorder is not None and made.rows is not None:
                 import torch
 
-                searched.recorder.save(partial / TRAJECTORY, torch.from_numpy(job.lr.image), searched.rows)
-        converged = None if searched is None else searched.report["converged"]
+                made.recorder.save(partial / TRAJECTORY, torch.from_numpy(job.lr.image), made.rows)
+        converged = None if made.search is None else made.search["converged"]
         return Face(job.folder.name, job.lr.image, samples.images, samples.lr_psnr.tolist(), job.folder, converged)
 
     def _finish(self, job: Job, future: Future[Face]) -> None:
