@@ -81,7 +81,7 @@ def read_labels(path: str | Path, contents: Contents | None = None) -> Labels:
         FileNotFoundError: If there is no such file.
         ValueError: If it is neither, or holds something else than 1 and -1 (or 0).
     """
-    path = Path(path)
+    path, raw = Path(path), None
     try:
         path = find_data(path)
         raw = path.read_bytes()
@@ -249,7 +249,7 @@ class LabelledFaceData(FaceData):
     def setup(self, stage: str) -> None:
         """Opens the datasets that the stage needs."""
         super().setup(stage)
-        labels, h = read_labels(self.hparams["labels"], self.val_faces.contents), self.hparams
+        labels, h = read_labels(self.hparams["labels"], self.val_faces.contents), self.hparams  # type: ignore[attr-defined]
         if stage == "fit":
             self.train_faces = LabelledFaces(self.train_faces, labels, h["crop"], h["seed"])  # type: ignore[arg-type]
         self.val_faces = LabelledFaces(self.val_faces, labels)  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ Features = Sequence[Tensor]
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"lpips": LPIPS, "vgg11": VGG11Features, "identity": EdgeFace}
 MAX_PSNR = 100.0  # dB, of a picture that is exactly right
+FRECHET_FACES = 1000  # below, distances between sets are too uncertain
 NIQE_FROM = 256  # px; below, its blocks of 96 px say nothing
 PIXELS_AT_ONCE = 64 * 128**2  # pictures go through the networks in batches of so many pixels
 
@@ -236,7 +237,8 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
         lr_psnr, lr_psnr_worst (dB, over all samples); psnr (dB), ssim, niqe (of the point estimate); lpips_point,
         lpips_draw, lpips_draws, lpips_best, lpips_mean (of all k samples); ratio_lpips, ratio_vgg11, ratio_identity;
         ntire_diversity (of the draws); identity_point, identity_draw, identity_draws (cosines); rank1_point, rank1_draw
-        (share of samples nearest to their own among all truths); fd_vgg11, kid_vgg11 (of one draw a face).
+        (share of samples nearest to their own among all truths); fd_vgg11, kid_vgg11 (of one draw a face, from
+        `FRECHET_FACES` on).
     """
     v = {name: value.double() for name, value in values.items()}
     found = {"lr_psnr": v["lr_psnr"].mean(), "lr_psnr_worst": v["lr_psnr"].min()}
@@ -258,7 +260,7 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
         if right.shape[1] > 1:
             found["rank1_draw"] = right[:, 1:].mean()
     result = {name: float(value) for name, value in found.items()}
-    if "vgg11_features" in v and len(v["vgg11_truth"]) > 1:
+    if "vgg11_features" in v and len(v["vgg11_truth"]) >= FRECHET_FACES:
         one = v["vgg11_features"][:, :2][:, -1]  # the first draw, the point estimate if there is none
         result |= {"fd_vgg11": frechet_distance(v["vgg11_truth"], one)}
         result |= {"kid_vgg11": kernel_distance(v["vgg11_truth"], one)}

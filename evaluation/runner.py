@@ -23,7 +23,6 @@ from evaluation.truth import Condition, TruthSet
 from models.bundle import Bundle
 
 BATCH = 16
-FRECHET_FACES = 1000  # below, the covariance of the features is too uncertain
 TIMED_FACES, WARM_UP = 20, 3
 SLOW = 1.0  # seconds; a method that takes longer needs no more warming up
 TIMED_SECONDS = 20.0  # a slow method is timed on fewer faces
@@ -148,8 +147,6 @@ class Runner:
         shown = values.pop("shown")
         means: dict[str, Any] = summarize(values) | {"nfe": float(values["nfe"].mean())}
         means["lr_psnr_clean"] = float(values["lr_psnr_clean"].double().mean())
-        if len(self.truth) < FRECHET_FACES:
-            means = {name: value for name, value in means.items() if not name.endswith("d_vgg11")}
         if self.suite.attributes is not None:
             means["attributes"] = attribute_rates(values, self.suite.attributes.names)
         return Outcome(means, shown, self._seconds(row, method, condition), values)

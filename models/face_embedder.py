@@ -29,8 +29,9 @@ IR_SE50 = "model_ir_se50.pth"
 IR_SE50_SOURCE = "the links in the README of github.com/eladrich/pixel2style2pixel ('IR-SE50 Model')"
 INCEPTION_RESNET = "20180402-114759-vggface2.pt"
 INCEPTION_RESNET_URL = f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{INCEPTION_RESNET}"
-# Mean box that MTCNN finds in faces in FFHQ framing, as fractions of the side: left, top, width, height.
-MTCNN_BOX = (0.0, 0.0, 1.0, 1.0)
+# Mean box that MTCNN finds in faces in FFHQ framing, as fractions of the side: left, top, width, height. Over 60 faces
+# each of celebahq512_val.zip and celeba128_val.zip, which agree within 0.03.
+MTCNN_BOX = (0.230, 0.190, 0.544, 0.732)
 
 
 class FaceEmbedder(Frozen):

@@ -54,6 +54,15 @@ class FeatureDiscriminator(nn.Module):
         self.register_buffer("scales", torch.tensor(scales))  # levels differ in scale; each enters at about 1
         self.heads = nn.ModuleList(FeatureHead(c, width) for c in channels)
 
+    @torch.no_grad()
+    def iterate_norms(self) -> None:
+        """Takes one power iteration of every spectral norm; until the next call all batches are judged alike."""
+        self.train()
+        for head in self.heads:
+            for layer in head.children():
+                layer.weight  # noqa: B018  # computed by the parametrization, which iterates in training mode
+        self.eval()
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Judges features (B, C_l, H_l, W_l) of all levels; logits (B, n_l) for each."""
         scaled = [x / scale for x, scale in zip(features, self.scales, strict=True)]

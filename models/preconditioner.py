@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data.operator import Downscale
 from models.generator import Generator
+from models.memory import faces_at_once
 
 FACES, PROBES, TRUNCATION = 96, 16, 0.8  # a probe is a backward pass for a face
 LR_SIZES = (8, 12, 16, 24)  # in px, of a 64 px generator; the probes take turns
@@ -62,7 +63,7 @@ def measure_preconditioner(generator: Generator, rank: int, seed: int, damping: 
     gradients = []
     with torch.inference_mode(False), torch.enable_grad():
         ws = generator.mapping(torch.from_numpy(z).to(generator.w_avg.device), TRUNCATION).detach()
-        for part in ws.split(16):
+        for part in ws.split(faces_at_once(generator, gradient=True, most=16)):
             codes = part.clone().requires_grad_()
             images = generator.synthesis(codes)
             for i in range(PROBES):

@@ -143,7 +143,7 @@ class PspEncoder(nn.Module):
         if kind not in KINDS.values():
             raise ValueError(f"Expected the kind 'psp' or 'e4e', got {kind!r}.")
         _, *stages = widths
-        self.num_ws, self.kind, self.w_dim = num_ws, kind, stages[-1]
+        self.num_ws, self.kind, self.w_dim, self.widths = num_ws, kind, stages[-1], tuple(widths)
         self.input_layer, self.body = ir_se50_layers(widths)
         self.latlayer1 = nn.Conv2d(stages[2], self.w_dim, 1)
         self.latlayer2 = nn.Conv2d(stages[1], self.w_dim, 1)

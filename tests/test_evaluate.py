@@ -195,7 +195,7 @@ def test_distances_between_sets_need_enough_faces(folder, tmp_path, monkeypatch,
     enter("shifted", oracle(folder, lambda truth: truth[:, None] + 0.2))  # 0.1 in [0, 1] for each of three colours
     command = ["--methods", "shifted", "--lr", "16", "--projection", "without"]
     assert "fd_vgg11" not in run(folder, tmp_path, *command)["results"]["16"]["shifted"]
-    monkeypatch.setattr(runner, "FRECHET_FACES", NUM_FACES)
+    monkeypatch.setattr(metrics, "FRECHET_FACES", NUM_FACES)
     found = run(folder, tmp_path, *command)["results"]["16"]["shifted"]
     assert found["fd_vgg11"] == pytest.approx(3 * 0.1**2, rel=0.05) and found["kid_vgg11"] > 0
     assert "fd_vgg11" in table_of(tmp_path)

@@ -57,6 +57,7 @@ class Maps(nn.Module):
 @pytest.fixture
 def suite(monkeypatch) -> MetricSuite:
     monkeypatch.setattr(metrics, "NETWORKS", {"lpips": Maps, "vgg11": Colours, "identity": Direction})
+    monkeypatch.setattr(metrics, "FRECHET_FACES", 3)
     return MetricSuite(names=("lpips", "vgg11", "identity"))
 
 

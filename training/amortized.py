@@ -14,6 +14,7 @@ told how strongly.
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
-from data.degradation import random_degradation
+from data.degradation import face_rngs, random_degradation
 from data.operator import Downscale, back_project, upscale_bicubic
 from losses.energy import Embedded, energy_score, feature_distance
 from losses.perceptual import LPIPS
@@ -99,15 +100,17 @@ class AmortizedTraining(OwnedTraining):
         lpips: LPIPS' trunk, whose features the discriminator sees as well: "squeeze", "alex" or "vgg".
         identity: Network of c_identity, see `models.face_embedder`.
         loss_size: Size in pixels at which faces are compared and judged, as pSp does at 256; R if None.
-        identity_faces: Faces of each batch that the identity looks at; it is the most expensive term.
+        identity_faces: Faces of each batch that the identity looks at, at least one of each micro-batch; it is the most
+            expensive term.
         discriminator_warmup: Steps in which the discriminator only learns.
         min_lr_size: Smallest LR size in pixels.
         max_lr_size: Largest LR size in pixels; R − 1 if None.
         oversample_sizes: LR sizes that are trained more than others.
         oversample_prob: How often one of them is taken.
-        sizes_per_batch: Number of LR sizes in one batch.
+        sizes_per_batch: Number of LR sizes in one step, dealt out over its processes and micro-batches.
         degraded_prob: How often the faces of one size are degraded by more than downscaling.
         ema_steps: Half-life of the moving average, in steps.
+        micro_batches: Parts that a batch is taken in, one after the other, to save memory.
         gradient_clip: Largest norm of the encoder's gradient.
         checkpointed: Finest blocks of the generator that compute their features again in the backward pass, and keep
             none: less memory for some time, from 256 px on.
@@ -145,6 +148,7 @@ class AmortizedTraining(OwnedTraining):
         sizes_per_batch: int = 4,
         degraded_prob: float = 0.25,
         ema_steps: float = 500,
+        micro_batches: int = 1,
         gradient_clip: float = 1.0,
         checkpointed: int = 0,
         val_lr: tuple[int, ...] = (16, 8),
@@ -182,8 +186,6 @@ class AmortizedTraining(OwnedTraining):
         encoder = self.encoder
         if path is None:
             encoder.latents.fit(generator)
-            if encoder.latents.rank:
-                encoder.latents.set_preconditioner(measure_preconditioner(generator, encoder.latents.rank, seed=0))
             noise = torch.randn(4000, encoder.w_dim, generator=torch.Generator().manual_seed(0))
             encoder.w_std.copy_(encoder.latents.sample(noise).std(dim=0))
             return
@@ -221,6 +223,14 @@ class AmortizedTraining(OwnedTraining):
         for network in (self._generator[0], self.encoder, self.encoder_ema):
             network.to(memory_format=torch.channels_last)
 
+    def on_fit_start(self) -> None:
+        """Measures the preconditioner, unless a bundle or the checkpoint of an interrupted run brought it."""
+        latents = self.encoder.latents
+        if latents.rank and not latents.directions.any():
+            preconditioner = measure_preconditioner(self._generator[0], latents.rank, seed=0)
+            for encoder in (self.encoder, self.encoder_ema):
+                encoder.latents.set_preconditioner(preconditioner)
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the encoder, Adam for the discriminator."""
         adam = torch.optim.AdamW(
@@ -232,12 +242,33 @@ class AmortizedTraining(OwnedTraining):
     # ---------------------------------------------------------------- one step
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Improves both networks on one batch of faces, uint8 (B, 3, R, R)."""
-        rng = step_rng(self.hparams["seed"], self.global_step, self.global_rank, self.device)
+        """Improves both networks on one batch of faces, uint8 (B, 3, R, R), taken in parts."""
+        parts = self.hparams["micro_batches"]
+        if len(batch) % parts:
+            raise ValueError(f"Expected a batch that micro_batches divides, got {len(batch)} faces in {parts} parts.")
         self._keep_batch_statistics()
-        faces = faces_from_bytes(batch, BatchRandom(rng))
-        inputs = self.make_inputs(faces, rng)
-        noise = torch.randn(len(faces), 3, self.encoder.noise_dim, device=self.device, generator=rng)
+        if self.global_step == 0:
+            self._set_scales(batch)
+        self.discriminator.iterate_norms()
+        adam, adam_d = self.optimizers()
+        adam.zero_grad()
+        adam_d.optimizer.zero_grad()
+        found = [self._accumulate(batch[part::parts], part) for part in range(parts)]
+        values = {name: torch.stack([own[name] for own, _ in found]).mean() for name in found[0][0]}
+        self._update_lacking(torch.cat([lacking for _, lacking in found]))
+        self._encoder_step(adam)
+        self._reduce(self.discriminator)
+        adam_d.optimizer.step()
+        self._average()
+        self.log("loss", values.pop("loss"), prog_bar=True)
+        self.log_dict(values)
+
+    def _accumulate(self, batch: Tensor, part: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Adds both networks' gradients of a part of the batch; gives what is logged, and what clean faces lack."""
+        random = self._random(part)
+        faces = faces_from_bytes(batch, random)
+        inputs = self.make_inputs(faces, random)
+        noise = random.randn(len(faces), 3, self.encoder.noise_dim)
         noise[:, 2] = 0  # the point estimate
         made = self.synthesize(self.encoder, inputs, noise)
         with self._full_precision():
@@ -245,26 +276,37 @@ class AmortizedTraining(OwnedTraining):
             fake = self._lpips[0].activations(made.images.flatten(0, 1))
             with torch.no_grad():
                 real = self._lpips[0].activations(faces)
-            self._set_scales(real)
-            losses = self._losses(faces, made, real, fake, inputs, rng)
-        adam, adam_d = self.optimizers()
-        self._encoder_step(adam, losses)
-        self._discriminator_step(adam_d.optimizer, real, [level.detach() for level in fake])
-        self._average()
+            losses, energy = self._losses(faces, made, real, fake, inputs, random.rng)
+        total = torch.stack([self.hparams.get(f"weight_{name}", 1.0) * value for name, value in losses.items()]).sum()
+        (total / self.hparams["micro_batches"]).backward()
+        values = {"loss": total, **{f"loss/{name}": value for name, value in losses.items()}, **energy}
+        if self.hparams["weight_adversarial"]:
+            values |= self._discriminator_loss(real, [level.detach() for level in fake])
+        clean = torch.cat([part.sigma for part in inputs]) == 0
+        return {name: value.detach() for name, value in values.items()}, made.lacking.detach()[clean]
 
-    def make_inputs(self, faces: Tensor, rng: torch.Generator) -> list[Inputs]:
-        """Downscales equal parts of a batch (B, 3, R, R) to different sizes, and degrades some of them."""
-        h = self.hparams
+    def _random(self, part: int) -> BatchRandom:
+        """Random numbers of a part of the batch: each part of each process is one of so many that share a step."""
+        parts, world = self.hparams["micro_batches"], self.trainer.world_size
+        rng = step_rng(self.hparams["seed"], self.global_step, 0, self.device)
+        return BatchRandom(rng, self.trainer.global_rank + world * part, world * parts)
+
+    def make_inputs(self, faces: Tensor, random: BatchRandom) -> list[Inputs]:
+        """Downscales faces (B, 3, R, R) to the sizes of the step, dealt out over all its parts, and degrades some."""
+        h, rng, places = self.hparams, random.rng, random.positions(len(faces))
         largest = h["max_lr_size"] or self.encoder.resolution - 1
         share = h["oversample_sizes"], h["oversample_prob"]
         sizes = random_sizes(h["sizes_per_batch"], h["min_lr_size"], largest, *share, rng)
         seeds = torch.randint(0, 2**31, (len(sizes),), device=self.device, generator=rng).tolist()
         inputs = []
         with self._full_precision():
-            for part, size, seed in zip(faces.chunk(len(sizes)), sizes, seeds, strict=False):
-                chance, operator = np.random.default_rng(seed), Downscale(size)
-                degradation = random_degradation(chance, clean=1 - h["degraded_prob"])
-                lr = degradation(part, operator, chance)
+            for group, rows in itertools.groupby(
+                range(len(faces)), lambda i: places[i] * len(sizes) // random.total(len(faces))
+            ):
+                own, operator = list(rows), Downscale(sizes[group])
+                part = faces[own[0] : own[-1] + 1]
+                degradation = random_degradation(np.random.default_rng(seeds[group]), clean=1 - h["degraded_prob"])
+                lr = degradation(part, operator, face_rngs(seeds[group], [places[i] for i in own]))
                 sigma = (lr - operator(part)).square().mean(dim=(1, 2, 3)).sqrt() * GREY
                 inputs.append(Inputs(lr, torch.where(sigma < 1, 0, sigma)))  # rounding to 8 bits is no noise
         return inputs
@@ -302,7 +344,7 @@ class AmortizedTraining(OwnedTraining):
     def _losses(
         self, faces: Tensor, made: Synthesized, real: list[Tensor], fake: list[Tensor], inputs: list[Inputs],
         rng: torch.Generator,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
         h, encoder = self.hparams, self.encoder
         weights = h["weight_lpips"], h["weight_l2"], h["weight_identity"]
         truth, (a, b, point) = self._embedded(faces, made.images, real, fake, rng)
@@ -311,7 +353,6 @@ class AmortizedTraining(OwnedTraining):
         guessed = torch.cat(
             [encoder.noise_estimator(p.lr, encoder.octave(torch.full_like(p.sigma, p.lr.shape[3]))) for p in inputs]
         )
-        self._update_lacking(made.lacking.detach()[sigma == 0])
         losses = {
             "score": energy.score.mean(),
             "point": feature_distance(truth, point, weights).mean(),
@@ -325,16 +366,13 @@ class AmortizedTraining(OwnedTraining):
             logits = self._judge(fake)
             losses["adversarial"] = -torch.stack([level.mean() for level in logits]).mean()
             self.discriminator.requires_grad_(True)
-        self.log_dict(
-            {"energy/to_truth": energy.to_truth.mean().detach(), "energy/between": energy.between.mean().detach()}
-        )
-        return losses
+        return losses, {"energy/to_truth": energy.to_truth.mean(), "energy/between": energy.between.mean()}
 
     def _embedded(
         self, faces: Tensor, images: Tensor, real: list[Tensor], fake: list[Tensor], rng: torch.Generator
     ) -> tuple[Embedded, list[Embedded]]:
         """What the distance compares; the faces whose identity is looked at come first."""
-        lpips, count = self._lpips[0], self.hparams["identity_faces"]
+        lpips, count = self._lpips[0], max(1, round(self.hparams["identity_faces"] / self.hparams["micro_batches"]))
         order = torch.randperm(len(faces), device=self.device, generator=rng)
         truth_features = [f[order] for f in lpips.normalized(real)]
         features = [f.unflatten(0, images.shape[:2])[order] for f in lpips.normalized(fake)]
@@ -349,32 +387,28 @@ class AmortizedTraining(OwnedTraining):
         )
         return Embedded(faces, truth_features, person), [Embedded(*sample) for sample in samples]
 
-    def _encoder_step(self, adam: Any, losses: dict[str, Tensor]) -> None:
+    def _encoder_step(self, adam: Any) -> None:
         h, step = self.hparams, self.global_step
-        total = torch.stack([h.get(f"weight_{name}", 1.0) * value for name, value in losses.items()]).sum()
         for group in adam.param_groups:
             group["lr"] = h["learning_rate"] * warmup_cosine(step, self.trainer.max_steps, h["warmup_steps"])
-        adam.zero_grad()
-        self._backward(total, self.encoder)
+        self._reduce(self.encoder)
         apart = {id(p) for p in self.encoder.noise_estimator.parameters()}  # its loss says nothing of the others' scale
         norm = nn.utils.clip_grad_norm_(
             [p for p in self.encoder.parameters() if id(p) not in apart], h["gradient_clip"]
         )
         nn.utils.clip_grad_norm_(self.encoder.noise_estimator.parameters(), h["gradient_clip"])
         adam.step()
-        self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()} | {"gradient_norm": norm})
-        self.log("loss", total.detach(), prog_bar=True)
+        self.log("gradient_norm", norm)
 
-    def _discriminator_step(self, adam: torch.optim.Optimizer, real: list[Tensor], fake: list[Tensor]) -> None:
-        if not self.hparams["weight_adversarial"]:
-            return
+    def _discriminator_loss(self, real: list[Tensor], fake: list[Tensor]) -> dict[str, Tensor]:
+        """Adds the discriminator's gradients."""
         pairs = list(zip(self._judge(real), self._judge(fake), strict=True))
         loss = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in pairs]).mean()
-        adam.zero_grad()
-        self._backward(loss, self.discriminator)
-        adam.step()
-        gap = torch.stack([r.mean() - f.mean() for r, f in pairs]).mean()
-        self.log_dict({"loss/discriminator": loss.detach(), "logits/gap": gap.detach()})
+        (loss / self.hparams["micro_batches"]).backward()
+        return {
+            "loss/discriminator": loss,
+            "logits/gap": torch.stack([r.mean() - f.mean() for r, f in pairs]).mean(),
+        }
 
     def _judge(self, levels: list[Tensor]) -> list[Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bf16-mixed"):
@@ -392,11 +426,10 @@ class AmortizedTraining(OwnedTraining):
             return images
         return Downscale(size)(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
 
-    def _backward(self, loss: Tensor, network: nn.Module) -> None:
-        """Computes a network's gradients; their means over all processes, since DDP knows one loss a step, not two."""
-        loss.backward()
-        if self.trainer.world_size > 1:
-            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    def _reduce(self, network: nn.Module) -> None:
+        """Makes a network's gradients their means over all processes; DDP knows one loss a step, not two."""
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        if self.trainer.world_size > 1 and gradients:
             means = self.trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
             for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
@@ -409,11 +442,13 @@ class AmortizedTraining(OwnedTraining):
                     module.eval()
 
     @torch.no_grad()
-    def _set_scales(self, real: list[Tensor]) -> None:
-        """Measures the scales of the discriminator's levels, once."""
-        if self.global_step == 0:
-            squares = torch.stack([real[i].square().mean() for i in self._judged])
-            self.discriminator.scales.copy_(self.trainer.strategy.reduce(squares, reduce_op="mean").sqrt())
+    def _set_scales(self, batch: Tensor) -> None:
+        """Measures the scales of the discriminator's levels on the first batch."""
+        with self._full_precision():
+            parts = [faces_from_bytes(part) for part in batch.chunk(self.hparams["micro_batches"])]
+            levels = [self._lpips[0].activations(self._compared(part)) for part in parts]
+        squares = torch.stack([torch.stack([own[i].square().mean() for own in levels]).mean() for i in self._judged])
+        self.discriminator.scales.copy_(self.trainer.strategy.reduce(squares, reduce_op="mean").sqrt())
 
     @torch.no_grad()
     def _update_lacking(self, lacking: Tensor) -> None:
