@@ -23,7 +23,7 @@ from models.preconditioner import Preconditioner
 from search.loop import Codes, Problem, Rows, Search
 from search.optimizers import LBFGS
 
-UNSEEN = 2.0  # λ; see docs/search.md
+UNSEEN = 1.0  # λ; see docs/search.md
 AT_ONCE = 16  # faces x° that are synthesized together
 
 
