@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck web test-web train-generator train-encoder bundle edits evaluate clean distclean
+.PHONY: help setup demo test test-all lint format typecheck web test-web train-generator train-encoder bundle edits evaluate clean distclean
 
 help: ## List the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -41,6 +41,9 @@ demo: .venv/.installed ## Upsample the faces in samples/ into demo/
 test: export HF_HUB_OFFLINE := 1
 test: .venv/.installed ## Run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: export AMORTIZED_PULSE_TEST_ALL := 1
+test-all: test ## Run the tests, and those that take long in full
 
 lint: .venv/.installed ## Check style and formatting
 	@$(BIN)/ruff check .

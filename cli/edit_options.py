@@ -46,6 +46,8 @@ def check_edit_options(args: argparse.Namespace) -> None:
             parse_edit(text)
         except ValueError as error:
             raise ValueError(f"--edit: {error}") from error
+    if args.edit_sweep == "":
+        raise ValueError("--edit-sweep: expected the name of a direction, got an empty one")
     if args.edit_preserve_lr and not args.edit:
         raise ValueError("--edit-preserve-lr: expected an --edit with it")
 
@@ -62,7 +64,8 @@ def read_edit_plan(args: argparse.Namespace, folder: Path, generator_sha256: str
         The plan; one without edits and sweep if none were asked for.
 
     Raises:
-        ValueError: If there is no such direction, or one is damaged or for another generator.
+        UnknownDirection: If there is no such direction, which is a mistake on the command line.
+        ValueError: If one is damaged or for another generator.
     """
     edits = [parse_edit(text) for text in args.edit]
     names = [name for name, _ in edits] + ([args.edit_sweep] if args.edit_sweep else [])

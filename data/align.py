@@ -29,7 +29,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from data.command import OVERVIEW_ROWS, complain, path_option, reason_of, say
+from data.command import OVERVIEW_ROWS, complain, number_option, path_option, reason_of, say
 from data.files import atomic_write, check_replaceable, owned_file, sha256_of
 from data.framing import Square, cut_out, ffhq_square
 from data.image_io import find_images, from_uint8, read_bytes
@@ -328,15 +328,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="photos, or folders of photos")
     parser.add_argument("--out", type=path_option, required=True, metavar="DIR", help="folder for the faces")
-    parser.add_argument("--size", type=int, default=1024, metavar="PX", help="width of the faces (default: 1024)")
+    parser.add_argument(
+        "--size", type=number_option, default=1024, metavar="PX", help="width of the faces (default: 1024)"
+    )
     parser.add_argument("--largest", action="store_true", help="take the largest face of each photo alone")
     parser.add_argument(
-        "--smallest", type=int, metavar="PX",
+        "--smallest", type=number_option, metavar="PX",
         help="pass by faces whose square is smaller in the photo (default: a quarter of --size)",
     )  # fmt: skip
     parser.add_argument(
-        "--min-face", type=int, metavar="PX",
-        help="from eyebrows to chin, of the smallest face searched for (default: 1/20 of the photo, at least 20)",
+        "--min-face", type=number_option, metavar="PX",
+        help="smallest face searched for, from eyebrows to chin (default: 1/20 of the photo, at least 20)",
     )  # fmt: skip
     parser.add_argument(
         "--confidence", type=float, default=CONFIDENCE, metavar="P",
@@ -386,9 +388,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(arguments)
-    for name in ("size", "smallest", "min_face"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1 px, got {getattr(args, name)}")
     if not 0 <= args.confidence <= 1:
         parser.error(f"--confidence: expected a probability, 0 to 1, got {args.confidence}")
     smallest = args.size // 4 if args.smallest is None else args.smallest
@@ -398,13 +397,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_replaceable(args.sheet, args.overwrite, sheet_job)
         except ValueError as error:
             parser.error(f"--sheet: {error}")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
+    try:
+        finder = _finder(args)
+    except (ValueError, OSError) as error:
+        parser.error(f"--landmarks: {reason_of(error)}")
+    except (ImportError, RuntimeError) as error:  # such as a device that is not there
+        complain(f"data.align: {reason_of(error)}")
+        return 1
     found = find_images(args.inputs)
     for path, reason in [*found.problems, *found.skipped]:
         complain(f"{path}: {reason}")
     try:
-        task = Task(_finder(args), args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
+        task = Task(finder, args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
         failed = align_all(found.images, args.out, task, args.sheet, sheet_job)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         complain(f"data.align: {reason_of(error)}")
         return 1
     return 1 if failed or found.problems else 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from data.files import atomic_write, check_replaceable
+from data.files import atomic_write, check_replaceable, printable
 from data.image_io import centre_square, from_uint8, is_result, read_image, to_uint8
 from data.pictures import overview, save_overview
 from data.taps import resize
@@ -199,28 +199,22 @@ def text_option(text: str) -> str:
     return text
 
 
+def number_option(text: str) -> int:
+    """Reads a number of things, 1 or more."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
 def path_option(text: str) -> Path:
     """Reads the path that an option names; an empty one would be the current folder."""
     return Path(text_option(text))
 
 
-def printable(text: str, keep: str = "") -> str:
-    r"""Writes escapes for characters that would break a line, steer the terminal or turn the direction of writing.
-
-    Args:
-        text: Any text, such as a file's name or what a file says about itself.
-        keep: Characters that stay as they are.
-
-    Returns:
-        The text in printable characters, "\n" for a line break and so on.
-    """
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
-
-
 def _print(text: str, stream: TextIO) -> None:
-    """Prints a line, with escapes for what the stream cannot show: file names may hold any bytes."""
+    """Prints a line, with escapes for what breaks it or the stream cannot show: file names may hold any bytes."""
     encoding = stream.encoding or "utf-8"
-    text = printable(text, keep="\n")
+    text = printable(text)
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         if "tqdm" in sys.modules and sys.stderr.isatty():

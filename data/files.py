@@ -26,6 +26,18 @@ FORMAT = "amortized-pulse/files/1"
 PARTIAL = ".partial-"  # begins the names of temporary folders
 
 
+def printable(text: str) -> str:
+    r"""Writes escapes for characters that would break a line, steer the terminal or turn the direction of writing.
+
+    Args:
+        text: Any text, such as a file's name or what a file says about itself.
+
+    Returns:
+        The text in printable characters, "\n" for a line break and so on.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def sha256_of(path: str | Path) -> str:
     """Gives the sha256 of a file in hexadecimal."""
     with open(path, "rb") as file:

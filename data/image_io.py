@@ -38,7 +38,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
-from data.files import ledger_names
+from data.files import ledger_names, printable
 from data.signatures import describe_bytes
 
 # Named, because Pillow's other readers include some that start programs (EPS calls Ghostscript).
@@ -288,7 +288,7 @@ def _warn_of_range(smallest: float, largest: float, low: float, high: float, nam
         _log.warning(
             "%s: uses %.1f %% of the range from %g to %g that its file gives; if it looks flat, save it as 8 bit or "
             "with SMaxSampleValue.",
-            *(name, 100 * share, low, high),
+            *(printable(name), 100 * share, low, high),
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.command import path_option
+from data.command import number_option, path_option
 from data.faces import Faces
 from data.packed import ARRAY, NAMES, PackedFaces
 from data.shared_memory import affordable_workers
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="zip or folder of square faces")
     add_split_options(parser, part="train")
-    parser.add_argument("--resolution", type=int, required=True, metavar="R", help="size in pixels")
+    parser.add_argument("--resolution", type=number_option, required=True, metavar="R", help="size in pixels")
     parser.add_argument("--out", type=path_option, required=True, metavar="DIR", help="folder to be made")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N in sorted order")
+    parser.add_argument("--limit", type=number_option, metavar="N", help="only the first N in sorted order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 0, metavar="N", help="default: one a core")
     args = parser.parse_args(arguments)
     try:
@@ -80,11 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if PackedFaces.is_one(args.out):
             packed = PackedFaces(args.out)
             if (packed.names, packed.resolution) != (faces.names, args.resolution):
-                raise ValueError(f"{args.out} holds other faces; delete it, or name another --out.")
+                parser.error(f"--out: {args.out} holds other faces; delete it, or name another")
             print(f"{args.out}: {len(faces)} faces of {args.resolution} px are packed there already")
             return 0
         if os.path.lexists(args.out):
-            raise ValueError(f"{args.out} exists and holds no packed faces; name another --out.")
+            parser.error(f"--out: {args.out} exists and holds no packed faces; name another")
         pack(faces, args.out, args.workers)
     except (ValueError, OSError) as error:
         print(f"data.pack: {error}", file=sys.stderr)

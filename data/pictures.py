@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from data.files import printable
 from data.image_io import RESULT, to_picture
 
 TILE = 160  # px; the least that a tile of a sheet measures
@@ -193,7 +194,7 @@ def _arrange(rows: Sequence[Sequence[tuple[str, Image.Image]]], side: int) -> Im
         for x, (title, tile) in enumerate(row):
             left, top = GAP + x * step[0], GAP + y * step[1]
             # The default font knows few letters beyond ASCII, and some of its forms refuse the others.
-            text = title.encode("ascii", "replace").decode()
+            text = printable(title).encode("ascii", "replace").decode()
             while text and pen.textlength(text, font) > side:
                 text = text[:-1]
             pen.text((left, top + 2), text, _INK, font)

@@ -271,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace lists that an earlier call wrote")
     args = parser.parse_args(arguments)
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
     try:
         contents = Contents(args.source)
         parts = split_names(args.split, contents.pictures, contents.companion)

@@ -45,12 +45,14 @@ from data.files import check_replaceable, owned_file
 from editing.direction import (
     FOLDER,
     EditDirection,
+    UnknownDirection,
     export_interfacegan,
     import_interfacegan,
     is_direction_file,
     names_in,
     read_direction,
     read_directions,
+    unit_normal,
     write_direction,
 )
 from editing.hyperplane import Hyperplane, Whitening, fit_hyperplane, sample_and_score, sample_w, step_of
@@ -79,9 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if all was done, 1 if not, 130 after Ctrl-C.
     """
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
     try:
         return args.run(args)
+    except UnknownDirection as error:
+        parser.error(str(error))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         complain(reason_of(error))
         return 1
@@ -271,8 +276,7 @@ def _import(args: argparse.Namespace) -> int:
     if not isinstance(array, np.ndarray) or array.size != generator.w_dim:
         found = array.shape if isinstance(array, np.ndarray) else "an archive"
         raise ValueError(f"{args.file}: expected a normal of {generator.w_dim} numbers for this generator, got {found}")
-    normal = array.reshape(-1) / np.linalg.norm(array)
-    sigma = float((sample_w(generator, W_SAMPLES, 0).numpy() @ normal).std())
+    sigma = float((sample_w(generator, W_SAMPLES, 0).numpy() @ unit_normal(array)).std())
     sha256 = sha256_of(args.bundle / GENERATOR)
     return _write_new(import_interfacegan(array, args.new, sigma, sha256, generator.num_ws), args.bundle)
 

@@ -18,6 +18,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ MAX_STRENGTH = 100.0
 SWEEP = (-2.0, -1.0, 0.0, 1.0, 2.0)  # strengths of `--edit-sweep`
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+class UnknownDirection(ValueError):
+    """A name was given of which there is no direction: a mistake on the command line, not in a bundle."""
 
 
 @dataclass(frozen=True)
@@ -216,19 +221,46 @@ def read_directions(folder: Path, names: Sequence[str], generator_sha256: str | 
         The directions by name.
 
     Raises:
-        ValueError: If there is no such direction; says which there are. Or see `read_direction`.
+        UnknownDirection: If there is no such direction; says which there are.
+        ValueError: See `read_direction`.
     """
     known = names_in(folder)
     for name in names:
         if name not in known:
+            nearest = get_close_matches(name, known, 1)
             listed = f"there are: {', '.join(known)}" if known else f"there are none in {folder}"
-            raise ValueError(f"no edit direction {name!r}; {listed}")
+            listed = f"did you mean {nearest[0]!r}? {listed}" if nearest else listed
+            raise UnknownDirection(f"no edit direction {name!r}; {listed}")
     return {name: read_direction(folder / f"{name}.npz", generator_sha256) for name in dict.fromkeys(names)}
 
 
 def names_in(folder: Path) -> list[str]:
     """Lists the directions in a folder by name."""
     return sorted(path.stem for path in folder.glob("*.npz")) if folder.is_dir() else []
+
+
+def unit_normal(array: np.ndarray) -> np.ndarray:
+    """Brings a normal of InterFaceGAN to unit length, in float64: the square of 1e30 is beyond float32.
+
+    Args:
+        array: The normal, (1, D) or (D,).
+
+    Returns:
+        The normal (D,), float64.
+
+    Raises:
+        ValueError: If the array is something else.
+    """
+    if not np.issubdtype(array.dtype, np.floating) or not array.ndim or array.size != array.shape[-1]:
+        raise ValueError(f"Expected the normal (1, D) of an InterFaceGAN boundary, got {array.dtype} {array.shape}.")
+    normal = array.reshape(-1).astype(np.float64)
+    largest = np.abs(normal).max(initial=0.0)
+    if not 0 < largest < np.inf:
+        raise ValueError(
+            f"Expected a normal of InterFaceGAN with a direction, got one whose largest number is {largest:g}."
+        )
+    normal /= largest
+    return normal / np.linalg.norm(normal)
 
 
 def import_interfacegan(
@@ -251,10 +283,7 @@ def import_interfacegan(
     Raises:
         ValueError: If the array is something else.
     """
-    if not np.issubdtype(array.dtype, np.floating) or array.size != array.shape[-1] or not np.linalg.norm(array) > 0:
-        raise ValueError(f"Expected the normal (1, D) of an InterFaceGAN boundary, got {array.dtype} {array.shape}.")
-    normal = array.reshape(-1).astype(np.float64)
-    normal /= np.linalg.norm(normal)
+    normal = unit_normal(array)
     about = {"from": "InterFaceGAN .npy, without intercept"}
     return EditDirection(name, normal, 0.0, np.tile(sigma * normal, (num_ws, 1)), generator_sha256, about)
 

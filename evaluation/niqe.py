@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.command import path_option
+from data.command import number_option, path_option
 from data.faces import Faces
 from data.files import check_replaceable, owned_file
 from data.image_io import from_uint8
@@ -248,13 +248,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="zip or folder of square, sharp pictures")
     add_split_options(parser, part="train")
-    parser.add_argument("--size", type=int, default=512, help="resolution to read them at, in px (default: 512)")
-    parser.add_argument("--limit", type=int, help="use the first so many")
+    parser.add_argument("--size", type=number_option, default=512, help="resolution in px (default: 512)")
+    parser.add_argument("--limit", type=number_option, help="use the first so many")
     parser.add_argument("--out", required=True, type=path_option, help="the .npz to write")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier call wrote")
     args = parser.parse_args(arguments)
     try:
         check_replaceable(args.out, args.overwrite)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
+    try:
         faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
         model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
         model.save(args.out, args.overwrite)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENCODER = {
     "class_path": "training.encoder.EncoderTraining",
     "init_args": {
-        "generator": "old/generator.safetensors", "architecture": {"backbone": "test_resnet", "width": 8},
+        "generator": "old/generator.safetensors", "variant": "propulse",
+        "architecture": {"backbone": "test_resnet", "width": 8},
         "sizes_per_batch": 2, "compile": False, "weight_identity": 0.0, "warmup_steps": 1, "val_lr": [8],
     },
 }  # fmt: skip

@@ -16,6 +16,7 @@ from editing.__main__ import main, whitening_of
 from editing.direction import (
     EditDirection,
     EditPlan,
+    UnknownDirection,
     export_interfacegan,
     import_interfacegan,
     parse_edit,
@@ -283,11 +284,14 @@ def test_fit_combine_and_exchange(bundle, tmp_path, monkeypatch, capsys) -> None
 
     path = folder / "smile.npz"
     before = path.read_bytes()
-    for spoiled in (None, before[:100]):  # missing, or damaged: made anew, and nothing else
-        path.unlink() if spoiled is None else path.write_bytes(spoiled)
-        assert call("fit", "smile", "beard", *options) == 0 and path.read_bytes() == before
-        assert f"made earlier, remove {folder / 'beard.npz'}" in capsys.readouterr().out
-    assert call("fit", "smile", *options[:-1], 2) == 0 and path.read_bytes() != before
+    path.unlink()  # made anew, and nothing else
+    assert call("fit", "smile", "beard", *options) == 0 and path.read_bytes() == before
+    assert f"made earlier, remove {folder / 'beard.npz'}" in capsys.readouterr().out
+    path.write_bytes(before[:100])  # no longer ours
+    assert call("fit", "smile", *options, "--overwrite") == 1 and path.read_bytes() == before[:100]
+    path.write_bytes(before)
+    assert call("fit", "smile", *options[:-1], 2) == 1 and path.read_bytes() == before
+    assert call("fit", "smile", *options[:-1], 2, "--overwrite") == 0 and path.read_bytes() != before
 
     assert call("inspect", "--bundle", bundle) == 0
     assert {"smile", "beard"} <= {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
@@ -311,12 +315,33 @@ def test_the_command_refuses_in_words(bundle, tmp_path, capsys) -> None:
         (("fit", "frown"), "expected an edit among"),
         (("import", tmp_path / "x.npy", "--as", "x"), f"normal of {D} numbers"),
         (("import", tmp_path / "y.npy", "--as", "x"), "without objects"),
-        (("combine", "hat", "--as", "x"), "no edit direction 'hat'"),
+        (("import", tmp_path / "z.npy", "--as", "x"), "whose largest number is 0"),
     ]
+    np.save(tmp_path / "z.npy", np.zeros((1, D)))
     for arguments, words in cases:
         assert call(*arguments, "--bundle", bundle) == 1
         assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):  # a mistake on the command line
+        call("combine", "hat", "--as", "x", "--bundle", bundle)
+    assert "no edit direction 'hat'" in capsys.readouterr().err
     assert call("inspect", "--bundle", tmp_path) == 1
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 1])
+def test_normals_of_any_length_are_imported(bundle, tmp_path, scale) -> None:
+    normal = np.random.default_rng(0).standard_normal(D)
+    np.save(tmp_path / "x.npy", (normal * scale).astype(np.float32)[None])
+    assert call("import", tmp_path / "x.npy", "--as", f"x{int(np.log10(scale)) + 30}", "--bundle", bundle) == 0
+    found = read_direction(bundle / "directions" / f"x{int(np.log10(scale)) + 30}.npz")
+    np.testing.assert_allclose(found.normal, normal / np.linalg.norm(normal), atol=1e-6)
+    assert found.sigma > 0.01
+
+
+def test_an_unknown_name_is_told_the_nearest(tmp_path) -> None:
+    for name in ("smile", "beard"):
+        (tmp_path / f"{name}.npz").touch()
+    with pytest.raises(UnknownDirection, match="did you mean 'smile'"):
+        read_directions(tmp_path, ["smlie"], None)
 
 
 def test_shipped_directions_are_for_the_shipped_generator() -> None:

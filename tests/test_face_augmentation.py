@@ -78,7 +78,7 @@ def batches(archive, epoch: int, skip: int = 0, workers: int = 0) -> list[torch.
     loop = SimpleNamespace(batch_progress=progress)
     epochs = SimpleNamespace(current=SimpleNamespace(ready=epoch + 1))
     fit = SimpleNamespace(epoch_loop=loop, epoch_progress=epochs)
-    module.trainer = SimpleNamespace(fit_loop=fit, global_rank=0, world_size=1)
+    module.trainer = SimpleNamespace(fit_loop=fit, global_rank=0, world_size=1, accumulate_grad_batches=1)
     module.setup("fit")
     return list(module.train_dataloader())
 

@@ -264,6 +264,27 @@ def test_an_empty_output_is_refused(inputs: Path, command: str, monkeypatch, cap
     assert ("empty" in error or "got ''" in error) and names(inputs) == before
 
 
+MISTAKES = {
+    "align, landmarks": (data.align.main, "{in}/faces --out {out} --landmarks {in}/gone.txt", "--landmarks"),
+    "align, size": (data.align.main, "{in}/faces --out {out} --size 0", "--size"),
+    "align, out": (data.align.main, "{in}/faces --out {in}/points.txt --landmarks {in}/points.txt", "--out"),
+    "align, sheet": (data.align.main, "{in}/faces --out {out} --sheet {in}/faces/00000.png", "--sheet"),
+    "pack, resolution": (data.pack.main, "{in}/faces --out {out} --resolution 0", "--resolution"),
+    "pack, out": (data.pack.main, "{in}/faces --out {in}/bundle --resolution 8", "--out"),
+    "niqe, out": (evaluation.niqe.main, "--data {in}/faces --out {in}/points.txt", "--out"),
+    "niqe, limit": (evaluation.niqe.main, "--data {in}/faces --out {out} --limit -1", "--limit"),
+    "splits, out": (data.splits.main, "ffhq {in}/faces --out {in}/points.txt", "--out"),
+    "convert, name": (models.checkpoints.__main__.main, "convert a b.safetensors --name=", "--name"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_wrong_option_is_named_with_status_2(inputs: Path, kind: str, capsys) -> None:
+    main, arguments, option = MISTAKES[kind]
+    assert call(main, arguments, **{"in": inputs, "out": inputs / "new"}) == 2
+    assert f"{option}: " in capsys.readouterr().err and not (inputs / "new").exists()
+
+
 def test_evaluate_replaces_nothing_that_it_did_not_write(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "table.md").write_text("precious")
     monkeypatch.setattr(evaluate, "load_bundle", None)  # refused before anything is loaded

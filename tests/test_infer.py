@@ -398,6 +398,22 @@ def test_overview_in_the_way(
     assert {name: after.get(name) for name in before} == before and "face/report.json" in after
 
 
+def test_names_that_break_lines_are_escaped(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for name in ("a\nb.png", "c\x1b[2Jd.png", "e.png"):
+        picture(folder / name)
+    (folder / "broken\nname.png").write_text("nothing")
+    assert run(folder, "-k", "2") == 1
+    out, err = capsys.readouterr()
+    assert (tmp_path / "out" / "overview.png").is_file()
+    assert (
+        all(c.isprintable() or c == "\n" for c in out + err) and r"a\nb.png: " in out and r"broken\nname.png: " in err
+    )
+
+
 def test_file_in_the_way(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "face").write_text("mine")

@@ -92,7 +92,7 @@ def test_sigma_is_that_of_the_generators_codes(bundle: Bundle) -> None:
     assert float(bundle.encoder.latents.sigma) == pytest.approx(float(bundle.generator.mapping(z)[:, 0].std()), rel=0.2)
 
 
-def test_the_preconditioner_undoes_the_mean_of_the_products() -> None:
+def test_the_preconditioner_undoes_the_mean_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """For faces that are linear in the codes, J is the same for all, and P (JᵀJ + δ λ₁) P = δ λ₁ exactly."""
     matrix = torch.randn(48, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 4, 1, 0.5, 0.1, 0.01])
     linear = SimpleNamespace(
@@ -102,6 +102,7 @@ def test_the_preconditioner_undoes_the_mean_of_the_products() -> None:
         mapping=lambda z, psi: torch.zeros(len(z), 1, 6),
         synthesis=lambda w: (w[:, 0] @ matrix.T).view(-1, 3, 4, 4),
     )
+    monkeypatch.setattr("models.preconditioner.faces_at_once", lambda *args, **options: 16)
     p = measure_preconditioner(linear, rank=6, seed=0, damping=0.01)
     hessian = matrix.T @ matrix
     damping = 0.01 * torch.linalg.eigvalsh(hessian)[-1]

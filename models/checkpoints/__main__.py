@@ -43,7 +43,7 @@ from models.checkpoints.generators import (
 )
 from models.checkpoints.layouts import Checkpoint
 from models.generator import Generator
-from models.pretrained import Card, card_of, fetch, find_card, read_cards, weight_folders
+from models.pretrained import card_of, fetch, find_card, read_cards, weight_folders
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MEAN = "mapping.w_avg"
@@ -118,7 +118,9 @@ def _inspect(args: argparse.Namespace) -> int:
             failed = True
             _fail(path, error)
             continue
-        say(("\n" if i else "") + str(path))
+        if i:
+            say("")
+        say(str(path))
         width = max(map(len, rows))
         for name, value in rows.items():
             say(f"  {name:<{width}}  {reason_of(ValueError(value))}")
@@ -201,7 +203,9 @@ def _notes(checkpoint: Checkpoint, path: Path, resolution: int, args: argparse.N
 def _fetch(args: argparse.Namespace) -> int:
     try:
         card = find_card(args.name)
-        say(f"{card.name}: {card.note}, {card.resolution} px\n   {_terms(card)}")
+        say(f"{card.name}: {card.note}, {card.resolution} px")
+        say(f"   {card.licence}")
+        say(f"   {card.licence_url}")
         path, found = fetch(card, args.out)
     except _FAILURES as error:
         _fail(Path(args.name), error)
@@ -217,21 +221,21 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     rows = [("NAME", "PX", "SIZE", "HERE", "TERMS", "WHAT")]
-    numbers: dict[str, int] = {}
+    numbers: dict[tuple[str, str], int] = {}
     for card in read_cards().values():
         path = next((p for folder in weight_folders() if (p := folder / card.file).is_file()), None)
         here = str(path) if path else "no" if card.url else "no, by hand"
-        number = numbers.setdefault(_terms(card), len(numbers) + 1)
+        number = numbers.setdefault((card.licence, card.licence_url), len(numbers) + 1)
         rows.append((card.name, str(card.resolution), _megabytes(path) if path else "", here, str(number), card.note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    say("\nTERMS\n" + "\n".join(f"{number}  {text}" for text, number in numbers.items()))
+    say("")
+    say("TERMS")
+    for (licence, address), number in numbers.items():
+        say(f"{number}  {licence}")
+        say(f"   {address}")
     return 0
-
-
-def _terms(card: Card) -> str:
-    return f"{card.licence}\n   {card.licence_url}"
 
 
 def _fail(path: Path, error: BaseException) -> None:
