@@ -12,7 +12,7 @@ import json
 import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -186,7 +186,9 @@ def read_info(props: dict[str, str], path: str | Path) -> ModelInfo:
             f"{path}: expected a model of the format {FORMAT!r}, found {props.get('format')!r}; make it anew with "
             "python -m export.onnx."
         )
-    values = {f.name: props[f.name] if f.type == "str" else json.loads(props[f.name]) for f in fields(ModelInfo)}
+    values: dict[str, Any] = {
+        f.name: props[f.name] if f.type == "str" else json.loads(props[f.name]) for f in fields(ModelInfo)
+    }
     return ModelInfo(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from export.onnxruntime_backend import find_model
 from pipeline.about import About
 from pipeline.samples import Samples
 from pipeline.wanted import Wanted
+
+if TYPE_CHECKING:
+    from search.loop import Callback, SearchResult
+    from search.plan import SearchPlan
 
 
 class OnnxBackend:
@@ -46,3 +51,13 @@ class OnnxBackend:
         how = wanted.fidelity, wanted.noise_sigma, wanted.edit, wanted.preserve_lr
         found = self.model.sample(lr, noise, *how)
         return Samples(from_uint8(to_uint8(found.images)), found.ws, found.lr_psnr, found.residual, found.sigma)
+
+    def search(
+        self, lr: np.ndarray, wanted: Wanted, plan: SearchPlan, callback: Callback | None = None
+    ) -> tuple[Samples, SearchResult]:
+        """Refuses: a search needs gradients.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("Expected the runtime torch for a search, which needs gradients; got onnx.")
