@@ -96,10 +96,13 @@ class OnnxBackend:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors alone
         asked = find_provider(provider)
-        # TF32 has the mantissa of float16, and would change pixels.
-        first = (asked, {"use_tf32": "0"}) if asked == "CUDAExecutionProvider" else asked
+        providers: list[Any] = [CPU]
+        if asked == "CUDAExecutionProvider":  # TF32 has the mantissa of float16, and would change pixels
+            providers.insert(0, (asked, {"use_tf32": "0"}))
+        elif asked != CPU:
+            providers.insert(0, asked)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, list(dict.fromkeys([first, CPU])))
+            self._session = onnxruntime.InferenceSession(str(path), options, providers)
         except Exception as error:  # onnxruntime has a dozen exceptions of its own, without a common base
             raise ValueError(f"{path}: onnxruntime cannot open it ({error}); export the bundle again.") from error
         self.provider = self._session.get_providers()[0]
