@@ -10,17 +10,31 @@ from torch.optim import Optimizer
 
 
 class NonFiniteGuard(Callback):
-    """Looks at the gradients before each step of an optimiser, and stops at the first NaN or infinity.
+    """Looks at the gradients of every step, and stops at the first NaN or infinity.
 
-    The step is not taken: the weights stay as they were, and no checkpoint ever holds NaN. Losses that are scaled
-    (16-mixed) overflow on purpose now and then; use bf16-mixed or 32-true with this guard.
+    No checkpoint ever holds NaN: most optimisers are looked at before they step, and those that a training steps past
+    Lightning's wrapper before anything is saved. Losses that are scaled (16-mixed) overflow on purpose now and then;
+    use bf16-mixed or 32-true with this guard.
 
     Raises:
         FloatingPointError: In the training, at the step whose gradients are not finite.
     """
 
+    def __init__(self) -> None:
+        self._wrapped: set[int] = set()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Checks all gradients of an optimiser at once."""
+        """Checks an optimiser before its step."""
+        self._wrapped.add(id(optimizer))
+        self._check(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Checks the other optimisers; Lightning's order of callbacks puts those that save behind this one."""
+        for optimizer in trainer.optimizers:
+            if id(optimizer) not in self._wrapped:
+                self._check(trainer, pl_module, optimizer)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return
@@ -36,7 +50,7 @@ class NonFiniteGuard(Callback):
             f"Expected finite gradients, got NaN or infinite ones at step {trainer.global_step}, first in {names[0]} "
             f"({len(names)} tensors in all). Losses logged last: {losses}.",
             f"The last good checkpoint is {kept}." if kept else "There is no checkpoint yet.",
-            "Nothing was changed by this step. Lower --model.learning_rate, or train with --trainer.precision 32-true; "
+            "Nothing of this step was saved. Lower --model.learning_rate, or train with --trainer.precision 32-true; "
             "the same command with that goes on from the last checkpoint.",
         ]
         return " ".join(parts)
