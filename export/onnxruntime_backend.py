@@ -189,10 +189,11 @@ def read_info(props: dict[str, str], path: str | Path) -> ModelInfo:
             f"{path}: expected a model of the format {FORMAT!r}, found {props.get('format')!r}; make it anew with "
             "python -m export.onnx."
         )
-    values: dict[str, Any] = {
-        f.name: props[f.name] if f.type == "str" else json.loads(props[f.name]) for f in fields(ModelInfo)
-    }
-    return ModelInfo(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values: dict[str, Any] = {}
+    for f in fields(ModelInfo):
+        value = props[f.name] if f.type == "str" else json.loads(props[f.name])
+        values[f.name] = tuple(value) if isinstance(value, list) else value
+    return ModelInfo(**values)
 
 
 def find_provider(name: str) -> str:
