@@ -38,6 +38,7 @@ from models.bundle_info import (
 from models.checkpoints import load_generator, save_generator, sha256_of, to_half, write_safetensors
 from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator, SynthesisNetwork
+from models.memory import faces_at_once
 from models.pretrained import ROOT
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
@@ -162,7 +163,15 @@ class Bundle:
         if not ws.isfinite().all():
             raise ValueError("Expected finite codes, got NaN or infinite values; look at where they were made.")
         rows = {size: d.to(self.device).flatten(0, 1) for size, d in details.items()}
-        images = self.generator.synthesis(ws.to(self.device, torch.float32).flatten(0, -3), details=rows)
+        flat = ws.to(self.device, torch.float32).flatten(0, -3)  # (N, L, D)
+        at_once = faces_at_once(self.generator)
+        parts = [
+            self.generator.synthesis(
+                flat[i : i + at_once], details={size: d[i : i + at_once] for size, d in rows.items()}
+            )
+            for i in range(0, max(len(flat), 1), at_once)
+        ]
+        images = parts[0] if len(parts) == 1 else torch.cat(parts)
         self._check_weights("generator", images)
         return images.unflatten(0, ws.shape[:-2])  # (B, 3, R, R) or (B, k, 3, R, R)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.operator import Downscale
 from models.encoder_base import face_keys
+from models.memory import faces_at_once
 from search.amortized import amortized
 from search.loop import Callback, Search, SearchResult
 from search.plan import SearchPlan
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from models.bundle import Bundle
 
 MEAN_PERTURBATION = 0.1  # how far samples 2 to k start from the mean, as a share of the way to a random face
-AT_ONCE = 64  # faces that are synthesized together
 # Of the faces in a batch, whose features a search keeps for the gradient. A processor is half as fast again where they
 # stay in its caches, a GPU wants to be filled.
 PIXELS = {"cpu": 2**16, "cuda": 2**20, "mps": 2**20}
@@ -87,7 +87,9 @@ def synthesize(bundle: Bundle, result: SearchResult, offset: Tensor | None = Non
     if offset is not None:
         result = replace(result, ws=result.ws + offset.to(result.ws))
     synthesis = bundle.generator.synthesis
-    images = torch.cat([synthesis(p.ws, noise=p.noise, details=p.details) for p in result.split(AT_ONCE)])
+    images = torch.cat(
+        [synthesis(p.ws, noise=p.noise, details=p.details) for p in result.split(faces_at_once(bundle.generator))]
+    )
     if not images.isfinite().all():
         raise ValueError("Expected finite faces from the search, got NaN or infinite values; take fewer steps.")
     return images

@@ -36,6 +36,7 @@ from models.checkpoints import save_generator
 from models.discriminator import Discriminator, FeatureDiscriminator
 from models.generator import Generator
 from models.layers import without_autocast
+from models.memory import faces_at_once
 from training.augment import AdaptiveAugment
 from training.batches import faces_from_bytes
 from training.compiling import compile_if_possible
@@ -501,7 +502,7 @@ class StyleGAN2Training(LightningModule):
     def sample(self, z: Tensor) -> Tensor:
         """Generates faces (B, 3, R, R) for z (B, Z) by the averaged generator, truncation 1, stored noise."""
         with torch.no_grad(), self._full_precision():
-            return self.generator_ema(z)
+            return torch.cat([self.generator_ema(part) for part in z.split(faces_at_once(self.generator_ema))])
 
     def _show_grid(self) -> None:
         if not isinstance(self.logger, TensorBoardLogger):  # Others do not take pictures, or take them differently.
