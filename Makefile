@@ -62,7 +62,7 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	@touch $@
 
 web: .venv/.installed web/node_modules/.package-lock.json ## Make build/web, the page that upsamples in the browser (npm)
-	@$(BIN)/python -m export.page --out build/web $(ARGS)
+	@$(BIN)/python -m export.page --out build/web --overwrite $(ARGS)
 
 # Why the page cannot be tested here, or nothing.
 NO_BROWSER = if ! command -v npm > /dev/null; then echo "npm is not installed (Debian: apt-get install npm)"; \

@@ -118,11 +118,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments in place of those of the process.
 
     Returns:
-        Exit status: 0; 1 with a message when something is missing, does not fit or fails, or faces could not be read;
+        Exit status: 0; 2 if an option cannot be followed;
+        1 with a message when something is missing, does not fit or fails, or faces could not be read;
         130 after Ctrl-C. Conditions that were finished before are in --out.
     """
     args = parse(argv, __doc__)
     command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        _check_out(args, command)
+    except ValueError as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        return 2
     try:
         results = _run_folders(args, command) if args.folders else _run(args, command)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -145,7 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
     """Measures, writes after every condition, and returns the results; None in processes other than the first."""
     use_deterministic_kernels()
-    _check_out(args, command)
     bundle = load_bundle(args.bundle, args.device)
     others = {name: load_bundle(path, args.device) for name, path in args.others.items()}
     _check_sizes(args, [bundle, *others.values()])
@@ -178,7 +183,6 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
 
 def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Measures pictures in folders, writes and returns the results."""
-    _check_out(args, command)
     truth, samples = args.folders
     suite = _make_suite(args)
     found = measure_folders(truth, samples, suite, args.lr[0] if args.lr else None, args.faces)
@@ -246,7 +250,10 @@ def _check_out(args: argparse.Namespace, command: str) -> None:
     """Makes sure that results can be written, now and not after an hour of measuring."""
     out = args.out
     for name in ("table.md", "results.json"):
-        check_replaceable(out / name, args.overwrite, _job(command))
+        try:
+            check_replaceable(out / name, args.overwrite, _job(command))
+        except ValueError as error:
+            raise ValueError(f"--out: {error}") from error
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()

@@ -31,7 +31,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.command import path_option
 from data.faces import Faces
+from data.files import check_folder, owned_folder
 from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale, back_project
 from data.pictures import matrix_picture
@@ -185,18 +187,19 @@ def raw_steps(directions: dict[str, EditDirection], bundle: Path) -> dict[str, n
     return {name: np.tile(step_of(planes[name], [], whitening), (len(d.steps), 1)) for name, d in directions.items()}
 
 
-def write_results(results: dict[str, Any], notes: dict[str, Any], out: Path) -> None:
-    """Writes edits.json, table.md and matrix.png."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_json({**notes, "results": results}, out / "edits.json")
-    (out / "table.md").write_text(table(results), encoding="utf-8")
+def write_results(results: dict[str, Any], notes: dict[str, Any], out: Path, overwrite: bool = False) -> None:
+    """Writes edits.json, table.md and matrix.png, see `data.files.owned_folder`."""
     pages = [
         (f"{kind}, {way}", [figures["changes"] for figures in ways[way].values()])
         for kind, ways in results.items()
         for way in ("raw", "learned")
     ]
     rows = [f"{name} {found['strength']:+g}" for name, found in next(iter(results.values()))["learned"].items()]
-    matrix_picture(pages, rows, [name.replace("_", " ") for name in notes["attributes"]]).save(out / "matrix.png")
+    picture = matrix_picture(pages, rows, [name.replace("_", " ") for name in notes["attributes"]])
+    with owned_folder(out, overwrite) as partial:
+        write_json({**notes, "results": results}, partial / "edits.json")
+        (partial / "table.md").write_text(table(results), encoding="utf-8")
+        picture.save(partial / "matrix.png")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -217,9 +220,11 @@ def main(args: list[str] | None = None) -> None:
     add("--data", default="celeba128_val.zip", help="the photos (default: %(default)s)")
     add_split_options(parser)
     add("--lr", type=int, default=16, help="size in px of what is encoded (default: %(default)s)")
-    add("--out", type=Path, default=Path("results/edits"))
+    add("--out", type=path_option, default=Path("results/edits"))
+    add("--overwrite", action="store_true", help="replace what an earlier call wrote")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(args)
+    check_folder(arguments.out, arguments.overwrite)  # before the work
     use_deterministic_kernels()
     bundle = load_bundle(arguments.bundle, arguments.device)
     classifier = load_attributes(arguments.classifier, arguments.device)
@@ -231,7 +236,7 @@ def main(args: list[str] | None = None) -> None:
     ways = {"raw": raw_steps(directions, arguments.bundle), "learned": {n: d.steps for n, d in directions.items()}}
     results = measure(make_benches(bundle, classifier, arguments), ways)
     notes = {"bundle": bundle.hash, "classifier_sha256": used, "strength": STRENGTH, "attributes": classifier.names}
-    write_results(results, notes, arguments.out)
+    write_results(results, notes, arguments.out, arguments.overwrite)
     print(table(results))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import warnings
@@ -25,6 +24,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from data.command import path_option
+from data.files import check_replaceable
 from editing.direction import FOLDER, names_in
 from export.graph import UpsamplerGraph
 from export.onnxruntime_backend import FORMAT, OnnxBackend
@@ -197,6 +198,14 @@ def _scopes(notes: dict[str, str]) -> list[str]:
         return []
 
 
+def is_model_file(path: Path) -> bool:
+    """Says whether a file is a model of ours, by its metadata."""
+    try:
+        return {prop.key: prop.value for prop in onnx.load(path).metadata_props}.get("format") == FORMAT
+    except Exception:  # of protobuf, for files of any kind
+        return False
+
+
 def write_model(bundle_path: Path, out: Path, precision: str = FP32) -> dict[str, float]:
     """Exports a bundle to a file, if it agrees with torch; otherwise nothing is written.
 
@@ -231,15 +240,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m export.onnx", None, description, rest, formatter_class=raw)
     add = parser.add_argument
     add("--bundle", metavar="DIR", type=Path, default=DEFAULT_BUNDLE, help="what to export (default: bundles/celeba64)")
-    add("--out", metavar="FILE", type=Path, default=Path(MODEL), help=f"where the model goes (default: {MODEL})")
+    add("--out", metavar="FILE", type=path_option, default=Path(MODEL), help=f"where the model goes (default: {MODEL})")
     add("--precision", choices=PRECISIONS, default=FP32, help="how weights are stored (default: fp32)")
-    add("--overwrite", action="store_true", help="replace an older file")
+    add("--overwrite", action="store_true", help="replace a model that an earlier call wrote")
     args = parser.parse_args(arguments)
-    if args.out.is_dir() or not args.out.name:
-        parser.error(f"--out: expected the name of a file, got the folder {args.out}")
-    if os.path.lexists(args.out) and not args.overwrite:
-        print(f"{args.out} exists; --overwrite replaces it, --out names another place", file=sys.stderr)
-        return 1
+    try:
+        check_replaceable(args.out, args.overwrite, ours=is_model_file(args.out))
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     try:
         found = write_model(args.bundle, args.out, args.precision)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:

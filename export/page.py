@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -29,6 +28,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from data.command import path_option
+from data.files import check_folder, owned_folder
 from editing.direction import FOLDER, names_in, read_direction
 from export.graph import resize_matrix
 from export.onnx import MODEL, trace, write_model
@@ -75,7 +76,7 @@ def assemble(
     Args:
         model: What `python -m export.onnx` wrote.
         edits: Folder with the edit directions of its bundle; may be absent.
-        out: The folder; must not exist.
+        out: The folder, empty or not there.
         runtime: The npm package onnxruntime-web.
         samples: Folder of PNG files to offer, None for none.
 
@@ -140,14 +141,17 @@ def edits_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def make_page(bundle: Path, out: Path, precision: str = FP16, model: Path | None = None) -> dict[str, int]:
+def make_page(
+    bundle: Path, out: Path, precision: str = FP16, model: Path | None = None, overwrite: bool = False
+) -> dict[str, int]:
     """Exports a bundle and puts the page together, complete or not at all.
 
     Args:
         bundle: The bundle's folder.
-        out: Gets the page; a page made earlier is replaced.
+        out: Gets the page, see `data.files.owned_folder`.
         precision: Of the model, see `export.quantise`.
         model: An exported model to take instead of making one.
+        overwrite: Whether a page that was made earlier may be replaced.
 
     Returns:
         Bytes by file.
@@ -157,21 +161,14 @@ def make_page(bundle: Path, out: Path, precision: str = FP16, model: Path | None
         FileNotFoundError: If the runtime is missing.
     """
     earlier = out / "models" / MODEL
-    if os.path.lexists(out) and not (out.is_dir() and (earlier.is_file() or not any(out.iterdir()))):
-        raise ValueError(f"{out} exists and is no page of ours; move it away, or name another place with --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as holder:
+    with owned_folder(out, overwrite) as partial, tempfile.TemporaryDirectory() as holder:
         if model is None:
             model = Path(holder) / MODEL
             if _made_of(earlier, bundle, precision):
                 shutil.copy(earlier, model)
             else:
                 write_model(bundle, model, precision)
-        files = assemble(model, bundle / FOLDER, Path(holder) / "page")
-        if out.exists():
-            out.replace(Path(holder) / "old")
-        (Path(holder) / "page").replace(out)
-    return files
+        return assemble(model, bundle / FOLDER, partial)
 
 
 def _made_of(model: Path, bundle: Path, precision: str) -> bool:
@@ -200,10 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bundle", metavar="DIR", type=Path, default=DEFAULT_BUNDLE, help="what to export (default: bundles/celeba64)")
     add("--model", metavar="FILE", type=Path, help="an exported model to take as it is")
     add("--precision", choices=PRECISIONS, default=FP16, help="of the model that is made (default: fp16)")
-    add("--out", metavar="DIR", type=Path, required=True, help="where the page goes")
+    add("--out", metavar="DIR", type=path_option, required=True, help="where the page goes")
+    add("--overwrite", action="store_true", help="replace a page that an earlier call made")
     args = parser.parse_args(arguments)
     try:
-        files = make_page(args.bundle, args.out, args.precision, args.model)
+        check_folder(args.out, args.overwrite)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
+    try:
+        files = make_page(args.bundle, args.out, args.precision, args.model, args.overwrite)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(f"the page was not made: {error}", file=sys.stderr)
         return 1

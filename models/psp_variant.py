@@ -172,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="checkpoint of pSp or e4e, with the generator in it")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle")
     args = parser.parse_args(arguments)
+    if args.out.exists():
+        parser.error(f"--out: {args.out} exists; name another folder")
     try:
         bundle_of(args.file, args.out)
     except (ValueError, OSError) as error:
