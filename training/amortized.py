@@ -373,6 +373,7 @@ class AmortizedTraining(OwnedTraining):
     ) -> tuple[Embedded, list[Embedded]]:
         """What the distance compares; the faces whose identity is looked at come first."""
         lpips, count = self._lpips[0], max(1, round(self.hparams["identity_faces"] / self.hparams["micro_batches"]))
+        count = min(count, len(faces))
         order = torch.randperm(len(faces), device=self.device, generator=rng)
         truth_features = [f[order] for f in lpips.normalized(real)]
         features = [f.unflatten(0, images.shape[:2])[order] for f in lpips.normalized(fake)]
