@@ -420,7 +420,7 @@ def test_methods_that_break_the_contract_are_refused(folder, tmp_path, enter, ca
 def test_a_place_that_cannot_be_written_is_refused_first(folder, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(evaluate, "load_bundle", lambda *arguments: pytest.fail("the bundle came first"))
     (tmp_path / "out").write_text("mine")
-    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert evaluate.main(["--data", str(folder), "--out", str(tmp_path / "out")]) == 2
     assert "--out" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
 
 
