@@ -290,10 +290,10 @@ def test_save_all(page: Browser) -> None:
 
 
 def test_drop_and_samples(page: Browser) -> None:
-    sample = "fetch('samples/face-4-8px.png').then((r) => r.blob())"
+    fetched = "fetch('samples/face-4-8px.png').then((r) => r.blob())"
     transfer = "const t = new DataTransfer(); t.items.add(new File([b], 'dropped.png', {type: 'image/png'}));"
     drop = "document.dispatchEvent(new DragEvent('drop', {dataTransfer: t, bubbles: true, cancelable: true}))"
-    act(page, f"{sample}.then((b) => {{ {transfer} {drop}; }})")
+    act(page, f"{fetched}.then((b) => {{ {transfer} {drop}; }})")
     dropped = sample(page, 0)
     act(page, "document.querySelectorAll('#samples button')[3].click()")
     assert np.array_equal(sample(page, 0), dropped)
