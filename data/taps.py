@@ -79,19 +79,3 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
         raise ValueError(f"Expected square images (…, H, H), got shape {images.shape}; crop them first.")
     matrix = resize_weights(images.shape[-1], size)  # (size, H)
     return matrix @ images.astype(np.float32, copy=False) @ matrix.T
-
-
-def downscaling_errors(images: np.ndarray, lr: np.ndarray) -> np.ndarray:
-    """Measures how far faces are from explaining the low-resolution picture, mean over C, H, W of ((D(x) - lr) / 2)².
-
-    Args:
-        images: Faces (B, 3, R, R) in [-1, 1].
-        lr: The low-resolution picture of all of them (3, s, s) in [-1, 1], or one for each (B, 3, s, s).
-
-    Returns:
-        Errors (B,), mean squared in units of [0, 1] pictures.
-
-    Raises:
-        ValueError: If the images are not square.
-    """
-    return np.square((resize(images, lr.shape[-1]) - lr) / 2).mean(axis=(1, 2, 3))

@@ -26,18 +26,6 @@ _OPTIONAL_ENCODER_TYPES = {
 }  # fmt: skip
 
 
-def notes_of(info: dict[str, Any]) -> dict[str, Any]:
-    """Gives what a bundle's author says of it, without what `models.bundle.save_bundle` writes itself.
-
-    Args:
-        info: The content of bundle.json.
-
-    Returns:
-        What to hand to `save_bundle` for a bundle that comes from this one.
-    """
-    return {name: value for name, value in info.items() if name not in ("format", "resolution", "parts", "encoder")}
-
-
 def read_info(path: Path) -> dict[str, Any]:
     """Reads and checks bundle.json.
 
