@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,90 +29,18 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from data.command import OVERVIEW_ROWS, complain, number_option, path_option, reason_of, say
+from data.face_finder import CONFIDENCE, FaceFinder
 from data.files import atomic_write, check_replaceable, owned_file, sha256_of
 from data.framing import Square, cut_out, ffhq_square
 from data.image_io import find_images, from_uint8, read_bytes
 from data.pictures import overview
 from data.report import folder_names
 
-CONFIDENCE = 0.9
 MARK = "amortized-pulse/face/1"  # in the files, under "Software"
 SHEET_TILE = 160  # px
 FURTHER_FACES = 6  # beside the first, on the sheet
 
 Finder = Callable[[Path, Image.Image], np.ndarray]
-
-# Where a point (x, y) of a photo that was turned by 90°, 180° and 270° counter-clockwise lies in the photo itself, of
-# which (right, bottom) is the last pixel.
-_TURNED_BACK: tuple[Callable[[Any, Any, int, int], tuple[Any, Any]], ...] = (
-    lambda x, y, right, bottom: (right - y, x),
-    lambda x, y, right, bottom: (right - x, bottom - y),
-    lambda x, y, right, bottom: (y, bottom - x),
-)
-
-
-class FaceFinder:
-    """Finds faces and their five points by MTCNN (Zhang et al. 2016).
-
-    Args:
-        confidence: The least probability, in [0, 1], that makes a face.
-        smallest: Pixels of the smallest face that is searched for; None for a twentieth of the photo's shorter side, 20
-            at least, which takes as long for large photos as for small ones.
-        device: Where the networks run.
-
-    Raises:
-        ImportError: If facenet-pytorch is not installed.
-    """
-
-    def __init__(self, confidence: float = CONFIDENCE, smallest: int | None = None, device: str = "cpu") -> None:
-        try:
-            from facenet_pytorch import MTCNN
-        except ImportError as error:
-            raise ImportError(
-                "Expected facenet-pytorch, which finds the faces and brings its weights along; pip install "
-                '"facenet-pytorch>=2.5.3,<2.6" --no-deps, or give --landmarks.'
-            ) from error
-        self.confidence = confidence
-        self.smallest = smallest
-        self._mtcnn: Any = MTCNN(keep_all=True, device=device)
-
-    def __call__(self, path: Path, picture: Image.Image) -> np.ndarray:
-        """Finds the faces of a photo; where there is none, also of the photo on its side and upside down.
-
-        Args:
-            path: Its file, which is not looked at.
-            picture: The photo, RGB.
-
-        Returns:
-            Five points of each face (n, 5, 2), see `data.framing.ffhq_square`, by falling size.
-        """
-        width, height = picture.size
-        for turn, back in enumerate((None, *_TURNED_BACK)):
-            points = self._find(picture if back is None else picture.rotate(90 * turn, expand=True))
-            if len(points):
-                x, y = points[..., 0], points[..., 1]
-                return points if back is None else np.stack(back(x, y, width - 1, height - 1), axis=-1)
-        return points
-
-    def smallest_in(self, picture: Image.Image) -> int:
-        """Gives the pixels of the smallest face that is searched for in a photo."""
-        return self.smallest or max(20, min(picture.size) // 20)
-
-    def _find(self, picture: Image.Image) -> np.ndarray:
-        """Finds upright faces."""
-        smallest, nothing = self.smallest_in(picture), np.zeros((0, 5, 2))
-        if min(picture.size) <= smallest:
-            return nothing
-        self._mtcnn.min_face_size = smallest
-        try:
-            boxes, probabilities, points = self._mtcnn.detect(picture, landmarks=True)
-        except (RuntimeError, ValueError) as error:
-            if "non-empty list" in str(error):  # how MTCNN fails where no candidate lies within the picture
-                return nothing
-            raise
-        if boxes is None:
-            return nothing
-        return np.asarray(points, np.float64)[np.asarray(probabilities, np.float64) >= self.confidence]
 
 
 def read_landmarks(path: Path) -> dict[str, np.ndarray]:

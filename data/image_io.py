@@ -219,23 +219,33 @@ def _colours(image: Image.Image) -> np.ndarray:
 
 def _in_srgb(image: Image.Image) -> Image.Image:
     """Converts a picture to RGB, by its colour profile if it has a usable one."""
-    profile = image.info.get("icc_profile")
-    if profile:
+    given = colour_profile(image.info.get("icc_profile"))
+    if given is not None:
         # Only these modes have profiles; a palette's colours, or those beside an alpha channel, are RGB or grey.
         plain = {"L": "L", "LA": "L", "CMYK": "CMYK", "1": "L"}.get(image.mode, "RGB")
         try:
-            given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(given):
-                intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-                converted = ImageCms.profileToProfile(image.convert(plain), given, _srgb(), intent, "RGB")
-                return converted or image.convert("RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # such as a profile of other colours
+            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+            converted = ImageCms.profileToProfile(image.convert(plain), given, srgb_profile(), intent, "RGB")
+            return converted or image.convert("RGB")
+        except (ImageCms.PyCMSError, ValueError):  # such as a profile of other colours
             pass
     return image.convert("RGB")
 
 
+def colour_profile(content: bytes | None) -> ImageCms.ImageCmsProfile | None:
+    """Reads an ICC profile; None if there is none, or it is broken or sRGB, so that nothing is to be converted."""
+    if not content:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        return None if "sRGB" in ImageCms.getProfileDescription(profile) else profile
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
 @cache
-def _srgb() -> ImageCms.ImageCmsProfile:
+def srgb_profile() -> ImageCms.ImageCmsProfile:
+    """Gives the profile of sRGB."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -301,6 +311,14 @@ def _number(tags: Mapping[int, Any], tag: int) -> float | None:
     value = tags.get(tag)
     value = value[0] if isinstance(value, tuple) and value else value
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Gives the EXIF orientation of an opened picture, 1 to 8; 1, as it lies, if it has none or its block is broken."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # see `_upright`
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

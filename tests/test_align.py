@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data import align
-from data.align import FaceFinder, main, read_landmarks
+from data.align import main, read_landmarks
+from data.face_finder import DetectedFace, FaceFinder
 from data.framing import Square, cut_out, ffhq_square
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -343,7 +344,7 @@ def test_faces_are_found_in_every_turn(turn) -> None:
 
         def _find(self, picture):
             same = picture.size == upright.size and np.array_equal(np.asarray(picture), np.asarray(upright))
-            return UPRIGHT[None] if same else np.zeros((0, 5, 2))
+            return [DetectedFace(UPRIGHT, UPRIGHT[[0, 4]], 1.0)] if same else []
 
     (points,) = Stub()(Path("a.png"), photo)
     face, expected = (cut_out(*args, 64) for args in ((photo, ffhq_square(points)), (upright, ffhq_square(UPRIGHT))))

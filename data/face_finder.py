@@ -1,0 +1,113 @@
+"""Finds faces in photos by MTCNN (Zhang et al. 2016); the weights come with facenet-pytorch, nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CONFIDENCE = 0.9
+
+# Where a point (x, y) of a photo that was turned by 90°, 180° and 270° counter-clockwise lies in the photo itself, of
+# which (right, bottom) is the last pixel.
+_TURNED_BACK: tuple[Callable[[Any, Any, int, int], tuple[Any, Any]], ...] = (
+    lambda x, y, right, bottom: (right - y, x),
+    lambda x, y, right, bottom: (right - x, bottom - y),
+    lambda x, y, right, bottom: (y, bottom - x),
+)
+
+
+@dataclass(frozen=True)
+class DetectedFace:
+    """A face in a photo, in pixels, x before y, the centre of the first pixel at (0, 0).
+
+    Attributes:
+        points: Eyes, nose and corners of the mouth (5, 2), see `data.framing.ffhq_square`.
+        box: Two opposite corners (2, 2) of the box from eyebrows to chin, the smaller coordinates first.
+        confidence: Its probability, in [0, 1].
+    """
+
+    points: np.ndarray
+    box: np.ndarray
+    confidence: float
+
+
+class FaceFinder:
+    """Finds faces and their five points.
+
+    Args:
+        confidence: The least probability, in [0, 1], that makes a face.
+        smallest: Pixels of the smallest face that is searched for; None for a twentieth of the photo's shorter side, 20
+            at least, which takes as long for large photos as for small ones.
+        device: Where the networks run.
+
+    Raises:
+        ImportError: If facenet-pytorch is not installed.
+    """
+
+    def __init__(self, confidence: float = CONFIDENCE, smallest: int | None = None, device: str = "cpu") -> None:
+        try:
+            from facenet_pytorch import MTCNN
+        except ImportError as error:
+            raise ImportError(
+                "Expected facenet-pytorch, which finds the faces and brings its weights along; pip install "
+                '"facenet-pytorch>=2.5.3,<2.6" --no-deps, or give --landmarks.'
+            ) from error
+        self.confidence = confidence
+        self.smallest = smallest
+        self._mtcnn: Any = MTCNN(keep_all=True, device=device)
+
+    def __call__(self, path: Path, picture: Image.Image) -> np.ndarray:
+        """Gives the points (n, 5, 2) of the faces that `detect` finds; the path is not looked at."""
+        return np.array([face.points for face in self.detect(picture)]).reshape(-1, 5, 2)
+
+    def detect(self, picture: Image.Image) -> list[DetectedFace]:
+        """Finds the faces of a photo; where there is none, also of the photo on its side and upside down.
+
+        Args:
+            picture: The photo, RGB.
+
+        Returns:
+            Its faces, by falling size.
+        """
+        right, bottom = picture.width - 1, picture.height - 1
+        if faces := self._find(picture):
+            return faces
+        for turn, back in enumerate(_TURNED_BACK, start=1):
+            if faces := self._find(picture.rotate(90 * turn, expand=True)):
+                return [
+                    DetectedFace(
+                        np.stack(back(*face.points.T, right, bottom), axis=-1),
+                        np.sort(np.stack(back(*face.box.T, right, bottom), axis=-1), axis=0),
+                        face.confidence,
+                    )
+                    for face in faces
+                ]
+        return []
+
+    def smallest_in(self, picture: Image.Image) -> int:
+        """Gives the pixels of the smallest face that is searched for in a photo."""
+        return self.smallest or max(20, min(picture.size) // 20)
+
+    def _find(self, picture: Image.Image) -> list[DetectedFace]:
+        """Finds upright faces."""
+        smallest = self.smallest_in(picture)
+        if min(picture.size) <= smallest:
+            return []
+        self._mtcnn.min_face_size = smallest
+        try:
+            boxes, probabilities, points = self._mtcnn.detect(picture, landmarks=True)
+        except (RuntimeError, ValueError) as error:
+            if "non-empty list" in str(error):  # how MTCNN fails where no candidate lies within the picture
+                return []
+            raise
+        found = zip(boxes, points, probabilities, strict=True) if boxes is not None else ()
+        return [
+            DetectedFace(np.asarray(face, np.float64), np.asarray(box, np.float64).reshape(2, 2), float(probability))
+            for box, face, probability in found
+            if probability >= self.confidence
+        ]
