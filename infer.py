@@ -56,9 +56,10 @@ from pathlib import Path
 
 from cli.edit_options import add_edit_options, check_edit_options, read_edit_plan
 from cli.inference import FAILURES, Run
+from cli.overview import write_overview
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
-from data.command import complain, reason_of, until_interrupted, write_overview
+from data.console import format_error, print_error, until_interrupted
 from data.image_io import find_images
 from editing.direction import FOLDER
 from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
@@ -82,16 +83,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     _check(args, parser)
     found = find_images(args.inputs)
     for path, remark in found.skipped:
-        complain(f"note: {path}: {remark}")
+        print_error(f"note: {path}: {remark}")
     for path, reason in found.problems:
-        complain(f"{path}: {reason}")
+        print_error(f"{path}: {reason}")
     if not found.images:
-        complain("nothing to do: no picture was found")
+        print_error("nothing to do: no picture was found")
         return 1
     try:
         upsampler = Upsampler.from_pretrained(args.bundle, args.device, args.runtime, args.precision)
     except FAILURES as error:
-        complain(f"the bundle {args.bundle or ''} cannot be used: {reason_of(error)}")
+        print_error(f"the bundle {args.bundle or ''} cannot be used: {format_error(error)}")
         return 1
     smallest, largest = upsampler.about.lr_sizes
     if args.downscale is not None and not smallest <= args.downscale <= largest:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.face_finder import FaceFinder
 from data.faces import Faces
-from data.framing import Square, ffhq_square
+from data.ffhq_crop import Square, ffhq_square
 from data.splits import add_split_options
 
 

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.command import path_option
+from data.console import path_option
 from data.faces import Faces
+from data.figures import matrix_picture
 from data.files import check_folder, owned_folder
 from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale, back_project
-from data.pictures import matrix_picture
 from data.report import write_json
 from data.splits import add_split_options
 from editing.__main__ import whitening_of

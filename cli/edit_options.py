@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.pictures import strip_sheet
+from data.figures import strip_sheet
 from editing.direction import SWEEP, EditPlan, parse_edit, read_directions
 
 SWEEP_FILE = "sweep.png"

@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cli.edit_options import SWEEP_FILE, write_sweep
+from cli.inputs import InputFace, read_face, warn_of_crop
+from cli.overview import FaceResult, summarize_face
 from cli.sampling_options import summarize_samples
 from cli.search_options import TRAJECTORY, search_progress, summarize_search
-from data.command import (
-    OVERVIEW_ROWS,
-    Face,
-    LowResolution,
-    complain,
-    line_of,
-    low_resolution,
-    reason_of,
-    say,
-    warn_of_crop,
-)
+from data.console import format_error, print_error, print_line
+from data.figures import OVERVIEW_ROWS
 from data.files import check_folder, owned_folder
 from data.report import REPORT, folder_names, make_report, write_face
 from editing.direction import SWEEP, EditPlan
@@ -52,7 +45,7 @@ class Job:
 
     path: Path
     folder: Path
-    lr: LowResolution
+    lr: InputFace
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Run:
 
     def __init__(self, upsampler: Upsampler, args: argparse.Namespace) -> None:
         self.upsampler, self.args = upsampler, args
-        self.shown: list[Face] = []
+        self.shown: list[FaceResult] = []
         self.failed = 0
         about = upsampler.about
         self.batch = args.batch_size or batch_size(about.resolution, args.sampling.wanted.k, about.device)
@@ -95,7 +88,7 @@ class Run:
     def upsample(self, paths: Sequence[Path]) -> None:
         """Upsamples all inputs; what fails is named and counted."""
         with ThreadPoolExecutor(WRITERS) as pool:
-            waiting: list[tuple[Job, Future[Face]]] = []
+            waiting: list[tuple[Job, Future[FaceResult]]] = []
             for jobs in self._batches(paths):
                 waiting += self._sample(jobs, pool)
                 while len(waiting) > 2 * self.batch:  # memory stays flat when the disk is slow
@@ -119,14 +112,14 @@ class Run:
     def _read(self, path: Path, folder: Path) -> Job | None:
         try:
             check_folder(folder, self.args.overwrite, REPORT)  # before the work, and again after it
-            lr = low_resolution(path, self.upsampler.about.lr_sizes, self.args.downscale)
+            lr = read_face(path, self.upsampler.about.lr_sizes, self.args.downscale)
         except FAILURES as error:
             self._fail(path, error)
             return None
         warn_of_crop(path, *lr.origin)
         return Job(path, folder, lr)
 
-    def _sample(self, jobs: list[Job], pool: ThreadPoolExecutor) -> list[tuple[Job, Future[Face]]]:
+    def _sample(self, jobs: list[Job], pool: ThreadPoolExecutor) -> list[tuple[Job, Future[FaceResult]]]:
         try:
             made = self._make(jobs)
         except FAILURES as error:
@@ -169,7 +162,7 @@ class Run:
             for i, part in enumerate(parts)
         ]
 
-    def _write(self, job: Job, made: Made) -> Face:
+    def _write(self, job: Job, made: Made) -> FaceResult:
         args, about = self.args, self.upsampler.about
         notes = {
             "input": job.path.name,
@@ -191,22 +184,24 @@ class Run:
 
                 made.recorder.save(partial / TRAJECTORY, torch.from_numpy(job.lr.image), made.rows)
         converged = None if made.search is None else made.search["converged"]
-        return Face(job.folder.name, job.lr.image, samples.images, samples.lr_psnr.tolist(), job.folder, converged)
+        return FaceResult(
+            job.folder.name, job.lr.image, samples.images, samples.lr_psnr.tolist(), job.folder, converged
+        )
 
-    def _finish(self, job: Job, future: Future[Face]) -> None:
+    def _finish(self, job: Job, future: Future[FaceResult]) -> None:
         try:
             face = future.result()
         except FAILURES as error:
             self._fail(job.path, error)
             return
-        say(line_of(job.path, face))
+        print_line(summarize_face(job.path, face))
         if len(self.shown) < OVERVIEW_ROWS:
             self.shown.append(face)
 
     def _fail(self, path: Path, error: BaseException) -> None:
         self.failed += 1
-        reason = reason_of(error)
-        complain(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
+        reason = format_error(error)
+        print_error(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
 
     @staticmethod
     def _progress(items: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:

@@ -28,12 +28,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from data.command import OVERVIEW_ROWS, complain, number_option, path_option, reason_of, say
+from data.console import format_error, number_option, path_option, print_error, print_line
 from data.face_finder import CONFIDENCE, FaceFinder
+from data.ffhq_crop import Square, cut_out, ffhq_square
+from data.figures import OVERVIEW_ROWS, overview
 from data.files import atomic_write, check_replaceable, owned_file, sha256_of
-from data.framing import Square, cut_out, ffhq_square
 from data.image_io import find_images, from_uint8, read_bytes
-from data.pictures import overview
 from data.report import folder_names
 
 MARK = "amortized-pulse/face/1"  # in the files, under "Software"
@@ -116,7 +116,7 @@ def align(path: Path, task: Task) -> tuple[Image.Image, list[tuple[Square, Image
     try:
         points = task.find(path, picture)
     except RuntimeError as error:  # what torch says of anything, such as too little memory
-        raise ValueError(f"the search for faces failed ({reason_of(error)}); use a smaller picture") from error
+        raise ValueError(f"the search for faces failed ({format_error(error)}); use a smaller picture") from error
     if not len(points):
         smallest = getattr(task.find, "smallest_in", lambda picture: 20)(picture)
         raise ValueError(
@@ -234,20 +234,20 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
                 check_replaceable(target, task.overwrite or made_of == job, ours=made_of is not None)
             _save([face for _, face in faces], targets, job)
         except (ValueError, OSError, MemoryError) as error:
-            complain(f"{path}: {reason_of(error).removeprefix(f'{path}: ')}")
+            print_error(f"{path}: {format_error(error).removeprefix(f'{path}: ')}")
             failed += 1
             continue
         for (square, _), target in zip(faces, targets, strict=True):
             enlarged = f", enlarged to {task.size} px" if square.side < task.size else ""
-            say(f"{path}: a face of {square.side:.0f} px{enlarged} -> {target}")
+            print_line(f"{path}: a face of {square.side:.0f} px{enlarged} -> {target}")
         if sheet is not None and len(rows) < OVERVIEW_ROWS:
             rows.append(_row(name, photo, [face for _, face in faces]))
     if done:
-        say(f"{done} photos were aligned before; --overwrite does it again")
+        print_line(f"{done} photos were aligned before; --overwrite does it again")
     if sheet is not None and rows:
         with owned_file(sheet, task.overwrite, sheet_job) as partial:
             overview(rows).save(partial, format="PNG")
-        say(f"Open {sheet}")
+        print_line(f"Open {sheet}")
     return failed
 
 
@@ -329,18 +329,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         finder = _finder(args)
     except (ValueError, OSError) as error:
-        parser.error(f"--landmarks: {reason_of(error)}")
+        parser.error(f"--landmarks: {format_error(error)}")
     except (ImportError, RuntimeError) as error:  # such as a device that is not there
-        complain(f"data.align: {reason_of(error)}")
+        print_error(f"data.align: {format_error(error)}")
         return 1
     found = find_images(args.inputs)
     for path, reason in [*found.problems, *found.skipped]:
-        complain(f"{path}: {reason}")
+        print_error(f"{path}: {reason}")
     try:
         task = Task(finder, args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
         failed = align_all(found.images, args.out, task, args.sheet, sheet_job)
     except (ValueError, OSError, RuntimeError) as error:
-        complain(f"data.align: {reason_of(error)}")
+        print_error(f"data.align: {format_error(error)}")
         return 1
     return 1 if failed or found.problems else 0
 

@@ -26,7 +26,7 @@ class DetectedFace:
     """A face in a photo, in pixels, x before y, the centre of the first pixel at (0, 0).
 
     Attributes:
-        points: Eyes, nose and corners of the mouth (5, 2), see `data.framing.ffhq_square`.
+        points: Eyes, nose and corners of the mouth (5, 2), see `data.ffhq_crop.ffhq_square`.
         box: Two opposite corners (2, 2) of the box from eyebrows to chin, the smaller coordinates first.
         confidence: Its probability, in [0, 1].
     """

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.taps import EPSILON, KEYS_A, resize_weights
+from data.resize import EPSILON, KEYS_A, resize_weights
 
 __all__ = [
     "EPSILON",

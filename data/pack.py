@@ -20,7 +20,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.command import number_option, path_option
+from data.console import number_option, path_option
 from data.faces import Faces
 from data.packed import ARRAY, NAMES, PackedFaces
 from data.shared_memory import affordable_workers

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from data.framing import Square
+from data.ffhq_crop import Square
 from data.image_io import FORMATS, MAX_PIXELS, colour_profile, orientation_of, read_bytes, srgb_profile, to_picture
-from data.taps import resize
+from data.resize import resize
 
 FEATHER = 0.25  # of half the side: where the mask rises from 0 to 1
 _MODES = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA"}  # nothing is lost

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from data.figures import face_sheet
 from data.image_io import write_image
-from data.pictures import face_sheet
 
 FORMAT = "amortized-pulse/report/2"
 REPORT = "report.json"

@@ -24,7 +24,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.command import path_option
+from data.console import path_option
 from data.files import check_replaceable, owned_file
 
 PARTS = ("train", "val", "test")

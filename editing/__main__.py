@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from data.command import complain, path_option, reason_of, say
+from data.console import format_error, path_option, print_error, print_line
 from data.files import check_replaceable, owned_file
 from editing.direction import (
     FOLDER,
@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnknownDirection as error:
         parser.error(str(error))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        complain(reason_of(error))
+        print_error(format_error(error))
         return 1
     except KeyboardInterrupt:
-        complain("interrupted; run the same command to continue")
+        print_error("interrupted; run the same command to continue")
         return 130
 
 
@@ -161,7 +161,7 @@ def _fit(args: argparse.Namespace) -> int:
             steps = learner.learn(name, planes[name], about[name]["steps"], bar.update)
         direction = _direction(name, learner, planes[name], steps, about[name], owner)
         write_direction(direction, paths[name])
-        say(_line(direction))
+        print_line(_line(direction))
     return 0
 
 
@@ -180,9 +180,9 @@ def _prepare(
     if (args.bundle / INFO).is_file():
         bundle = load_bundle(args.bundle, device)
     else:
-        complain(f"note: {args.bundle} has no {INFO}, so no encoder: learned on the generator's own faces alone")
+        print_error(f"note: {args.bundle} has no {INFO}, so no encoder: learned on the generator's own faces alone")
     generator = load_generator(args.bundle / GENERATOR, device) if bundle is None else bundle.generator
-    say(f"scoring {args.samples} faces; those of an earlier call are in {args.cache}")
+    print_line(f"scoring {args.samples} faces; those of an earlier call are in {args.cache}")
     w, logits = sample_and_score(generator, classifier, args.samples, args.seed, args.cache, made_with)
     balance = classifier.rates.logit().cpu().numpy()  # taken off: a rare attribute is confident earlier
     whitening, planes = Whitening.of(w), {}
@@ -202,7 +202,7 @@ def _is_there(path: Path, about: dict[str, Any], generator_sha256: str) -> bool:
         return False
     there = found.generator_sha256 == generator_sha256 and about.items() <= found.about.items()
     if there:
-        say(f"{_line(found)}; made earlier, remove {path} to make it anew")
+        print_line(f"{_line(found)}; made earlier, remove {path} to make it anew")
     return there
 
 
@@ -249,7 +249,7 @@ def _inspect(args: argparse.Namespace) -> int:
         raise ValueError(f"no directions in {args.bundle / FOLDER}; python -m editing fit makes them")
     found = read_directions(args.bundle / FOLDER, names, sha256_of(args.bundle / GENERATOR))
     for direction in found.values():
-        say(_line(direction))
+        print_line(_line(direction))
     return 0
 
 
@@ -286,7 +286,7 @@ def _write_new(direction: EditDirection, bundle: Path) -> int:
     if path.exists():
         raise ValueError(f"{path} exists; remove it first, or name another with --as")
     write_direction(direction, path)
-    say(_line(direction))
+    print_line(_line(direction))
     return 0
 
 
@@ -297,7 +297,7 @@ def _export(args: argparse.Namespace) -> int:
         raise ValueError(f"expected a file that ends in .npy, got {args.file}")
     with owned_file(args.file, args.overwrite) as partial, open(partial, "wb") as file:
         np.save(file, export_interfacegan(direction))
-    say(f"{args.file}: a strength of 1 is {np.linalg.norm(direction.steps[0]):.4f} of its unit")
+    print_line(f"{args.file}: a strength of 1 is {np.linalg.norm(direction.steps[0]):.4f} of its unit")
     return 0
 
 

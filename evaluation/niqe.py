@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.command import number_option, path_option
+from data.console import number_option, path_option
 from data.faces import Faces
 from data.files import check_replaceable, owned_file
 from data.image_io import from_uint8

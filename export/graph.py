@@ -146,7 +146,7 @@ def resize_matrix(size_in: int, size_out: int) -> Tensor:
 
 
 def cubic(x: Tensor) -> Tensor:
-    """Evaluates the cubic convolution kernel of Keys (1981), see `data.taps`."""
+    """Evaluates the cubic convolution kernel of Keys (1981), see `data.resize`."""
     x, a = x.abs(), KEYS_A
     inner = ((a + 2) * x - (a + 3)) * x * x + 1
     outer = a * (((x - 5) * x + 8) * x - 4)

@@ -24,7 +24,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from data.command import path_option
+from data.console import path_option
 from data.files import check_replaceable
 from editing.direction import FOLDER, names_in
 from export.graph import UpsamplerGraph

@@ -28,7 +28,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from data.command import path_option
+from data.console import path_option
 from data.files import check_folder, owned_folder
 from editing.direction import FOLDER, names_in, read_direction
 from export.graph import resize_matrix

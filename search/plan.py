@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.taps import EPSILON
+from data.resize import EPSILON
 
 METHODS = ("amortized", "pulse", "mm-pulse", "rls", "brgm", "wplus-adam")
 INITS = ("encoder", "random", "mean")

@@ -13,7 +13,7 @@ from PIL import Image
 from data import align
 from data.align import main, read_landmarks
 from data.face_finder import DetectedFace, FaceFinder
-from data.framing import Square, cut_out, ffhq_square
+from data.ffhq_crop import Square, cut_out, ffhq_square
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the example files are not on this machine")

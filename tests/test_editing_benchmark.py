@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data.figures import matrix_picture
 from data.labels import ATTRIBUTES
 from data.operator import Downscale, back_project
-from data.pictures import matrix_picture
 from editing.direction import EditDirection, write_direction
 from models.attributes import AttributeClassifier, save_attributes
 from models.bundle import load_bundle

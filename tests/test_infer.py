@@ -20,11 +20,11 @@ from PIL import Image
 from small_runs import PixelDistance
 
 import infer
+from data.figures import disagreement, face_sheet, heat, overview
 from data.image_io import from_uint8, read_image, to_uint8
 from data.operator import Downscale
-from data.pictures import disagreement, face_sheet, heat, overview
 from data.report import FORMAT, folder_names
-from data.taps import resize
+from data.resize import resize
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.checkpoints import sha256_of
 from pipeline import Upsampler
@@ -33,7 +33,7 @@ from pipeline.torch_backend import TorchBackend
 RNG = np.random.default_rng(0)
 ROOT = Path(infer.__file__).parent
 LOADS = "pipeline.torch_backend.load_bundle"
-READS = "data.command.read_image"
+READS = "cli.inputs.read_image"
 
 
 @pytest.fixture
@@ -440,7 +440,7 @@ def test_overview_that_cannot_be_written(
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data.command.save_overview", full)
+    monkeypatch.setattr("cli.overview.save_overview", full)
     assert run(picture(tmp_path / "face.png")) == 1
     assert "overview.png: could not be written ([Errno 28] No space left" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["face"]

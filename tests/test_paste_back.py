@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data.framing import Square, cut_out
+from data.ffhq_crop import Square, cut_out
 from data.image_io import from_uint8, read_bytes
 from data.paste_back import Patch, Photo, paste_back, read_photo, write_photo
 

@@ -20,7 +20,7 @@ EXAMPLES = [text for kind, text in BLOCKS if kind == "python" and "path/to" not 
 SCRIPTS = [
     path for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]) if "__main__" in path.read_text()
 ]
-MODULES = ("data.samples", "models.checkpoints", "export.onnx")
+MODULES = ("cli.sample_faces", "models.checkpoints", "export.onnx")
 
 
 def test_every_file_that_is_named_exists():

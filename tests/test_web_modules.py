@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.figures import disagreement, heat
 from data.image_io import from_uint8, to_uint8
 from data.noise import face_key, face_noise, philox
-from data.pictures import disagreement, heat
 from editing.direction import EditDirection, EditPlan, write_direction
 from export.page import edits_of
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from data.image_io import from_uint8, to_picture, to_uint8
 from data.noise import face_noise
-from data.taps import resize
+from data.resize import resize
 from editing.direction import EditDirection, EditPlan
 from export.onnxruntime_backend import OnnxBackend
 from export.page import EDITS, EDITS_FORMAT, MODEL

@@ -1,6 +1,6 @@
 // Bytes and floats, and pictures made from them. A picture inside the page is three planes of float32 in [-1, 1].
 
-// As in data/pictures.py: dark to light with nearly even steps of lightness, so that equal differences look equal.
+// As in data/figures.py: dark to light with nearly even steps of lightness, so that equal differences look equal.
 const RAMP = [[0, 0, 0], [64, 16, 112], [172, 36, 120], [242, 104, 72], [253, 190, 100], [255, 255, 235]];
 
 /** Rounds halves to even, as numpy does. */

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 
-from data.command import complain, path_option, reason_of, say, text_option
+from data.console import format_error, path_option, print_error, print_line, text_option
 from data.files import check_replaceable, sha256_of
 from models.checkpoints.generators import (
     infer_config,
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return 130
 
 
@@ -119,11 +119,11 @@ def _inspect(args: argparse.Namespace) -> int:
             _fail(path, error)
             continue
         if i:
-            say("")
-        say(str(path))
+            print_line("")
+        print_line(str(path))
         width = max(map(len, rows))
         for name, value in rows.items():
-            say(f"  {name:<{width}}  {reason_of(ValueError(value))}")
+            print_line(f"  {name:<{width}}  {format_error(ValueError(value))}")
     return int(failed)
 
 
@@ -175,11 +175,11 @@ def _convert(args: argparse.Namespace) -> int:
     except _FAILURES as error:
         _fail(path, error)
         return 1
-    say(f"{out}: {generator.resolution} px, {args.dtype}, {_megabytes(out)}")
+    print_line(f"{out}: {generator.resolution} px, {args.dtype}, {_megabytes(out)}")
     if MEAN not in checkpoint.tensors:
-        say("  mean latent: computed, for it was not in the file")
+        print_line("  mean latent: computed, for it was not in the file")
     for name in sorted(notes):
-        say(f"  {name}: {reason_of(ValueError(notes[name]))}")
+        print_line(f"  {name}: {format_error(ValueError(notes[name]))}")
     return 0
 
 
@@ -203,19 +203,19 @@ def _notes(checkpoint: Checkpoint, path: Path, resolution: int, args: argparse.N
 def _fetch(args: argparse.Namespace) -> int:
     try:
         card = find_card(args.name)
-        say(f"{card.name}: {card.note}, {card.resolution} px")
-        say(f"   {card.licence}")
-        say(f"   {card.licence_url}")
+        print_line(f"{card.name}: {card.note}, {card.resolution} px")
+        print_line(f"   {card.licence}")
+        print_line(f"   {card.licence_url}")
         path, found = fetch(card, args.out)
     except _FAILURES as error:
         _fail(Path(args.name), error)
         return 1
     if card.sha256 is None:
-        complain(
+        print_error(
             f"warning: {card.name}: its publisher names no sha256, so nobody checked that this is the right file. It "
             f"has {found}; compare it with that of others who have it."
         )
-    say(f"{path}: {_megabytes(path)}, sha256 {found}")
+    print_line(f"{path}: {_megabytes(path)}, sha256 {found}")
     return 0
 
 
@@ -229,18 +229,18 @@ def _list(args: argparse.Namespace) -> int:
         rows.append((card.name, str(card.resolution), _megabytes(path) if path else "", here, str(number), card.note))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-    say("")
-    say("TERMS")
+        print_line("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print_line("")
+    print_line("TERMS")
     for (licence, address), number in numbers.items():
-        say(f"{number}  {licence}")
-        say(f"   {address}")
+        print_line(f"{number}  {licence}")
+        print_line(f"   {address}")
     return 0
 
 
 def _fail(path: Path, error: BaseException) -> None:
-    text = reason_of(error)
-    complain(text if text.startswith(f"{path}: ") else f"{path}: {text}")
+    text = format_error(error)
+    print_error(text if text.startswith(f"{path}: ") else f"{path}: {text}")
 
 
 def _megabytes(path: Path) -> str:

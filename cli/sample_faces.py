@@ -1,7 +1,7 @@
 """Draws the sample inputs: faces of nobody, made by the bundle's own generator and downscaled.
 
-    python -m data.samples
-    python -m data.samples --bundle runs/mine --out faces
+    python -m cli.sample_faces
+    python -m cli.sample_faces --bundle runs/mine --out faces
 
 Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
 photos; figures in the README are measured on photos of people it never saw.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.command import path_option
+from data.console import path_option
 from data.files import owned_file
 from data.image_io import write_image
 from data.operator import Downscale
@@ -43,7 +43,7 @@ def main() -> int:
         generator = load_generator(args.bundle / "generator.safetensors")
         generate(generator, args.out, args.overwrite)
     except (ValueError, OSError) as error:
-        print(f"data.samples: {error}", file=sys.stderr)
+        print(f"cli.sample_faces: {error}", file=sys.stderr)
         return 1
     return 0
 

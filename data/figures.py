@@ -18,6 +18,7 @@ from data.image_io import RESULT, to_picture
 
 TILE = 160  # px; the least that a tile of a sheet measures
 COLUMNS = 8
+OVERVIEW_ROWS = 16
 GAP = 8
 TITLE = 20  # px above each tile
 

@@ -1,0 +1,82 @@
+"""Lines for the person at the console, and the types of options; without torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from data.files import printable
+
+MAX_REASON = 600  # characters
+
+
+def format_error(error: BaseException) -> str:
+    """Says what went wrong in one line; some errors come without words, or with a page of them."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; close other programs"
+    text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
+
+
+def until_interrupted(run: Callable[[], int]) -> int:
+    """Runs a command, which Ctrl-C ends in good order.
+
+    Args:
+        run: Gives the exit status.
+
+    Returns:
+        That status, or 130 after Ctrl-C.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt:
+        print_error("interrupted; the faces that were finished stay")
+        return 130
+
+
+def print_line(text: str) -> None:
+    """Prints a line of results."""
+    _print(text, sys.stdout)
+
+
+def print_error(text: str) -> None:
+    """Prints a line about what went wrong."""
+    _print(text, sys.stderr)
+
+
+def text_option(text: str) -> str:
+    """Reads the value of an option that must not be empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a text, got an empty one")
+    return text
+
+
+def number_option(text: str) -> int:
+    """Reads a number of things, 1 or more."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def path_option(text: str) -> Path:
+    """Reads the path that an option names; an empty one would be the current folder."""
+    return Path(text_option(text))
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Prints a line, with escapes for what breaks it or the stream cannot show: file names may hold any bytes."""
+    encoding = stream.encoding or "utf-8"
+    text = printable(text)
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        if "tqdm" in sys.modules and sys.stderr.isatty():
+            sys.modules["tqdm"].tqdm.write(text, file=stream)  # above the bar
+        else:
+            print(text, file=stream)
+        stream.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; the faces are written nevertheless
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
