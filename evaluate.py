@@ -41,7 +41,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.faces import Faces, find_data
+from data.contents import find_data
+from data.faces import Faces
 from data.files import check_replaceable, owned_file
 from evaluation.cache import Cache, Processes
 from evaluation.folders import measure_folders

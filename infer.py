@@ -60,7 +60,7 @@ from cli.overview import write_overview
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
 from data.console import format_error, print_error, until_interrupted
-from data.image_io import find_images
+from data.listing import find_images
 from editing.direction import FOLDER
 from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
 

@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from data.faces import find_data
+from data.contents import find_data
 from training.checkpoints import Checkpoints, checkpoint_folder, newest_checkpoint
 from training.guard import NonFiniteGuard
 from training.processes import check_followed, find_launch, follow_launch

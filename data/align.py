@@ -33,7 +33,8 @@ from data.face_finder import CONFIDENCE, FaceFinder
 from data.ffhq_crop import Square, cut_out, ffhq_square
 from data.figures import OVERVIEW_ROWS, overview
 from data.files import atomic_write, check_replaceable, owned_file, sha256_of
-from data.image_io import find_images, from_uint8, read_bytes
+from data.image_io import from_uint8, read_bytes
+from data.listing import find_images
 from data.report import folder_names
 
 MARK = "amortized-pulse/face/1"  # in the files, under "Software"
@@ -334,11 +335,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(f"data.align: {format_error(error)}")
         return 1
     found = find_images(args.inputs)
+    photos = [path for path in found.images if isinstance(path, Path)]
+    archives = {path.archive for path in found.images if not isinstance(path, Path)}
+    found.problems.extend((path, "is an archive; unpack it into a folder first") for path in sorted(archives))
     for path, reason in [*found.problems, *found.skipped]:
         print_error(f"{path}: {reason}")
     try:
         task = Task(finder, args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
-        failed = align_all(found.images, args.out, task, args.sheet, sheet_job)
+        failed = align_all(photos, args.out, task, args.sheet, sheet_job)
     except (ValueError, OSError, RuntimeError) as error:
         print_error(f"data.align: {format_error(error)}")
         return 1

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data.augment import AUGMENTATIONS, ColourJitter
-from data.faces import Faces, find_data
+from data.contents import find_data
+from data.faces import Faces
 from data.shared_memory import affordable_workers
 
 
@@ -66,7 +67,7 @@ class FaceData(LightningDataModule):
     """Training and validation faces.
 
     Args:
-        train: Zip or folder of training faces, or what `data.pack` wrote, see `data.faces.find_data`.
+        train: Zip or folder of training faces, or what `data.pack` wrote, see `data.contents.find_data`.
         val: Zip or folder of validation faces: other people. With a split it may be that of the training faces.
         resolution: Size R in pixels.
         batch_size: Faces per step and process.

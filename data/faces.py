@@ -1,16 +1,10 @@
-"""Face pictures straight from a zip or a folder, resized once and kept in memory where they fit."""
+"""Face pictures straight from a zip, a folder or a Parquet table, resized once and kept in memory where they fit."""
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import re
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,144 +12,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.archive import Member, read_directory, read_member
-from data.image_io import IMAGE_SUFFIXES, UnreadableImage, from_uint8, read_bytes
-from data.packed import PackedFaces
+from data.contents import Contents
+from data.image_io import IMAGE_SUFFIXES, from_uint8, read_bytes
 from data.shared_memory import ADVICE, SHARED_MEMORY, free_shared_memory
-from data.splits import MAPPING, PARTS, check_sizes, split_names
+from data.splits import PARTS, check_sizes, split_names
 
 _log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[1]
-# Of CelebAMask-HQ, which has 400,000 of them beside its 30,000 faces: the folder, and the names where it was renamed.
-MASK_FOLDER = "CelebAMask-HQ-mask-anno"
-MASK = re.compile(
-    r"\d{5}_(skin|nose|mouth|cloth|hair|hat|eye_g|ear_r|neck|neck_l|[lr]_(brow|eye|ear)|[ul]_lip)\.png", re.IGNORECASE
-)
-# zipfile tells of encrypted members and unknown compressions by RuntimeError, of broken ones by the three others.
-_UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError)
-
-
-def data_folders() -> list[Path]:
-    """Lists the folders in which data is looked for, in order."""
-    own = os.environ.get("AMORTIZED_PULSE_DATA")
-    folders = [Path.cwd(), *([Path(own).expanduser()] if own else [])]
-    return [*folders, ROOT / "datasets", ROOT.parent / "shared" / "data"]
-
-
-def find_data(name: str | Path) -> Path:
-    """Finds a dataset by path or by name.
-
-    The path itself comes first, then the name in the folder named by AMORTIZED_PULSE_DATA, in `datasets/` of the
-    repository, and in `../shared/data` beside it.
-
-    Args:
-        name: A zip or a folder.
-
-    Returns:
-        The path that exists.
-
-    Raises:
-        FileNotFoundError: If there is none; the message says what to put where.
-    """
-    name = Path(name).expanduser()
-    for folder in data_folders():
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(
-        f"Expected faces at {name}: a zip or a folder of square pictures, not found. "
-        f"Put it into {ROOT / 'datasets'}, or name its folder in AMORTIZED_PULSE_DATA. "
-        "CelebA comes from its authors (search: 'Large-scale CelebFaces Attributes (CelebA) Dataset'), for "
-        "non-commercial research; CelebA-HQ is made from it. Crop the faces as FFHQ does."
-    )
-
-
-def _is_picture(name: str) -> bool:
-    path = Path(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(
-        part[0] == "." or part == "__MACOSX" for part in path.parts
-    )
-
-
-def _is_no_mask(name: str) -> bool:
-    """Tells everything else from a mask of CelebAMask-HQ."""
-    return f"{MASK_FOLDER}/" not in name and MASK.fullmatch(name.rpartition("/")[2]) is None
-
-
-class Contents:
-    """The files of a data set, a zip or a folder with its subfolders, without the masks of CelebAMask-HQ.
-
-    Args:
-        source: See `find_data`.
-
-    Raises:
-        FileNotFoundError: If the source does not exist.
-        ValueError: If it is no zip.
-    """
-
-    def __init__(self, source: str | Path) -> None:
-        self.source = find_data(source)
-        self._members: dict[str, Member] = {}
-        self._opened: tuple[int, BinaryIO] | None = None
-        self.packed = PackedFaces(self.source) if PackedFaces.is_one(self.source) else None
-        if self.source.is_dir():
-            files = (path.relative_to(self.source).as_posix() for path in self.source.rglob("*"))
-            self.files = sorted(filter(_is_no_mask, files))
-            return
-        try:
-            self._members = read_directory(self.source, self.source.stat().st_mtime_ns, _is_no_mask)
-            self.files = list(self._members)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{self.source}: neither a folder nor a complete zip ({error}).") from error
-
-    def __getstate__(self) -> dict:
-        """Leaves the open zip behind: every worker opens its own."""
-        return {**self.__dict__, "_opened": None}
-
-    @property
-    def pictures(self) -> list[str]:
-        """The pictures by name, without hidden files and what macOS adds to zips."""
-        return self.packed.names if self.packed else [name for name in self.files if _is_picture(name)]
-
-    def open(self, name: str) -> io.BytesIO | Path:
-        """Gives a file of the data set: where it lies, or what the zip holds."""
-        if self.source.is_dir():
-            return self.source / name
-        if self._opened is None or self._opened[0] != os.getpid():  # a forked process would move our place in the file
-            self._opened = os.getpid(), self.source.open("rb")
-        return read_member(self._opened[1], name, self._members[name])
-
-    def companion(self, name: str) -> bytes:
-        """Reads a text that belongs to the data set: from within it, beside it, or where data is looked for.
-
-        Args:
-            name: The file's name, without folders.
-
-        Returns:
-            Its content.
-
-        Raises:
-            FileNotFoundError: If there is none; says what to put where.
-        """
-        inside = [file for file in self.files if Path(file).name == name]
-        if inside:
-            file = self.open(inside[0])
-            return file.read_bytes() if isinstance(file, Path) else file.getvalue()
-        beside = self.source.resolve().parent
-        for folder in (beside, beside.parent, *data_folders()):
-            if (folder / name).is_file():
-                return (folder / name).read_bytes()
-        origin = " It comes with CelebAMask-HQ (https://github.com/switchablenorms/CelebAMask-HQ)." * (name == MAPPING)
-        raise FileNotFoundError(
-            f"Expected {name} in {self.source}, beside it, or in {ROOT / 'datasets'}; not found.{origin} Put it there."
-        )
 
 
 class Faces(Dataset[Tensor]):
     """Square face pictures at one resolution, as bytes.
 
     Args:
-        source: A zip, a folder (searched with its subfolders), or what `data.pack` wrote, see `find_data`. Hidden files
-            and folders (".…"), what macOS adds to zips ("__MACOSX"), and masks of CelebAMask-HQ are no faces.
+        source: A zip, a Parquet file, a folder (searched with its subfolders), or what `data.pack` wrote, see
+            `data.contents.find_data`. Hidden files and folders (".…"), what macOS adds to zips ("__MACOSX"), and masks
+            of CelebAMask-HQ are no faces.
         resolution: Size R in pixels; pictures of another size are resized bicubically, antialiased.
         limit: Use only the first so many pictures in sorted order; None for all.
         cache_bytes: Decoded pictures are kept in memory if all of them fit into so many bytes; packed ones never.
@@ -291,11 +162,7 @@ class Faces(Dataset[Tensor]):
         name = self.names[index]
         if self._packed:
             return torch.from_numpy(self._packed[name])
-        try:
-            file = self.contents.open(name)
-        except _UNREADABLE as error:
-            raise UnreadableImage(f"{self.source}: {name}: cannot be read ({error}); remove it.") from error
-        image = Image.fromarray(read_bytes(file, f"{self.source}: {name}"))
+        image = Image.fromarray(read_bytes(self.contents.open(name), f"{self.source}: {name}"))
         if image.width != image.height:
             raise ValueError(f"{self.source}: expected square pictures, {name} has {image.width}x{image.height} px.")
         if image.width != self.resolution:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ except ImportError:  # Windows
 
 LEDGER = ".amortized-pulse.json"
 FORMAT = "amortized-pulse/files/1"
-PARTIAL = ".partial-"  # begins the names of temporary folders
+PARTIAL = ".amortized-pulse-partial-"  # begins the names of temporary folders
 
 
 def printable(text: str) -> str:
@@ -83,14 +84,14 @@ def owned_file(path: str | Path, overwrite: bool = False, job: str = "") -> Iter
     with _beside(path.parent / "files") as partial:
         partial.mkdir()
         yield partial / path.name
-        with _locked(path.parent):
+        with locked(path.parent):
             check_replaceable(path, overwrite, job)  # another process may have been faster
             _publish(partial, path.parent, LEDGER, job, _read_ledger(path.parent, LEDGER))
 
 
 @contextmanager
 def owned_folder(
-    folder: str | Path, overwrite: bool = False, ledger: str = LEDGER, names: Iterable[str] = ()
+    folder: str | Path, overwrite: bool = False, ledger: str = LEDGER, names: Iterable[str] = (), job: str = ""
 ) -> Iterator[Path]:
     """Lets a folder's files be written elsewhere; then all of them take their places, if the owner's rule allows it.
 
@@ -102,6 +103,7 @@ def owned_folder(
         overwrite: Whether the user allows to replace what an earlier call wrote.
         ledger: Name of the ledger. If the block writes a JSON file of that name, the ledger is kept in it, as "files".
         names: Files that will be written, as far as they are known, to be refused before the work.
+        job: What the files are made of, see `owned_file`.
 
     Yields:
         The temporary folder, empty.
@@ -110,17 +112,17 @@ def owned_folder(
         ValueError: If something is there that must not be replaced; before the block, and again after it.
     """
     folder = Path(folder)
-    check_folder(folder, overwrite, ledger, names)
+    check_folder(folder, overwrite, ledger, names, job)
     with _beside(folder) as partial:
         partial.mkdir()
         yield partial
         names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
         if os.path.lexists(folder):
-            with _locked(folder):
-                check_folder(folder, overwrite, ledger, names)  # another process may have been faster
-                _publish(partial, folder, ledger, "", {})
+            with locked(folder):
+                check_folder(folder, overwrite, ledger, names, job)  # another process may have been faster
+                _publish(partial, folder, ledger, job, {})
         else:
-            _publish(partial, folder, ledger, "", {})
+            _publish(partial, folder, ledger, job, {})
 
 
 def check_replaceable(path: str | Path, overwrite: bool = False, job: str = "", ours: bool | None = None) -> None:
@@ -166,7 +168,25 @@ def ledger_names(folder: Path, ledger: str = LEDGER) -> set[str]:
     return set(_read_ledger(folder, ledger))
 
 
-def check_folder(folder: Path, overwrite: bool, ledger: str = LEDGER, names: Iterable[str] = ()) -> None:
+def is_complete(folder: Path, ledger: str, job: str) -> bool:
+    """Says whether all that a job was to write into a folder is there, and nobody changed it since.
+
+    Args:
+        folder: The folder.
+        ledger: Name of its ledger.
+        job: The job, see `owned_folder`.
+
+    Returns:
+        Whether it is so; False as well if the job was cut while its files took their places.
+    """
+    entries = _read_ledger(folder, ledger)
+    return bool(entries) and all(
+        entry.get("job") == job and len(entry["sha256"]) == 1 and _is_unchanged(folder / name, entry)
+        for name, entry in entries.items()
+    )
+
+
+def check_folder(folder: Path, overwrite: bool, ledger: str = LEDGER, names: Iterable[str] = (), job: str = "") -> None:
     """Refuses to write into a folder where something is that the owner's rule protects.
 
     Args:
@@ -174,6 +194,7 @@ def check_folder(folder: Path, overwrite: bool, ledger: str = LEDGER, names: Ite
         overwrite: See `owned_folder`.
         ledger: See `owned_folder`.
         names: Files that are to be written.
+        job: See `owned_folder`.
 
     Raises:
         ValueError: If they must not be written.
@@ -189,7 +210,8 @@ def check_folder(folder: Path, overwrite: bool, ledger: str = LEDGER, names: Ite
         raise ValueError(
             f"{folder}: no earlier call wrote {', '.join(foreign[:5])} as it is now; move it, or name another place"
         )
-    if not overwrite and any(folder.iterdir()):
+    same = job and known and all(entry.get("job") == job for entry in known.values())
+    if not overwrite and not same and any(folder.iterdir()):
         raise ValueError(f"{folder} exists; --overwrite replaces the results in it, or name another place")
 
 
@@ -244,18 +266,35 @@ def _beside(path: Path) -> Iterator[Path]:
     """Gives a path of the same name in a temporary folder beside `path`, which goes with what is left in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent, ignore_cleanup_errors=True) as holder:
-        yield Path(holder) / path.name
+        with locked(Path(holder)):  # while it is in use
+            yield Path(holder) / path.name
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what killed processes left of files that they were writing into a folder, where the system tells it."""
+    for path in folder.glob(f"{PARTIAL}*") if fcntl else ():
+        with suppress(OSError), locked(path, wait=False):
+            shutil.rmtree(path)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time change what is in a folder, where the system can do that."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Lets one process at a time change what is in a folder, where the system can do that.
+
+    Args:
+        folder: The folder.
+        wait: Wait for the one that does, instead of raising OSError.
+    """
     if fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # some network file systems have no locks
+            if not wait:
+                raise
         yield
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Pictures: found, read and written. All that reads a picture file in this project reads it here, as the same pixels.
+"""Pictures, read and written. All that reads a picture file in this project reads it here, as the same pixels.
 
 Pillow and numpy alone, so that it runs without torch. Files hold pictures in a dozen layouts; inside the project an
 image is float32 RGB in [-1, 1]. What is done with each:
@@ -26,11 +26,9 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,7 +36,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
-from data.files import ledger_names, printable
+from data.files import printable
 from data.signatures import describe_bytes
 
 # Named, because Pillow's other readers include some that start programs (EPS calls Ghostscript).
@@ -57,87 +55,11 @@ LEAST_RANGE = 0.25  # of a deep picture's range that it should use
 _FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 _BITS, _WHITE_IS_ZERO, _SAMPLE_FORMAT, _SMALLEST, _LARGEST = 258, 262, 339, 340, 341  # tags of TIFF
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # values of SampleFormat
-_MAX_NAMED_SUFFIXES = 5
 _log = logging.getLogger(__name__)
 
 
 class UnreadableImage(ValueError):
     """A picture was refused; the message says what was wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class ImageListing:
-    """The pictures that a command line names.
-
-    Attributes:
-        images: In the order of the inputs, those of a folder by name, each once.
-        problems: Inputs that gave none, each with the reason.
-        skipped: Folders that hold other files too, each with a remark about them.
-    """
-
-    images: list[Path] = field(default_factory=list)
-    problems: list[tuple[Path, str]] = field(default_factory=list)
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-
-
-def find_images(inputs: Sequence[Path | str]) -> ImageListing:
-    """Finds the pictures that a command line names.
-
-    Args:
-        inputs: Files, taken whatever their suffix, and folders, of which the pictures directly inside are taken
-            (those with a suffix in IMAGE_SUFFIXES) in the order of their names.
-
-    Returns:
-        The pictures, and what is to be said about inputs that gave none, or gave not all that they hold.
-    """
-    found = ImageListing()
-    images: dict[str, Path] = {}  # path without links: path as given, so that a picture named twice is read once
-    for path in inputs:
-        for image in _look_at(path, found):
-            # Unlike Path.resolve, realpath does not mind links that go round in circles.
-            images.setdefault(os.path.realpath(image), image)
-    found.images.extend(images.values())
-    return found
-
-
-def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Lists pictures and other files directly in a folder by name, without hidden ones and our own results."""
-    ours = ledger_names(folder, "report.json")
-    files = sorted((p for p in folder.iterdir() if p.name[0] != "." and not p.is_dir()), key=lambda p: p.name)
-    files = [p for p in files if p.name not in ours and not (p.name == "overview.png" and is_result(p))]
-    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    return images, [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
-
-
-def _remark(others: Sequence[Path]) -> str:
-    """Says how many files are no pictures to us, and of which kinds."""
-    suffixes = sorted({path.suffix.lower() or "no suffix" for path in others})
-    named = ", ".join(suffixes[:_MAX_NAMED_SUFFIXES]) + (", …" if len(suffixes) > _MAX_NAMED_SUFFIXES else "")
-    return f"{len(others)} other file{'s' if len(others) > 1 else ''} skipped ({named})"
-
-
-def _look_at(path: Path | str, found: ImageListing) -> list[Path]:
-    """Gives the pictures of one input, and notes in `found` what there is to say about it."""
-    if not str(path):
-        found.problems.append((Path(path), "expected a file or folder, got an empty name; check the command"))
-        return []
-    path = Path(path)
-    try:
-        if not path.is_dir():
-            if os.path.lexists(path):  # a broken or circular link fails later, as a picture that cannot be read
-                return [path]
-            found.problems.append((path, "no such file or folder; check the path"))
-            return []
-        images, others = _files_in(path)
-    except OSError as error:
-        found.problems.append((path, f"cannot be looked at ({error.strerror}); check its permissions"))
-        return []
-    if not images:
-        remark = f"; {_remark(others)}" if others else ""
-        found.problems.append((path, f"a folder without images ({' '.join(IMAGE_SUFFIXES)}){remark}"))
-    elif others:
-        found.skipped.append((path, _remark(others)))
-    return images
 
 
 def is_result(path: Path) -> bool:

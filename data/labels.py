@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.contents import Contents, find_data
 from data.datamodule import FaceData
-from data.faces import Contents, Faces, find_data
+from data.faces import Faces
 
 ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
@@ -71,7 +72,7 @@ def read_labels(path: str | Path, contents: Contents | None = None) -> Labels:
     In a table, the columns whose names are CelebA's attributes count, others are passed by.
 
     Args:
-        path: The file, see `data.faces.find_data`.
+        path: The file, see `data.contents.find_data`.
         contents: A data set in which, or beside which, the file may lie instead, as in CelebAMask-HQ.zip.
 
     Returns:
@@ -205,7 +206,7 @@ class LabelledFaceData(FaceData):
     """Training and validation faces with labels.
 
     Args:
-        train: Zip or folder of training faces, see `data.faces.find_data`.
+        train: Zip or folder of training faces, see `data.contents.find_data`.
         val: Zip or folder of validation faces: other people.
         labels: Labels of both, see `read_labels`.
         resolution: Size R in pixels.

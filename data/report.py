@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from data.figures import face_sheet
 from data.image_io import write_image
+from data.listing import Picture
 
 FORMAT = "amortized-pulse/report/2"
 REPORT = "report.json"
@@ -20,7 +21,7 @@ MAX_K = 64  # samples per face
 _RESERVED = {"overview.png"}
 
 
-def folder_names(paths: Sequence[Path], reserved: set[str] = _RESERVED) -> list[str]:
+def folder_names(paths: Sequence[Picture], reserved: set[str] = _RESERVED) -> list[str]:
     """Gives every input a folder name of its own: its stem, or "stem-2", "stem-3" … if another input has it already.
 
     Names that differ in case alone count as the same, as they do on macOS and Windows.

@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 if the lists could not be made, or the data set is not complete.
     """
-    from data.faces import Contents  # which itself needs the splits
+    from data.contents import Contents  # which itself needs the splits
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("split", choices=SIZES)

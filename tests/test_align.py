@@ -393,7 +393,7 @@ def test_aligned_faces_are_found_where_they_are(mtcnn) -> None:
 
 
 def align_data() -> Path:
-    from data.faces import find_data
+    from data.contents import find_data
 
     try:
         return find_data("celebahq512_val.zip")

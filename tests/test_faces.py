@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from data.contents import find_data
 from data.datamodule import FaceData, ResumableSampler
-from data.faces import Faces, find_data
+from data.faces import Faces
 from data.pack import main as pack_main
 from data.shared_memory import affordable_workers
 
@@ -71,6 +72,16 @@ def test_zip_and_folder_hold_the_same_pictures_in_sorted_order(archive, folder) 
         expected = torch.from_numpy(np.array(picture(int(name[2:4])))).permute(2, 0, 1)
         assert torch.equal(from_zip[i], expected) and torch.equal(from_folder[i], expected)
         assert from_zip[i].dtype == torch.uint8
+
+
+def test_parquet_holds_the_same_pictures(archive, members, tmp_path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = [{"bytes": content, "path": name} for name, content in members.items()]
+    parquet.write_table(arrow.table({"image": column}), tmp_path / "faces.parquet", row_group_size=3)
+    faces, expected = Faces(tmp_path / "faces.parquet", 20, replace_broken=True), Faces(archive, 20)
+    loader = DataLoader(faces, 1, num_workers=1)  # every worker opens the file anew
+    found = {name: face[0] for name, face in zip(faces.names, loader, strict=True)}
+    assert all(torch.equal(found[name], expected[i]) for i, name in enumerate(expected.names))
 
 
 def test_limit_takes_the_first(archive) -> None:
@@ -297,7 +308,7 @@ def test_data_folder_comes_from_the_environment(archive, monkeypatch, tmp_path) 
 
 
 def test_path_itself_wins_then_the_environment_then_the_repository(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("data.faces.ROOT", tmp_path / "repository")
+    monkeypatch.setattr("data.contents.ROOT", tmp_path / "repository")
     monkeypatch.setenv("AMORTIZED_PULSE_DATA", str(tmp_path / "own"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -25,7 +25,7 @@ import export.page
 import models.checkpoints.__main__
 from data.figures import save_overview
 from data.files import LEDGER, atomic_write, check_replaceable, is_ours, owned_file, owned_folder
-from data.image_io import find_images
+from data.listing import find_images
 from models.checkpoints import save_generator
 from models.generator import Generator
 

@@ -19,7 +19,6 @@ from data.faces import Faces
 from data.image_io import (
     UnreadableImage,
     centre_square,
-    find_images,
     from_uint8,
     read_bytes,
     read_image,
@@ -396,69 +395,6 @@ def test_the_cases_are_read_as_they_should_be() -> None:
             values = np.asarray(image).astype(float)
         np.testing.assert_allclose(unit(CASES / name), grey3(abs(white - values) / 65535), atol=1e-5)
     assert np.array_equal(read_bytes(CASES / "transparent.png")[0, 0], [255, 255, 255])
-
-
-def test_find_images(tmp_path: Path) -> None:
-    folder, empty = tmp_path / "faces", tmp_path / "empty"
-    (folder / "deeper.png").mkdir(parents=True)
-    empty.mkdir()
-    for name in ("b.PNG", "a.jpeg", "c.tiff", "notes.txt", "._a.jpeg", "deeper.png/x.png"):
-        (folder / name).touch()
-    odd = tmp_path / "odd.dat"
-    odd.touch()
-    again = [folder / "a.jpeg", folder / ".." / "odd.dat"]
-    found = find_images([odd, folder, *again, tmp_path / "gone.png", str(empty)])
-    assert found.images == [odd, folder / "a.jpeg", folder / "b.PNG", folder / "c.tiff"]
-    assert [path for path, _ in found.problems] == [tmp_path / "gone.png", empty]
-    assert "no such" in found.problems[0][1] and "without images" in found.problems[1][1]
-    assert found.skipped == [(folder, "1 other file skipped (.txt)")]
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "jfif", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"])
-def test_suffixes_in_folders(tmp_path: Path, suffix: str) -> None:
-    image = Image.fromarray(GREY if suffix == "pgm" else RGB)
-    image.save(tmp_path / f"a.{suffix}", format="JPEG" if suffix == "jfif" else None)
-    (path,) = find_images([tmp_path]).images
-    assert read_image(path).shape == (3, 6, 8)
-
-
-@pytest.mark.parametrize(
-    ("files", "remark"),
-    [
-        (["b.heic", "c.HEIC"], "2 other files skipped (.heic)"),
-        (["b.heic", "c", ".hidden"], "2 other files skipped (.heic, no suffix)"),
-        ([f"b.{letter}" for letter in "abcdef"], "6 other files skipped (.a, .b, .c, .d, .e, …)"),
-    ],
-)
-def test_other_files_are_counted(tmp_path: Path, files: list[str], remark: str) -> None:
-    for name in files:
-        (tmp_path / name).touch()
-    ((_, reason),) = find_images([tmp_path]).problems
-    assert reason.endswith(remark)
-    (tmp_path / "a.png").touch()
-    found = find_images([tmp_path])
-    assert found.skipped == [(tmp_path, remark)] and not found.problems
-
-
-def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.png").touch()
-    monkeypatch.chdir(tmp_path)
-    found = find_images([""])
-    assert not found.images and "empty name" in found.problems[0][1]
-    assert find_images(["."]).images == [Path("a.png")]
-
-
-def test_links_that_go_round_in_circles(tmp_path: Path) -> None:
-    try:
-        (tmp_path / "a.png").symlink_to("b.png")
-        (tmp_path / "b.png").symlink_to("a.png")
-    except OSError:
-        pytest.skip("no symbolic links here")
-    found = find_images([tmp_path, tmp_path / "a.png"])
-    assert set(found.images) == {tmp_path / "a.png", tmp_path / "b.png"} and not found.problems
-    for path in found.images:
-        with pytest.raises(UnreadableImage, match="a.png|b.png"):
-            read_image(path)
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data.contents import find_data
 from data.datamodule import FaceData
-from data.faces import Faces, find_data
+from data.faces import Faces
 from data.splits import (
     CELEBA_ENDS,
     MAPPING,
@@ -137,7 +138,7 @@ def test_what_is_missing_of_a_standard_split_is_said(celebahq) -> None:
 
 def test_missing_mapping_says_which_file_to_put_where(celebahq, monkeypatch) -> None:
     (celebahq / MAPPING).unlink()
-    monkeypatch.setattr("data.faces.data_folders", lambda: [Path("/no/such/place")])
+    monkeypatch.setattr("data.contents.data_folders", lambda: [Path("/no/such/place")])
     with pytest.raises(FileNotFoundError, match=rf"Expected {MAPPING}.*datasets.*CelebAMask-HQ"):
         Faces(celebahq, 8, split="celebahq")
 

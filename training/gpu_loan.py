@@ -28,8 +28,8 @@ import yaml
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Timer
 
+from data.contents import Contents
 from data.datamodule import FaceData
-from data.faces import Contents
 from data.files import atomic_write
 from training.guard import NonFiniteGuard
 from training.state_parts import NOTES, PART_BYTES, read_parts, write_parts
@@ -42,7 +42,7 @@ def pack_faces(source: str, folder: Path) -> list[Path]:
     """Copies the pictures of a zip or a folder, as they are, into zips of at most 16 MB.
 
     Args:
-        source: See `data.faces.find_data`.
+        source: See `data.contents.find_data`.
         folder: Where to.
 
     Returns:
