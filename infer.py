@@ -5,6 +5,10 @@ Faces as they are, from files and folders; each gets a folder of its own in out/
     python infer.py face.png
     python infer.py samples -o demo
 
+Faces in an archive, or named in a list, a line each:
+
+    python infer.py faces.zip faces.parquet faces.txt
+
 Six samples, other random numbers, and the results of an earlier call replaced:
 
     python infer.py face.png -k 6 --seed 1 --overwrite
@@ -119,7 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="infer.py", description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="pictures of one upright face each, or folders of them")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="pictures of one upright face each, folders, lists (.txt), patterns, zips or Parquet files of them",
+    )
     add("-o", "--out", metavar="DIR", default="out", help="where the results go (default: out)")
     add("--bundle", metavar="DIR", help="trained weights, a folder with bundle.json (default: the one that is shipped)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps; auto takes CUDA if it is there")

@@ -20,6 +20,7 @@ from cli.search_options import TRAJECTORY, search_progress, summarize_search
 from data.console import format_error, print_error, print_line
 from data.figures import OVERVIEW_ROWS
 from data.files import check_folder, owned_folder
+from data.listing import Picture
 from data.report import REPORT, folder_names, make_report, write_face
 from editing.direction import SWEEP, EditPlan
 from pipeline.samples import Samples
@@ -43,7 +44,7 @@ class Job:
         lr: The low-resolution face.
     """
 
-    path: Path
+    path: Picture
     folder: Path
     lr: InputFace
 
@@ -85,7 +86,7 @@ class Run:
         edit = edits.offset(*about.styles) if edits.edits else None
         self.wanted = replace(args.sampling.wanted, edit=edit, preserve_lr=edits.preserve_lr)
 
-    def upsample(self, paths: Sequence[Path]) -> None:
+    def upsample(self, paths: Sequence[Picture]) -> None:
         """Upsamples all inputs; what fails is named and counted."""
         with ThreadPoolExecutor(WRITERS) as pool:
             waiting: list[tuple[Job, Future[FaceResult]]] = []
@@ -96,7 +97,7 @@ class Run:
             for job, future in waiting:
                 self._finish(job, future)
 
-    def _batches(self, paths: Sequence[Path]) -> Iterator[list[Job]]:
+    def _batches(self, paths: Sequence[Picture]) -> Iterator[list[Job]]:
         """Reads the inputs, and gives those of one LR size together."""
         waiting: dict[int, list[Job]] = {}
         for path, name in self._progress(list(zip(paths, folder_names(paths), strict=True))):
@@ -109,7 +110,7 @@ class Run:
                 yield waiting.pop(job.lr.image.shape[-1])
         yield from waiting.values()
 
-    def _read(self, path: Path, folder: Path) -> Job | None:
+    def _read(self, path: Picture, folder: Path) -> Job | None:
         try:
             check_folder(folder, self.args.overwrite, REPORT)  # before the work, and again after it
             lr = read_face(path, self.upsampler.about.lr_sizes, self.args.downscale)
@@ -198,13 +199,13 @@ class Run:
         if len(self.shown) < OVERVIEW_ROWS:
             self.shown.append(face)
 
-    def _fail(self, path: Path, error: BaseException) -> None:
+    def _fail(self, path: Picture, error: BaseException) -> None:
         self.failed += 1
         reason = format_error(error)
         print_error(reason if reason.startswith(f"{path}: ") else f"{path}: {reason}")
 
     @staticmethod
-    def _progress(items: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
+    def _progress(items: list[tuple[Picture, str]]) -> Iterator[tuple[Picture, str]]:
         if len(items) < BAR_FROM or not sys.stderr.isatty():
             return iter(items)
         from tqdm import tqdm

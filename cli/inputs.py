@@ -9,6 +9,7 @@ import numpy as np
 
 from data.console import print_error
 from data.image_io import centre_square, from_uint8, read_image, to_uint8
+from data.listing import Picture
 from data.resize import resize
 
 
@@ -52,7 +53,7 @@ def check_size(width: int, height: int, lr_sizes: tuple[int, int], downscale: in
         raise ValueError(f"{width} x {height} px cannot be downscaled to {downscale} px; leave out --downscale for it")
 
 
-def warn_of_crop(path: Path | str, width: int, height: int) -> None:
+def warn_of_crop(path: Picture, width: int, height: int) -> None:
     """Says that only the centre of a picture counts, if it is not square."""
     if width != height:
         size = min(width, height)
@@ -61,7 +62,7 @@ def warn_of_crop(path: Path | str, width: int, height: int) -> None:
         )
 
 
-def read_face(path: Path | str, lr_sizes: tuple[int, int], downscale: int | None) -> InputFace:
+def read_face(path: Picture, lr_sizes: tuple[int, int], downscale: int | None) -> InputFace:
     """Reads a picture and makes it the low-resolution face that is upsampled.
 
     Args:
@@ -75,7 +76,7 @@ def read_face(path: Path | str, lr_sizes: tuple[int, int], downscale: int | None
     Raises:
         ValueError: If the picture cannot be read, or is too small or too large.
     """
-    image = read_image(path)
+    image = read_image(path) if isinstance(path, Path) else read_image(path.open(), str(path))
     height, width = image.shape[-2:]
     rows, columns = centre_square(height, width)
     image = image[:, rows, columns]

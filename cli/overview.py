@@ -13,6 +13,7 @@ from data.console import format_error, print_error, print_line
 from data.figures import overview, save_overview
 from data.files import atomic_write, check_replaceable
 from data.image_io import is_result
+from data.listing import Picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ def write_overview(faces: Sequence[FaceResult], out: Path, overwrite: bool) -> b
     return finished
 
 
-def summarize_face(path: Path, face: FaceResult) -> str:
+def summarize_face(path: Picture, face: FaceResult) -> str:
     """Says in one line what became of an input."""
     shown = (
         " ".join(f"{db:.0f}" for db in face.lr_psnr)
