@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -10,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import benchmarks.prior
-import benchmarks.training
 from models.checkpoints import save_generator
 from models.generator import Generator
 
@@ -77,57 +74,3 @@ def test_prior_refuses_a_single_sample(folder, capsys) -> None:
     with pytest.raises(SystemExit):
         benchmarks.prior.main(["--generator", "generator.safetensors", "--samples", "1"])
     assert "at least 2" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_report(tmp_path, capsys, precision) -> None:
-    recipe = {
-        "model": {
-            "class_path": "training.stylegan2.StyleGAN2Training",
-            "init_args": {**SHAPE, "channels": [8, 6, 6, 4]},
-        },
-        "data": {"init_args": {"batch_size": 4}},
-        "trainer": {"precision": precision},
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    before = torch.get_float32_matmul_precision()
-    try:
-        command = f"--config {tmp_path / 'tiny.yaml'} --no-compile --repeats 1 --device cpu"
-        benchmarks.training.main(command.split())
-    finally:
-        torch.set_float32_matmul_precision(before)
-    report = capsys.readouterr().out
-    assert report.startswith(f"Batch 4, {precision}, not compiled")
-    table = re.findall(r"^\| ([^|\n]+?) \| ([\d.]+) \| (\d+) \| ([\d.]+) \|$", report, re.MULTILINE)
-    parts = {name: (float(ms), int(every), float(gflop)) for name, ms, every, gflop in table}
-    assert list(parts) == ["generator", "discriminator", "r1", "path length", "average", "step, on average"]
-    ms, _, _ = parts.pop("step, on average")
-    assert ms == pytest.approx(sum(part[0] / part[1] for part in parts.values()), abs=0.3)
-    assert float(re.search(r"([\d.]+) images/s", report)[1]) == pytest.approx(4e3 / ms, rel=0.02)
-    assert parts["discriminator"][2] > 0 and parts["generator"][2] > 0 and parts["average"][2] == 0
-    assert parts["r1"][2] > parts["discriminator"][2] / 2  # one forward, and backward twice
-
-
-def test_training_refuses_other_recipes(tmp_path, capsys) -> None:
-    (tmp_path / "other.yaml").write_text("model: {class_path: training.encoder.EncoderTraining}")
-    with pytest.raises(SystemExit):
-        benchmarks.training.main(["--config", str(tmp_path / "other.yaml")])
-    assert "StyleGAN2Training" in capsys.readouterr().err
-
-
-def test_operations_are_counted_forward_and_backward() -> None:
-    x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    weight = torch.randn(5, 3, 3, 3, requires_grad=True)
-    forward = 2 * 2 * 5 * 64 * 3 * 9
-
-    def work() -> None:
-        nn.functional.conv2d(x, weight, padding=1).sum().backward()
-
-    assert benchmarks.training.gflops(work) == pytest.approx(3 * forward / 1e9)
-
-
-def test_rate_of_convolutions_is_work_over_time(monkeypatch) -> None:
-    monkeypatch.setattr(benchmarks.training, "seconds", lambda work, repeats, device: 1.0)
-    mixed, best = benchmarks.training.convolution_rates((4, 2), 3, torch.float32, torch.device("cpu"), 1)
-    first, second = 3 * 2 * 9 * 4 * 4 * 16 * 3 / 1e9, 3 * 2 * 9 * 2 * 2 * 64 * 3 / 1e9
-    assert mixed == pytest.approx((first + second) / 2) and best == pytest.approx(max(first, second))
