@@ -65,12 +65,7 @@ OF_METHODS = ("bundle", "other_bundles", "search")  # what only some methods dep
 def compare(
     runner: Runner, methods: Mapping[str, Method], conditions: Sequence[Condition]
 ) -> Iterator[tuple[Condition, dict[str, Outcome]]]:
-    """Lets all methods run in one condition after the other.
-
-    Args:
-        runner: Where they run.
-        methods: By name.
-        conditions: What they see.
+    """Runs all methods in one condition after the other.
 
     Yields:
         Each condition with the outcomes by row; nothing in processes other than the first.
@@ -115,13 +110,9 @@ def json_ready(value: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
-    Args:
-        argv: Arguments in place of those of the process.
-
     Returns:
-        Exit status: 0; 2 if an option cannot be followed;
-        1 with a message when something is missing, does not fit or fails, or faces could not be read;
-        130 after Ctrl-C. Conditions that were finished before are in --out.
+        Exit status: 0; 2 if an option cannot be followed; 1 with a message when something is missing, does not fit or
+        fails, or faces could not be read; 130 after Ctrl-C. Conditions that were finished before are in --out.
     """
     args = parse(argv, __doc__)
     command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])

@@ -72,9 +72,6 @@ from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-
     Returns:
         The exit status: 0 if everything was written, 1 if something was not, 130 after Ctrl-C.
     """

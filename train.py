@@ -64,11 +64,7 @@ class CommandLine(LightningCLI):
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        """Measures the newest readable checkpoint.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """Finds the newest readable checkpoint; ValueError if there is none."""
         self._find_checkpoint()
         if self.config_init[self.subcommand].get("ckpt_path") is None:
             raise ValueError(f"Expected a checkpoint in {checkpoint_folder(self.trainer)}, found none; train first.")
@@ -81,11 +77,7 @@ class CommandLine(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-        args: Arguments in place of those of the process.
-    """
+    """Runs the command line."""
     torch.set_float32_matmul_precision("high")
     # It is wrong here: the data resumes exactly.
     warnings.filterwarnings("ignore", message=".*not resumable. This can cause.*")
@@ -99,11 +91,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run() -> int:
-    """Runs the command line of the process; what cannot be followed, or is missing, is told in a line.
-
-    Returns:
-        The exit status.
-    """
+    """Runs the command line of the process and returns the exit status; mistakes are reported in one line."""
     try:
         main()
     except (ValueError, OSError) as error:

@@ -25,15 +25,7 @@ from data.splits import add_split_options
 
 
 def summary(squares: list[Square], resolution: int) -> str:
-    """Tells in one line where squares lie.
-
-    Args:
-        squares: One per picture.
-        resolution: Width of the pictures in pixels.
-
-    Returns:
-        Mean and standard deviation of the shift of the centre (in sides), of the side and of the angle (in degrees).
-    """
+    """Tells in one line the mean and spread of the squares' centre (in sides), side and angle (in degrees)."""
     shifts = np.stack([(square.centre - resolution / 2) / resolution for square in squares])  # (n, xy)
     sides = np.array([square.side / resolution for square in squares])
     angles = np.degrees([np.arctan2(square.right[1], square.right[0]) for square in squares])

@@ -123,15 +123,7 @@ def summarize(effect: Effect) -> dict[str, Any]:
 
 
 def measure(benches: dict[str, Bench], ways: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Measures all edits on all faces.
-
-    Args:
-        benches: By the kind of faces.
-        ways: Steps (L, D) by the name of the edit, "raw" and "learned".
-
-    Returns:
-        By kind of faces, way and edit: the figures of `Bench.measure`.
-    """
+    """Measures all edits on all faces: by kind of faces, way ("raw", "learned") and edit, see `Bench.measure`."""
     results: dict[str, Any] = {}
     with tqdm(total=len(benches) * sum(len(edits) for edits in ways.values()), unit="edit", disable=None) as bar:
         for kind, bench in benches.items():
@@ -203,11 +195,7 @@ def write_results(results: dict[str, Any], notes: dict[str, Any], out: Path, ove
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measures, prints the table and writes the files.
-
-    Args:
-        args: Arguments in place of those of the process.
-    """
+    """Measures, prints the table and writes the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--bundle", type=Path, default=DEFAULT_BUNDLE)

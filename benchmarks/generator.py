@@ -34,18 +34,11 @@ CHECKPOINTED = "ours, finest block checkpointed"
 
 @dataclass
 class Result:
-    """What one variant took.
+    """What one variant took."""
 
-    Attributes:
-        seconds: Per image, one value per round.
-        megabytes: Peak memory beyond the weights, None where the system does not tell.
-        difference: Mean absolute difference from float32, in grey levels of 255 where images have a standard deviation
-            of 0.5, as faces in [-1, 1] do; None for float32 itself.
-    """
-
-    seconds: list[float]
-    megabytes: float | None
-    difference: float | None
+    seconds: list[float]  # per image, one value per round
+    megabytes: float | None  # peak memory beyond the weights, None where the system does not tell
+    difference: float | None  # see `grey_levels`; None for float32 itself
 
 
 def make_synthesis(name: str, resolution: int, checkout: str | None) -> Synthesis:
@@ -102,7 +95,7 @@ def _kilobytes(status: Path, field: str) -> int:
 
 @torch.no_grad()
 def grey_levels(resolution: int) -> float:
-    """Measures how far bfloat16 is from float32, as in `Result.difference`."""
+    """Measures the mean difference of bfloat16 from float32, in levels of 255 where images have a spread of 0.5."""
     ws = codes(1, resolution)
     exact, half = (make_synthesis(name, resolution, None)(ws) for name in (EXACT, HALF))
     return float((exact - half).abs().mean() / exact.std() * 0.5 * 127.5)
@@ -150,7 +143,7 @@ def report(results: dict[str, Result], arguments: argparse.Namespace) -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Prints the report; `args` stand in place of the process's."""
+    """Prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rosinality", metavar="DIR", help="checkout of rosinality/stylegan2-pytorch to compare with")
     parser.add_argument("--resolution", type=int, default=1024, choices=[32, 64, 128, 256, 512, 1024])

@@ -50,16 +50,7 @@ def randomise(network: nn.Module) -> None:
 
 
 def rosinality_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, Path]:
-    """Makes a generator of rosinality's code and saves it.
-
-    Args:
-        module: What `rosinality_module` gives.
-        case: The shape.
-        path: The file without its suffix.
-
-    Returns:
-        What draws with the reference, and the file.
-    """
+    """Makes a generator of rosinality's code and saves it next to `path`; gives what draws with it, and the file."""
     resolution, multiplier, depth = case
     network = module.Generator(resolution, 512, depth, channel_multiplier=multiplier).eval()
     randomise(network)
@@ -74,7 +65,7 @@ def rosinality_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, P
 
 
 def nvidia_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, Path]:
-    """Makes a generator of NVIDIA's code and pickles it; arguments and results as in `rosinality_pair`."""
+    """Makes a generator of NVIDIA's code and pickles it; as `rosinality_pair`."""
     resolution, multiplier, depth = case
     shape = {"channel_base": 16384 * multiplier, "channel_max": 512, "num_fp16_res": 4, "conv_clamp": CLAMP}
     synthesis = {"synthesis_kwargs": shape} if module.__name__ == "training.networks" else shape
@@ -94,16 +85,7 @@ def nvidia_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, Path]
 
 @torch.no_grad()
 def difference(draw: Draw, path: Path, seed: int) -> tuple[float, float]:
-    """Compares the pictures of a reference with ours.
-
-    Args:
-        draw: Draws with the reference.
-        path: Its weights.
-        seed: Of the latents; two, or one at 1024 px.
-
-    Returns:
-        The largest absolute difference, and the largest absolute value of the reference's pictures.
-    """
+    """Compares the pictures of a reference with ours: the largest difference, and the reference's largest value."""
     generator = load_generator(path)
     count = 1 if generator.resolution == 1024 else 2
     z = torch.randn(count, generator.z_dim, generator=torch.Generator().manual_seed(seed))
@@ -113,15 +95,7 @@ def difference(draw: Draw, path: Path, seed: int) -> tuple[float, float]:
 
 
 def rows(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Case, float, float]]:
-    """Measures all cases of all references.
-
-    Args:
-        arguments: See `main`.
-        folder: For the files of weights; each is deleted once it is read.
-
-    Yields:
-        Name of the reference, case, largest difference, and largest value.
-    """
+    """Measures all cases of all references; `folder` holds the files of weights, each until it is read."""
     stand_in = ModuleType("pkg_resources")  # stylegan3 asks it for one function, and today's setuptools is without it
     stand_in.__dict__["parse_version"] = Version
     sys.modules.setdefault("pkg_resources", stand_in)
@@ -137,11 +111,7 @@ def rows(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Cas
 
 
 def main(args: list[str] | None = None) -> None:
-    """Prints the table in Markdown.
-
-    Args:
-        args: Arguments in place of those of the process.
-    """
+    """Prints the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rosinality", metavar="DIR", help="checkout of rosinality/stylegan2-pytorch")
     parser.add_argument(

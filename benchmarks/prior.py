@@ -36,16 +36,10 @@ def to_bytes(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def drawn_faces(generator: Generator, count: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Draws faces at truncation 1 with stored noise.
+    """Draws faces at truncation 1 with stored noise, in batches uint8 (B, 3, R, R).
 
-    Args:
-        generator: What to measure.
-        count: Number of faces.
-        rng: Source of z on the generator's device. Never seed it with the bare seed of a training: weights that were
-            initialised from the same stream correlate with such z, and the faces come out wrong.
-
-    Yields:
-        Batches uint8 (B, 3, R, R).
+    Never seed `rng` with the bare seed of a training: weights that were initialised from the same stream correlate
+    with such z, and the faces come out wrong.
     """
     for first in range(0, count, BATCH):
         z = torch.randn(min(BATCH, count - first), generator.z_dim, device=rng.device, generator=rng)
@@ -66,14 +60,7 @@ def bicubic_faces(batches: Iterator[Tensor], factor: int) -> Iterator[Tensor]:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, float]]:
-    """Measures the generator, the floor and the ceilings against the same validation faces.
-
-    Args:
-        arguments: See `main`.
-
-    Returns:
-        The metric's name, and the distance per row of the table.
-    """
+    """Measures generator, floor and ceilings against the same validation faces: the metric's name, distances by row."""
     device = torch.device(arguments.device)
     generator = load_generator(arguments.generator, device)
     val = Faces(arguments.val, generator.resolution, arguments.samples)
@@ -110,11 +97,7 @@ def save_grid(generator: Generator, path: str | Path, rng: torch.Generator) -> N
 
 
 def main(args: list[str] | None = None) -> None:
-    """Prints the table in Markdown.
-
-    Args:
-        args: Arguments in place of those of the process.
-    """
+    """Prints the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", required=True, help="weights that models.load_generator reads")
     parser.add_argument("--samples", type=int, default=2000, help="faces per set (default: %(default)s)")

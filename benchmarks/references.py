@@ -11,14 +11,7 @@ from unittest import mock
 
 
 def rosinality_module(folder: Path) -> ModuleType:
-    """Imports rosinality's `model.py` with its own plain PyTorch operations, which it uses on the CPU.
-
-    Args:
-        folder: A checkout of rosinality/stylegan2-pytorch.
-
-    Returns:
-        The module.
-    """
+    """Imports `model.py` of a checkout of rosinality with its plain PyTorch operations, which it uses on the CPU."""
     forget("op")
     sys.path.insert(0, str(folder))
     try:
@@ -33,14 +26,7 @@ def rosinality_module(folder: Path) -> ModuleType:
 
 
 def nvidia_networks(folder: Path) -> ModuleType:
-    """Imports the StyleGAN2 networks of NVIDIA's StyleGAN2-ADA-PyTorch or StyleGAN3 repository.
-
-    Args:
-        folder: The checkout.
-
-    Returns:
-        The module.
-    """
+    """Imports the StyleGAN2 networks of a checkout of NVIDIA's StyleGAN2-ADA-PyTorch or StyleGAN3."""
     forget("training", "torch_utils", "dnnlib")
     sys.path.insert(0, str(folder))
     try:

@@ -36,11 +36,7 @@ def add_edit_options(group: argparse._ArgumentGroup) -> None:
 
 
 def check_edit_options(args: argparse.Namespace) -> None:
-    """Checks the options that `add_edit_options` added, as far as that goes without the bundle.
-
-    Raises:
-        ValueError: If they cannot be followed, in words for the command line.
-    """
+    """Checks the options that `add_edit_options` added, as far as that goes without the bundle; raises ValueError."""
     for text in args.edit:
         try:
             parse_edit(text)
@@ -53,20 +49,7 @@ def check_edit_options(args: argparse.Namespace) -> None:
 
 
 def read_edit_plan(args: argparse.Namespace, folder: Path, generator_sha256: str | None) -> EditPlan:
-    """Reads the directions that the options name.
-
-    Args:
-        args: After `check_edit_options`.
-        folder: With the directions.
-        generator_sha256: The generator that they must be for; None accepts any.
-
-    Returns:
-        The plan; one without edits and sweep if none were asked for.
-
-    Raises:
-        UnknownDirection: If there is no such direction, which is a mistake on the command line.
-        ValueError: If one is damaged or for another generator.
-    """
+    """Reads the directions that the options name; see `editing.direction.read_directions`."""
     edits = [parse_edit(text) for text in args.edit]
     names = [name for name, _ in edits] + ([args.edit_sweep] if args.edit_sweep else [])
     found = read_directions(folder, names, generator_sha256) if names else {}
@@ -75,12 +58,6 @@ def read_edit_plan(args: argparse.Namespace, folder: Path, generator_sha256: str
 
 
 def write_sweep(plan: EditPlan, faces: np.ndarray, path: Path) -> None:
-    """Writes the picture of a sweep, a row for each sample.
-
-    Args:
-        plan: Names the direction.
-        faces: Samples at the strengths of `SWEEP` (k, 5, 3, R, R) in [-1, 1].
-        path: The picture.
-    """
+    """Writes the picture of a sweep, a row for each sample: faces (k, 5, 3, R, R) at the strengths of `SWEEP`."""
     name = plan.sweep.name if plan.sweep else ""
     strip_sheet([f"{name} {strength:+g}" for strength in SWEEP], faces).save(path, format="PNG")

@@ -16,15 +16,10 @@ SAVED = ("images", "grid", "latents", "report")
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is asked for.
+    """What is asked for; of the samples that are made, those that are far apart are kept."""
 
-    Attributes:
-        wanted: Of the pipeline; its k is what is sampled.
-        kept: How many samples of each face are kept, those that are far apart if fewer than are sampled.
-    """
-
-    wanted: Wanted
-    kept: int
+    wanted: Wanted  # of the pipeline; its k is what is sampled
+    kept: int  # samples of each face
 
     def select(self, samples: Samples) -> Samples:
         """Keeps what is asked for of the samples of one face."""
@@ -58,11 +53,7 @@ def add_sampling_options(group: argparse._ArgumentGroup) -> None:
 
 
 def read_sampling(args: argparse.Namespace) -> Sampling:
-    """Reads the options that `add_sampling_options` added.
-
-    Raises:
-        ValueError: If one cannot be followed, in words for the command line.
-    """
+    """Reads the options that `add_sampling_options` added; ValueError if one cannot be followed."""
     k, drawn = args.k, None
     if args.select is not None:
         match = re.fullmatch(r"(\d+)-of-(\d+)", args.select)
@@ -83,15 +74,7 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
 
 
 def summarize_samples(samples: Samples, sampling: Sampling) -> dict[str, Any]:
-    """Says in a report how the samples of one face were made, and how well each fits.
-
-    Args:
-        samples: Of one face: images (k, 3, R, R) and so on.
-        sampling: What was asked for.
-
-    Returns:
-        Entries for the report.
-    """
+    """Says in a report how the samples of one face were made, and how well each fits."""
     rows = [
         {"file": f"{i}.png", "lr_psnr": round(float(db), 2), "residual": float(f"{error:.3g}")}
         for i, (db, error) in enumerate(zip(samples.lr_psnr, samples.residual, strict=True), start=1)

@@ -52,13 +52,7 @@ def add_search_options(group: argparse._ArgumentGroup) -> None:
 
 
 def read_plan(args: argparse.Namespace) -> SearchPlan | None:
-    """Reads the plan of the search from the options.
-
-    Args:
-        args: With those of `add_search_options`, and `seed`.
-
-    Returns:
-        The plan; None where nothing is searched.
+    """Reads the plan of the search from the options; None where nothing is searched.
 
     Raises:
         ValueError: If they do not go together, in words for the command line.
@@ -78,16 +72,7 @@ def read_plan(args: argparse.Namespace) -> SearchPlan | None:
 
 
 def summarize_search(plan: SearchPlan, result: SearchResult) -> dict[str, Any]:
-    """Says in a report how a face was searched.
-
-    Args:
-        plan: What was asked for.
-        result: The face's k results.
-
-    Returns:
-        An entry for the report: the plan, and of each sample the residual before projection, its steps, `nfe`, and
-        whether it converged.
-    """
+    """Says in a report how a face was searched: the plan, and of each sample residual, steps, `nfe` and convergence."""
     columns = {"residual": result.residual, "steps": result.steps, "nfe": result.nfe}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
     for row in rows:
@@ -98,15 +83,10 @@ def summarize_search(plan: SearchPlan, result: SearchResult) -> dict[str, Any]:
 
 @contextmanager
 def search_progress(title: str, samples: int, callback: Callback | None = None) -> Iterator[Callback | None]:
-    """Shows on the terminal how far a search is, in steps of all samples.
-
-    Args:
-        title: What is searched, such as the picture's name.
-        samples: Samples N of the search.
-        callback: Sees the states as well, such as a `cli.trajectory.TrajectoryRecorder`.
+    """Shows on the terminal how far a search is, in steps of all N samples.
 
     Yields:
-        The callback for the search; None where there is neither a terminal nor a callback.
+        The callback for the search, which calls `callback`; None where there is neither a terminal nor a callback.
     """
     if not sys.stderr.isatty():
         yield callback

@@ -20,12 +20,9 @@ FRAME_MS, LAST_MS = 80, 2000
 
 
 class TrajectoryRecorder:
-    """Keeps the faces that a search passes through; used as its callback.
+    """Keeps the faces that a search of N samples passes through; used as its callback.
 
     Samples that have converged stay as they were then. Large faces are kept at 256 px.
-
-    Args:
-        samples: Samples N of the search.
     """
 
     def __init__(self, samples: int) -> None:
@@ -46,15 +43,7 @@ class TrajectoryRecorder:
                 self.pictures[sample][state.number] = picture
 
     def frames(self, lr: Tensor, samples: slice = slice(None)) -> list[Image.Image]:
-        """Puts the pictures together.
-
-        Args:
-            lr: The input (3, s, s) in [-1, 1], shown on the left.
-            samples: Which samples are those of this input.
-
-        Returns:
-            Frames of one size, from the first step to the last.
-        """
+        """Puts the pictures of some samples together, from the first step to the last, with their input on the left."""
         given = to_uint8(lr[None])[0].permute(1, 2, 0).cpu().numpy()
         shown = self.pictures[samples]
         numbers = sorted({number for own in shown for number in own})
@@ -69,13 +58,7 @@ class TrajectoryRecorder:
         return frame
 
     def save(self, path: Path, lr: Tensor, samples: slice = slice(None)) -> None:
-        """Writes an animated WebP, which repeats and pauses on the last frame.
-
-        Args:
-            path: The file, ends in .webp.
-            lr: See `frames`.
-            samples: See `frames`.
-        """
+        """Writes `frames` as an animated WebP, which repeats and pauses on the last frame."""
         first, *others = self.frames(lr, samples)
         durations = [FRAME_MS] * len(others) + [LAST_MS]
         first.save(path, save_all=True, append_images=others, duration=durations, loop=0, quality=85, method=4)

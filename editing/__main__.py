@@ -73,14 +73,7 @@ W_SAMPLES = 50_000  # codes that the covariance of W is measured on, where no fa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit status: 0 if all was done, 1 if not, 130 after Ctrl-C.
-    """
+    """Runs the command; the exit status is 0 if all was done, 1 if not, 130 after Ctrl-C."""
     parser = _parser()
     args = parser.parse_args(arguments)
     try:

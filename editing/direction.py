@@ -40,25 +40,15 @@ class UnknownDirection(ValueError):
 
 @dataclass(frozen=True)
 class EditDirection:
-    """Where an attribute begins in W, and how to move a face towards it.
+    """Where an attribute begins in W, and how to move a face towards it."""
 
-    Attributes:
-        name: Such as "smile"; small letters, digits and hyphens.
-        normal: n (D,), of unit length; it points to the faces that have the attribute.
-        intercept: b; n · w + b is the signed distance of w from the boundary.
-        steps: One unit of strength, d_l (L, D).
-        generator_sha256: The generator whose W this is.
-        about: What else is known, as JSON: the classifier's attribute, samples, accuracy.
-        sha256: Of the file that it was read from, "" if it was made here.
-    """
-
-    name: str
-    normal: np.ndarray = field(repr=False)
-    intercept: float
-    steps: np.ndarray = field(repr=False)
-    generator_sha256: str
-    about: dict[str, Any] = field(default_factory=dict)
-    sha256: str = ""
+    name: str  # such as "smile"; small letters, digits and hyphens
+    normal: np.ndarray = field(repr=False)  # n (D,), of unit length; points to faces that have it
+    intercept: float  # b; n · w + b is the signed distance of w from the boundary
+    steps: np.ndarray = field(repr=False)  # one unit of strength, d_l (L, D)
+    generator_sha256: str  # the generator whose W this is
+    about: dict[str, Any] = field(default_factory=dict)  # what else is known, as JSON: the classifier's attribute, …
+    sha256: str = ""  # of the file that it was read from
 
     def __post_init__(self) -> None:
         """Checks name, shapes and numbers."""
@@ -79,27 +69,14 @@ class EditDirection:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What is asked for.
+    """What is asked for; edits add up, in any order."""
 
-    Attributes:
-        edits: Directions with strengths in standard deviations; they add up, in any order.
-        sweep: The direction of a picture with the strengths of `SWEEP`, None for no such picture.
-        preserve_lr: Project edited faces onto the input, in place of what it would be after the edit.
-    """
-
-    edits: tuple[tuple[EditDirection, float], ...] = ()
-    sweep: EditDirection | None = None
-    preserve_lr: bool = False
+    edits: tuple[tuple[EditDirection, float], ...] = ()  # with strengths in standard deviations
+    sweep: EditDirection | None = None  # for a picture with the strengths of `SWEEP`
+    preserve_lr: bool = False  # project edited faces onto the input itself
 
     def offset(self, num_ws: int, w_dim: int) -> np.ndarray:
-        """Adds up what the edits change in the codes of any face.
-
-        Args:
-            num_ws: Number of styles L.
-            w_dim: Width D of a style.
-
-        Returns:
-            Offset e (L, D), float32.
+        """Adds up what the edits change in the codes of any face: e (L, D), float32.
 
         Raises:
             ValueError: If a direction is for a generator of another shape.
@@ -126,11 +103,7 @@ class EditPlan:
 
 
 def parse_edit(text: str) -> tuple[str, float]:
-    """Reads "smile=+2" as a name and a strength.
-
-    Raises:
-        ValueError: If it is not of this form, or the strength is beyond ±100.
-    """
+    """Reads "smile=+2" as a name and a strength; ValueError if it is anything else, or beyond ±100."""
     name, equals, number = text.partition("=")
     try:
         strength = float(number)
@@ -168,14 +141,11 @@ def is_direction_file(path: Path) -> bool:
 
 
 def read_direction(path: Path, generator_sha256: str | None = None) -> EditDirection:
-    """Reads a direction.
+    """Reads what `write_direction` wrote.
 
     Args:
-        path: What `write_direction` wrote.
+        path: The file.
         generator_sha256: The generator that it is for; None accepts any.
-
-    Returns:
-        The direction.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -210,19 +180,11 @@ def read_direction(path: Path, generator_sha256: str | None = None) -> EditDirec
 
 
 def read_directions(folder: Path, names: Sequence[str], generator_sha256: str | None) -> dict[str, EditDirection]:
-    """Reads the directions that a command names.
-
-    Args:
-        folder: With one NAME.npz each.
-        names: Which; each once.
-        generator_sha256: The generator that they must be for; None accepts any.
-
-    Returns:
-        The directions by name.
+    """Reads the directions NAME.npz that a command names, by name; see `read_direction`.
 
     Raises:
         UnknownDirection: If there is no such direction; says which there are.
-        ValueError: See `read_direction`.
+        ValueError: If one is damaged or for another generator.
     """
     known = names_in(folder)
     for name in names:
@@ -240,13 +202,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def unit_normal(array: np.ndarray) -> np.ndarray:
-    """Brings a normal of InterFaceGAN to unit length, in float64: the square of 1e30 is beyond float32.
-
-    Args:
-        array: The normal, (1, D) or (D,).
-
-    Returns:
-        The normal (D,), float64.
+    """Brings a normal (1, D) or (D,) of InterFaceGAN to unit length (D,), float64: 1e30² is beyond float32.
 
     Raises:
         ValueError: If the array is something else.
@@ -266,19 +222,14 @@ def unit_normal(array: np.ndarray) -> np.ndarray:
 def import_interfacegan(
     array: np.ndarray, name: str, sigma: float, generator_sha256: str, num_ws: int
 ) -> EditDirection:
-    """Takes over a boundary of InterFaceGAN: a unit normal (1, D), saved by `numpy.save`.
-
-    Its files have no intercept and no standard deviation: the intercept is 0, and all styles move alike.
+    """Takes over a boundary of InterFaceGAN, a unit normal (1, D) without an intercept.
 
     Args:
         array: The normal, (1, D) or (D,).
         name: The direction's name here.
-        sigma: Standard deviation of n · w over the generator's faces.
+        sigma: Standard deviation of n · w over the generator's faces, which is the step of all styles.
         generator_sha256: The generator that it was made for.
         num_ws: Number of styles L.
-
-    Returns:
-        The direction.
 
     Raises:
         ValueError: If the array is something else.

@@ -41,13 +41,7 @@ LEAST_REST = 0.05  # of a normal that conditions must leave: what is left of les
 
 @torch.inference_mode()
 def sample_w(generator: Generator, count: int, seed: int) -> Tensor:
-    """Maps standard normal z of a seed to codes w (N, D), truncation 1.
-
-    Args:
-        generator: Whose mapping network is used.
-        count: N.
-        seed: Of z; the first codes are the same for every N.
-    """
+    """Maps standard normal z of a seed to codes w (N, D), truncation 1; the first are the same for every N."""
     rng, device, parts = np.random.default_rng(seed), generator.w_avg.device, []
     for start in range(0, count, CHUNK):
         z = rng.standard_normal((min(CHUNK, count - start), generator.z_dim), dtype=np.float32)
@@ -96,15 +90,10 @@ def sample_and_score(
 
 @dataclass(frozen=True)
 class Whitening:
-    """w = μ + C u.
+    """w = μ + C u."""
 
-    Attributes:
-        mean: μ (D,).
-        factor: C (D, D), the lower Cholesky factor of the covariance.
-    """
-
-    mean: np.ndarray
-    factor: np.ndarray
+    mean: np.ndarray  # μ (D,)
+    factor: np.ndarray  # C (D, D), the lower Cholesky factor of the covariance
 
     @classmethod
     def of(cls, w: np.ndarray) -> Whitening:
@@ -120,19 +109,12 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Hyperplane:
-    """a · u + b = 0 in whitened coordinates.
+    """a · u + b = 0 in whitened coordinates."""
 
-    Attributes:
-        normal: a (D,), of unit length.
-        intercept: b.
-        accuracy: Share of held-out confident faces on the right side.
-        ends: Faces used at each end.
-    """
-
-    normal: np.ndarray
-    intercept: float
-    accuracy: float = 0.0
-    ends: int = 0
+    normal: np.ndarray  # a (D,), of unit length
+    intercept: float  # b
+    accuracy: float = 0.0  # share of held-out confident faces on the right side
+    ends: int = 0  # faces used at each end
 
     def in_w(self, whitening: Whitening) -> tuple[np.ndarray, float]:
         """The unit normal n (D,) and the intercept of the same hyperplane in W."""
@@ -149,12 +131,7 @@ class Hyperplane:
 
 
 def confident_ends(logits: np.ndarray, name: str, least: int = LEAST_END) -> tuple[np.ndarray, np.ndarray]:
-    """Picks the faces that have an attribute for sure, and those that have it not.
-
-    Args:
-        logits: Of one attribute, 0 where it is undecided (N,).
-        name: Of the attribute, for the message.
-        least: Faces needed at either end.
+    """Picks the faces that surely have an attribute, and those that surely lack it, by its logits (N,).
 
     Returns:
         Indices of as many faces at either end, the surest: where one end is short, so is the other.
@@ -187,9 +164,6 @@ def fit_hyperplane(u: np.ndarray, logits: np.ndarray, name: str, seed: int = 0, 
         seed: Decides which faces are held out.
         least: Faces needed at either end.
 
-    Returns:
-        The hyperplane; its normal points to the faces that have the attribute.
-
     Raises:
         ValueError: See `confident_ends`.
     """
@@ -211,14 +185,7 @@ def fit_hyperplane(u: np.ndarray, logits: np.ndarray, name: str, seed: int = 0, 
 
 
 def project_out(normal: np.ndarray, conditions: Sequence[np.ndarray]) -> np.ndarray:
-    """Takes from a normal its part in the span of others: a' = a − A⁺ A a.
-
-    Args:
-        normal: a (D,).
-        conditions: Other normals (D,), any number.
-
-    Returns:
-        a' (D,), orthogonal to all of them, not normalised.
+    """Takes from a normal (D,) its part in the span of others, a' = a − A⁺ A a, without normalising it.
 
     Raises:
         ValueError: If next to nothing is left: the conditions say the same as the attribute.
@@ -234,18 +201,6 @@ def project_out(normal: np.ndarray, conditions: Sequence[np.ndarray]) -> np.ndar
 
 
 def step_of(plane: Hyperplane, conditions: Sequence[Hyperplane], whitening: Whitening) -> np.ndarray:
-    """Gives the step d (D,) in W of one standard deviation, under conditions.
-
-    Args:
-        plane: Of the attribute.
-        conditions: Of those that shall stay as they are.
-        whitening: Of W.
-
-    Returns:
-        d, with n · d = σ for the attribute and n · d = 0 for the conditions.
-
-    Raises:
-        ValueError: See `project_out`.
-    """
+    """Gives the step d (D,) in W of one standard deviation: n · d = σ, and 0 for the conditions' normals."""
     rest = project_out(plane.normal, [condition.normal for condition in conditions])
     return whitening.factor @ (rest / float(plane.normal @ rest))

@@ -53,17 +53,11 @@ PERCENTILE = 90
 
 @dataclass(frozen=True)
 class Effect:
-    """What an edit did to a set of faces, as changes of scores in [0, 1].
+    """What an edit did to a set of faces, as mean changes of scores in [0, 1]."""
 
-    Attributes:
-        target: Mean change of its own attribute's score, in the edit's direction.
-        others: Mean change of each other attribute's score, by name, synonyms left out.
-        synonyms: The same of the synonyms.
-    """
-
-    target: float
-    others: dict[str, float]
-    synonyms: dict[str, float]
+    target: float  # of its own attribute, in the edit's direction
+    others: dict[str, float]  # of each other attribute, synonyms left out
+    synonyms: dict[str, float]  # of the synonyms
 
     @classmethod
     def of(cls, name: str, changes: dict[str, float], side: int) -> Effect:
@@ -80,27 +74,16 @@ class Effect:
 
 
 def rarer_side(rate: float, sign: int) -> int:
-    """The side of an edit that fewer faces are on: +1 or −1.
-
-    Args:
-        rate: Share of faces with the edit's attribute.
-        sign: −1 where the edit is the opposite of the attribute.
-    """
+    """The side of an edit that fewer faces are on, ±1; `rate` have the attribute, `sign` is −1 for its opposite."""
     return 1 if (rate if sign > 0 else 1 - rate) <= 0.5 else -1
 
 
 class Faces(NamedTuple):
-    """Faces that can be edited.
+    """Faces that can be edited."""
 
-    Attributes:
-        ws: Codes (N, L, D).
-        details: Their details (N, C, r, r) by r.
-        correction: What is added to the generator's faces, before the edit and after it (N, 3, R, R).
-    """
-
-    ws: Tensor
-    details: dict[int, Tensor]
-    correction: Tensor
+    ws: Tensor  # codes (N, L, D)
+    details: dict[int, Tensor]  # by r (N, C, r, r)
+    correction: Tensor  # added to the generator's faces, edited or not (N, 3, R, R)
 
     def synthesize(self, generator: Generator, offset: Tensor | float = 0.0) -> Tensor:
         """Synthesizes them with an offset of their codes, broadcast to (N, L, D): images (N, 3, R, R) in [-1, 1]."""
@@ -110,15 +93,8 @@ class Faces(NamedTuple):
 class StepLearner:
     """Learns steps, and measures what they do.
 
-    It keeps the features of a batch of 16 faces for the gradient: larger generators want a large GPU.
-
-    Args:
-        generator: Synthesizes.
-        classifier: Scores.
-        lpips: Compares.
-        whitening: Of W.
-        bundle: Its encoder sees every second face, downscaled; None leaves all as they are.
-        seed: Of the faces.
+    It keeps the features of a batch of 16 faces for the gradient: larger generators want a large GPU. The encoder of
+    the bundle sees every second face, downscaled; without a bundle all stay as they are.
     """
 
     def __init__(
@@ -158,16 +134,13 @@ class StepLearner:
     def learn(
         self, name: str, plane: Hyperplane, steps: int, progress: Callable[[int], object] | None = None
     ) -> np.ndarray:
-        """Learns the steps of an edit.
+        """Learns the steps (L, D) of an edit in W, for a unit of strength.
 
         Args:
             name: Of the edit.
             plane: Of its attribute.
             steps: Of the optimizer; the first batches serve them.
             progress: Told 1 after each step of the optimizer.
-
-        Returns:
-            One step for each style (L, D), a unit of strength, in W.
         """
         sign, device = attribute_of(name)[1], self.generator.w_avg.device
         factor = torch.from_numpy(self.whitening.factor).float().to(device)  # C (D, D)

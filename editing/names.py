@@ -49,13 +49,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 
 
 def attribute_of(name: str) -> tuple[str, int]:
-    """Finds the attribute of an edit.
-
-    Args:
-        name: Such as "smile".
-
-    Returns:
-        The attribute's name as CelebA has it, and +1, or −1 where the edit is its opposite.
+    """Finds CelebA's attribute of an edit such as "smile", and +1, or −1 where the edit is its opposite.
 
     Raises:
         ValueError: If there is no such edit.

@@ -28,15 +28,10 @@ from data.files import atomic_write
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share a run, as torchrun starts them; one alone otherwise.
+    """The processes that share a run, as torchrun starts them; one alone otherwise."""
 
-    Attributes:
-        rank: This one's number, from 0.
-        count: How many there are.
-    """
-
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # this one's number
+    count: int = 1  # how many there are
 
     @classmethod
     def join(cls) -> Processes:
@@ -90,19 +85,7 @@ class Cache:
             np.savez(file, **arrays)
 
     def read(self, cell: str, total: int, batch: int) -> dict[str, Tensor]:
-        """Reads a cell in the order of the faces.
-
-        Args:
-            cell: The cell's name.
-            total: Number of faces.
-            batch: Faces per batch.
-
-        Returns:
-            Arrays (total, …) by name; of a name that only some batches have, those that there are.
-
-        Raises:
-            FileNotFoundError: If a batch is missing.
-        """
+        """Reads a cell of `total` faces, in their order; a name may be missing from some batches."""
         parts: dict[str, list[Tensor]] = {}
         for part in Processes().share(total, batch):
             for name, value in self.read_batch(cell, part).items():
@@ -115,7 +98,7 @@ class Cache:
             return {name: torch.from_numpy(file[name]) for name in file.files}
 
     def note(self, name: str, value: float | None = None) -> float | None:
-        """Keeps a number by its name, or gives the one that was kept; None if there is none."""
+        """Stores a number under a name, or returns the stored one; None if there is none."""
         path = self.folder / f"{name}.json"
         if value is not None:
             with atomic_write(path) as partial:

@@ -30,15 +30,7 @@ EDGEFACE_SOURCE = "EdgeFace-XXS of its authors (George et al. 2024), github.com/
 
 
 def load_vgg11_tensors() -> dict[str, Tensor]:
-    """Reads the layers of VGG11-BN up to relu3_2, from the short file or from torchvision's.
-
-    Returns:
-        The state dict of `torchvision.models.vgg11_bn().features[:14]`.
-
-    Raises:
-        FileNotFoundError: If neither is at hand and it cannot be downloaded; says which file to put where.
-        ValueError: If the tensors are others than the published ones.
-    """
+    """Reads the state dict of torchvision's VGG11-BN up to relu3_2, from the short file or from torchvision's."""
     path = find_weights(VGG11_SHORT, VGG11_WHOLE, url=VGG11_URL, source=VGG11_SOURCE)
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     if path.name == VGG11_WHOLE:
@@ -53,7 +45,7 @@ class VGG11Features(Frozen):
 
     Raises:
         FileNotFoundError: If there are no weights; says which file to put where.
-        ValueError: If they are others than the published ones.
+        ValueError: If they are not the published ones.
     """
 
     num_features = 256
@@ -80,7 +72,7 @@ class VGG11Features(Frozen):
 
 
 class EdgeFace(Frozen):
-    """EdgeFace-XXS: who is on the picture, by a network that sees blurred faces better than MobileFaceNet does.
+    """EdgeFace-XXS (George et al. 2024): embeds faces, and copes with blurred ones better than MobileFaceNet.
 
     Args:
         path: A file of its weights; None looks for them with `models.pretrained.find_weights`.
@@ -88,9 +80,6 @@ class EdgeFace(Frozen):
     Raises:
         FileNotFoundError: If there are no weights; says which file to put where.
         ValueError: If the file holds another network.
-
-    References:
-        George et al. 2024, EdgeFace: Efficient Face Recognition Model for Edge Devices.
     """
 
     num_features = 512
@@ -111,12 +100,5 @@ class EdgeFace(Frozen):
         self.freeze()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds faces.
-
-        Args:
-            images: Images (B, 3, R, R) in [-1, 1], FFHQ framing.
-
-        Returns:
-            Embeddings (B, 512) of unit norm; their scalar product compares two persons.
-        """
+        """Embeds faces (B, 3, R, R) in [-1, 1], FFHQ framing: unit vectors (B, 512), compared by their dot product."""
         return F.normalize(self.network(crop_face(images)).float(), dim=1)

@@ -11,15 +11,12 @@ CELL = 128  # px, at least
 
 
 def figure(truth: Tensor, lr: Tensor, shown: Mapping[str, Tensor]) -> Image.Image:
-    """Plots the first faces: LR input, the first samples of each method, truth.
+    """Plots the first faces, one per row: LR input, the first samples of each method, truth.
 
     Args:
         truth: Faces (n, 3, R, R), uint8.
         lr: Their LR pictures (n, 3, s, s), uint8.
         shown: By method, samples (n, c, 3, R, R), uint8, the point estimate first.
-
-    Returns:
-        The picture, one row per face under a row of titles.
     """
     columns = [(f"input {lr.shape[-1]} px", lr)]
     for method, samples in shown.items():

@@ -18,18 +18,7 @@ BATCH = 16
 
 
 def find_samples(folder: Path, name: str) -> list[Path]:
-    """Finds the samples of a face: NAME/1.png, NAME/2.png …, as infer.py writes them, or NAME.png alone.
-
-    Args:
-        folder: Where samples are.
-        name: Of the truth, without its suffix.
-
-    Returns:
-        Paths, the point estimate first.
-
-    Raises:
-        FileNotFoundError: If there are none.
-    """
+    """Finds the samples of a face: NAME/1.png, NAME/2.png …, as infer.py writes them, or NAME.png alone."""
     own = folder / name
     numbered = own.iterdir() if own.is_dir() else iter(())
     found = sorted((p for p in numbered if p.stem.isdigit() and p.suffix.lower() in IMAGE_SUFFIXES), key=_number)
@@ -48,14 +37,11 @@ def measure_folders(
 ) -> dict[str, Any]:
     """Measures samples in a folder against the truth in another.
 
-    The input of each face is `NAME/input.png` beside its samples, or the truth downscaled to `lr_size` by the
-    project's operator and rounded to 8 bit.
-
     Args:
         truth: Folder or zip of faces; resized to the samples' size.
         samples: Folder of samples, see `find_samples`.
         suite: Measures.
-        lr_size: Size of the inputs in pixels; None means that they are beside the samples.
+        lr_size: Size in pixels of the inputs, which are then downscaled from the truth; None reads NAME/input.png.
         limit: Use the first so many faces in sorted order.
 
     Returns:

@@ -29,15 +29,7 @@ class _Given(nn.Identity):
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Measures d² between two sets of features.
-
-    Args:
-        real: Features (N, F), N ≥ 2.
-        fake: Features (M, F), M ≥ 2.
-
-    Returns:
-        d² ≥ 0, but for rounding.
-    """
+    """Measures d² ≥ 0 between two sets of features (N, F) and (M, F), N and M ≥ 2."""
     metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
@@ -45,15 +37,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Measures KID, the squared maximum mean discrepancy under the kernel (fᵀ f′ / F + 1)³, over all pairs at once.
-
-    Args:
-        real: Features (N, F), N ≥ 2.
-        fake: As many features (N, F).
-
-    Returns:
-        The unbiased estimate, which may be below 0.
-    """
+    """Measures KID between two sets of features (N, F): the unbiased squared MMD of the kernel (fᵀ f′ / F + 1)³."""
     return float(poly_mmd(real.double(), fake.double()))
 
 
@@ -71,8 +55,7 @@ def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
 
     Raises:
         ValueError: If the name is unknown, or weights that were found are not the published ones.
-        FileNotFoundError: If the weights that are asked for are missing and cannot be downloaded; says for each
-            network which file to put where.
+        FileNotFoundError: If weights are missing and cannot be downloaded; says which file to put where.
     """
     if name not in ("auto", "fid", "fd_vgg11"):
         raise ValueError(f"Expected a Fréchet distance named auto, fid or fd_vgg11, got {name!r}.")

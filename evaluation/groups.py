@@ -42,12 +42,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which group each face belongs to.
-
-    Attributes:
-        column: The column's name.
-        groups: One per face, "" where the file does not say.
-    """
+    """Which group each face belongs to, by a column of a table; "" where the table does not say."""
 
     column: str
     groups: tuple[str, ...]
@@ -60,9 +55,6 @@ def read_grouping(where: str, names: Sequence[str]) -> Grouping:
         where: "FILE:COLUMN"; FILE is a CSV with a header, or one packed with gzip. Its column file, image_id, filename
             or name holds the names of the pictures, of which folders and suffixes do not count.
         names: The faces' names.
-
-    Returns:
-        The grouping.
 
     Raises:
         ValueError: If there is no such column, or the file knows none of the faces.

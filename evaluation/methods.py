@@ -19,16 +19,10 @@ if TYPE_CHECKING:
 
 
 class Output(NamedTuple):
-    """What a method makes of a batch.
+    """What a method makes of a batch; 1 ≤ c ≤ k samples, the point estimate first."""
 
-    Attributes:
-        images: Samples (B, c, 3, R, R), about [-1, 1], before any back-projection, 1 ≤ c ≤ k; the first is the point
-            estimate.
-        nfe: Generator calls per sample (B, c): forward 1, backward 2, forward-mode derivative 2.
-    """
-
-    images: Tensor
-    nfe: Tensor
+    images: Tensor  # (B, c, 3, R, R), about [-1, 1], before any back-projection
+    nfe: Tensor  # generator calls per sample (B, c): forward 1, backward 2
 
 
 Method = Callable[[Tensor, int, int], Output]
@@ -68,17 +62,7 @@ def make_amortized(bundle: Bundle) -> Method:
 
 
 def make_search(bundle: Bundle, method: str, init: str, steps: int) -> Method:
-    """Makes a latent search.
-
-    Args:
-        bundle: What it searches in.
-        method: One of `search.samples.METHODS`; those that are published with one answer give one sample.
-        init: One of `search.samples.INITS`.
-        steps: Of the search.
-
-    Returns:
-        The method.
-    """
+    """Makes a latent search by its method, start and steps; those published with one answer give one sample."""
     from search.samples import SearchPlan, find_samples, synthesize  # late: only those who search wait for it
 
     def run(lr: Tensor, k: int, seed: int) -> Output:
@@ -113,16 +97,10 @@ DEFAULT_METHODS = ("bicubic", "nearest", "mean", "amortized")
 
 
 def recipe_hash(name: str, bundle: Bundle, search: int) -> str:
-    """Tells by a hash what a method's samples depend on, besides what it gets to see.
+    """Hashes what a method's samples depend on, besides what it gets to see.
 
-    Args:
-        name: One of METHODS; any other name is that of a whole bundle's encoder.
-        bundle: What the method is made of.
-        search: Steps of the method "amortized+search".
-
-    Returns:
-        A hash: for bicubic interpolation the same whatever the bundle, and for the searches that know no encoder as
-        long as generator, statistics of its latents and, for RLS, the flow stay the same.
+    That of bicubic interpolation is the same for every bundle; that of a search without the encoder changes with the
+    generator, the statistics of its codes and, for RLS, the flow. A name outside of METHODS is that of a whole bundle.
     """
     text = bundle.hash
     if name in ("bicubic", "nearest"):
@@ -149,15 +127,7 @@ def _flow_of(bundle: Bundle) -> FlowPrior:
 
 
 def make_method(name: str, bundle: Bundle, search: int) -> Method:
-    """Makes a method by its name.
-
-    Args:
-        name: One of METHODS.
-        bundle: What it is made of.
-        search: Steps of the method "amortized+search".
-
-    Returns:
-        The method.
+    """Makes a method by its name, one of METHODS; `search` are the steps of "amortized+search".
 
     Raises:
         ValueError: If the bundle lacks what it needs: RLS needs a flow.

@@ -41,28 +41,12 @@ PIXELS_AT_ONCE = 64 * 128**2  # pictures go through the networks in batches of s
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Measures the peak signal-to-noise ratio, −10 log₁₀ mean ((a − b) / 2)², peak 1 on [0, 1].
-
-    Args:
-        images: Images (…, C, H, W) in [-1, 1].
-        truth: Images that broadcast to them.
-
-    Returns:
-        Ratios (…) in dB, `MAX_PSNR` at most.
-    """
+    """Measures −10 log₁₀ mean ((a − b) / 2)² of images (…, C, H, W) that broadcast: dB (…), `MAX_PSNR` at most."""
     return (-10 * ((images - truth) / 2).square().mean(dim=(-3, -2, -1)).log10()).clamp(max=MAX_PSNR)
 
 
 def lr_psnr(samples: Tensor, lr: Tensor) -> Tensor:
-    """Measures how well samples explain the input, the PSNR between D(sample) and it.
-
-    Args:
-        samples: Samples (B, k, 3, R, R) in [-1, 1]; they are rounded to 8 bit, as written.
-        lr: Inputs (B, 3, s, s) in [-1, 1].
-
-    Returns:
-        LR-PSNR (B, k) in dB.
-    """
+    """Measures how well samples (B, k, 3, R, R), rounded to 8 bit, downscale to inputs (B, 3, s, s): dB (B, k)."""
     downscaled = Downscale(lr.shape[-1])(eight_bit(samples).flatten(0, 1)).unflatten(0, samples.shape[:2])
     return psnr(downscaled, lr[:, None])
 
@@ -73,16 +57,7 @@ def eight_bit(images: Tensor) -> Tensor:
 
 
 def distance_map(a: Features, b: Features, size: int) -> Tensor:
-    """Computes the distance at each pixel, Σ_l upsampled Σ_c (a_l − b_l)².
-
-    Args:
-        a: Features (…, C_l, h_l, w_l).
-        b: Features that broadcast to them.
-        size: Width of the map in pixels.
-
-    Returns:
-        Map (N, size, size), leading dimensions flattened.
-    """
+    """Computes the distance at each pixel, Σ_l upsampled Σ_c (a_l − b_l)², as maps (N, size, size)."""
     maps = [(x - y).square().sum(dim=-3).flatten(0, -3)[:, None] for x, y in zip(a, b, strict=True)]  # (N, 1, h, w)
     return torch.cat([F.interpolate(m, size=(size, size), mode="bilinear") for m in maps], dim=1).sum(dim=1)
 
@@ -93,14 +68,7 @@ def distance(a: Features, b: Features) -> Tensor:
 
 
 def mean_pair_distance(features: Features) -> Tensor:
-    """Computes the mean distance over all pairs of n draws: twice the unbiased variance, for a squared norm.
-
-    Args:
-        features: Features (B, n, C_l, h_l, w_l), n ≥ 2.
-
-    Returns:
-        Means (B,).
-    """
+    """Computes the mean distance (B,) over all pairs of n ≥ 2 draws (B, n, C_l, h_l, w_l): twice the variance."""
     return 2 * torch.stack([f.var(dim=1).sum(dim=-3).mean(dim=(-2, -1)) for f in features]).sum(dim=0)
 
 
@@ -108,8 +76,8 @@ def ntire_diversity(truth: Features, samples: Features, size: int) -> Tensor:
     """Computes the diversity score of the NTIRE challenges, 100 (global best − local best) / global best.
 
     The global best is the smallest mean of a sample's distance map, the local best the mean of the smallest value over
-    samples at each pixel. The challenges take ten samples and LPIPS on AlexNet; scores on other maps or of another
-    number of samples do not compare with theirs.
+    samples at each pixel (Lugmayr et al. 2021, section 3). The challenges take ten samples and LPIPS on AlexNet; scores
+    on other maps or of another number of samples do not compare with theirs.
 
     Args:
         truth: Features of the truth (B, 1, C_l, h_l, w_l).
@@ -118,9 +86,6 @@ def ntire_diversity(truth: Features, samples: Features, size: int) -> Tensor:
 
     Returns:
         Scores (B,) from 0 to 100; 0 for a sample that is the truth.
-
-    References:
-        Lugmayr et al. 2021, NTIRE 2021 Learning the Super-Resolution Space Challenge, section 3.
     """
     maps = distance_map(samples, truth, size).unflatten(0, samples[0].shape[:2])  # (B, n, R, R)
     best, local = maps.mean(dim=(2, 3)).amin(dim=1), maps.amin(dim=1).mean(dim=(1, 2))
@@ -270,10 +235,6 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
 def attribute_rates(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Compares how often a classifier finds attributes in samples and in truth.
 
-    Args:
-        values: Of all faces, see `MetricSuite.measure`.
-        names: Of the attributes.
-
     Returns:
         By name: `rate` among all samples, `truth`, and `agreement`, the share of faces whose point estimate has what
         the truth has.
@@ -285,14 +246,6 @@ def attribute_rates(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[
 
 
 def rank1(samples: Tensor, truth: Tensor) -> Tensor:
-    """Says which samples are nearer to their own truth than to any other.
-
-    Args:
-        samples: Embeddings (N, k, F).
-        truth: Embeddings (N, F) of N people.
-
-    Returns:
-        1 or 0 (N, k), double.
-    """
+    """Says which samples (N, k, F) are nearer to their own truth (N, F) than to any other: 1 or 0 (N, k), double."""
     nearest = (samples @ truth.T).argmax(dim=-1)  # (N, k)
     return (nearest == torch.arange(len(truth), device=nearest.device)[:, None]).double()

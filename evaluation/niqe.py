@@ -47,18 +47,12 @@ _RATIOS = (2 * torch.lgamma(2 / _SHAPES) - torch.lgamma(1 / _SHAPES) - torch.lga
 
 
 def fit_generalised_gaussian(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fits an asymmetric generalised Gaussian by matching moments.
+    """Fits an asymmetric generalised Gaussian to numbers (N, M) by matching moments (Lasmar et al. 2009).
 
     p(x) ∝ exp(−(−x/β_l)^α) for x < 0, exp(−(x/β_r)^α) for x ≥ 0
 
-    Args:
-        x: Numbers (N, M).
-
     Returns:
         Shape α, in [0.2, 10], and the scales β_l and β_r, each (N,).
-
-    References:
-        Lasmar, Stitou & Berthoumieu 2009; Sharifi & Leon-Garcia 1995 for the symmetric one.
     """
     x = x.double()
     tiny = 1e-12
@@ -76,14 +70,7 @@ def fit_generalised_gaussian(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalise_locally(luminance: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes out the local mean and contrast, x̂ = (x − μ) / (σ + 1).
-
-    Args:
-        luminance: Pictures (B, 1, H, W) in [0, 255].
-
-    Returns:
-        x̂ and σ, of the same shape.
-    """
+    """Takes out local mean and contrast of pictures (B, 1, H, W) in [0, 255]: x̂ = (x − μ) / (σ + 1), and σ."""
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     taps = torch.exp(-offsets.square() / (2 * WINDOW_SIGMA**2))
     window = (taps / taps.sum()).to(luminance)
@@ -103,16 +90,10 @@ def _blocks(x: Tensor, size: int) -> Tensor:
 
 
 def block_features(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Measures the blocks of pictures.
-
-    Args:
-        images: Pictures (B, 3, H, H) in [-1, 1], of 96 px or more.
+    """Measures the blocks of pictures (B, 3, H, H) in [-1, 1], of 96 px or more.
 
     Returns:
         Features (B, n, 36), and the mean σ of each block (B, n), its sharpness; in double precision.
-
-    Raises:
-        ValueError: If the pictures are too small.
     """
     if images.shape[-1] < BLOCK:
         raise ValueError(f"Expected pictures of {BLOCK} px or more for NIQE, got {images.shape[-1]} px.")
@@ -153,32 +134,15 @@ def _mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pristine:
-    """What natural pictures look like.
+    """What natural pictures look like, by a Gaussian."""
 
-    Attributes:
-        mean: ν (36,), double.
-        covariance: Σ (36, 36), double.
-        source: What it was fitted to.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    source: str = ""
+    mean: Tensor  # ν (36,), double
+    covariance: Tensor  # Σ (36, 36), double
+    source: str = ""  # what it was fitted to
 
     @classmethod
     def fit(cls, pictures: Sequence[Tensor], source: str = "") -> Pristine:
-        """Fits it to sharp blocks of pictures.
-
-        Args:
-            pictures: Pictures (3, H, H), uint8.
-            source: What they are.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: If they have too few sharp blocks for the covariance.
-        """
+        """Fits it to the sharp blocks of pictures (3, H, H), uint8; ValueError if there are too few."""
         kept = []
         for i in tqdm(range(len(pictures)), unit="picture", disable=None):
             features, sharpness = block_features(from_uint8(pictures[i][None]))
@@ -195,12 +159,7 @@ class Pristine:
 
     @classmethod
     def load(cls, path: str | Path) -> Pristine:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is something else.
-        """
+        """Reads what `save` wrote; ValueError if it is something else."""
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"Expected a pristine model at {path}, found none; python -m evaluation.niqe fits one."
@@ -218,14 +177,7 @@ class Pristine:
         return cls(mean, covariance, source)
 
     def distance(self, images: Tensor) -> Tensor:
-        """Measures pictures.
-
-        Args:
-            images: Pictures (B, 3, H, H) in [-1, 1], of 96 px or more.
-
-        Returns:
-            NIQE (B,), ≥ 0; smaller is more natural.
-        """
+        """Measures NIQE (B,) ≥ 0 of pictures (B, 3, H, H) in [-1, 1], of 96 px or more; smaller is more natural."""
         features, _ = block_features(images)
         return torch.stack([self._distance(own) for own in features.cpu()])
 
@@ -237,14 +189,7 @@ class Pristine:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fits a pristine model.
-
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit status: 0, or 1 with a message.
-    """
+    """Fits a pristine model; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="zip or folder of square, sharp pictures")
     add_split_options(parser, part="train")

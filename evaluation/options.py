@@ -97,10 +97,6 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
 def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """Reads the command line; ends the program with status 2 if an option cannot be followed.
 
-    Args:
-        argv: Arguments in place of those of the process.
-        description: Of the program.
-
     Returns:
         The options: `bundle` (a path) and `others` (paths by name), `degradation` (objects), `device`, and the rest.
     """

@@ -31,16 +31,7 @@ PROJECTED = "+projection"  # ends the name of a row
 
 
 def project(images: Tensor, lr: Tensor, noise_ratio: Tensor) -> Tensor:
-    """Offers a method's samples the last step of the model.
-
-    Args:
-        images: Samples (B, k, 3, R, R), about [-1, 1].
-        lr: Inputs (B, 3, s, s) in [-1, 1].
-        noise_ratio: See `data.operator.trusted_part` (B,).
-
-    Returns:
-        Samples of the same shape in [-1, 1] that downscale to the inputs, as far as these are not noise.
-    """
+    """Projects samples (B, k, 3, R, R) onto inputs (B, 3, s, s), as far as these are not noise; in [-1, 1]."""
     k = images.shape[1]
     ratio = noise_ratio.repeat_interleave(k) if noise_ratio.any() else None
     return back_project(images.flatten(0, 1), lr.repeat_interleave(k, dim=0), noise_ratio=ratio).view_as(images)
@@ -71,29 +62,17 @@ class Outcome:
 
 @dataclass
 class Runner:
-    """Lets methods run and measures them.
+    """Runs methods and measures them."""
 
-    Attributes:
-        truth: The faces.
-        suite: Measures.
-        cache: Keeps what was measured.
-        processes: Those that share the work.
-        k: Samples per face to ask for.
-        seed: Of the samples and degradations.
-        recipes: What a method's samples depend on, by its name, see `evaluation.methods.recipe_hash`.
-        bundle: Estimates the noise of inputs, which their projection leaves out.
-        rows: Which rows a method has: "both", "without", or "only" with projection.
-    """
-
-    truth: TruthSet
+    truth: TruthSet  # the faces
     suite: MetricSuite
     cache: Cache
     processes: Processes
-    k: int
-    seed: int
-    recipes: Mapping[str, str]
-    bundle: Bundle
-    rows: str = "both"
+    k: int  # samples per face to ask for
+    seed: int  # of the samples and degradations
+    recipes: Mapping[str, str]  # by method, see `evaluation.methods.recipe_hash`
+    bundle: Bundle  # estimates the noise of inputs, which their projection leaves out
+    rows: str = "both"  # of each method: "both", "without", or "only" with projection
 
     def rows_of(self, name: str) -> list[str]:
         """Names the rows of a method."""
@@ -105,17 +84,7 @@ class Runner:
 
     @torch.no_grad()
     def run(self, name: str, method: Method, condition: Condition, progress: tqdm | None = None) -> None:
-        """Lets one method run on this process's share of the faces, but for what was done before.
-
-        Args:
-            name: Of the method.
-            method: The method.
-            condition: What it sees.
-            progress: A bar to move on by the number of faces.
-
-        Raises:
-            ValueError: If the method returns images of another shape, or not finite.
-        """
+        """Runs one method on this process's share of the faces, but for what was done before."""
         for part in self.processes.share(len(self.truth), BATCH):
             truth, indices = self.truth.batch(part, self.suite.device)
             lr, clean = condition.inputs(truth, self.seed, indices)

@@ -40,14 +40,7 @@ GROUP_COLUMNS = (
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Writes the Markdown tables of the contents of results.json.
-
-    Args:
-        results: What `evaluate.main` collects.
-
-    Returns:
-        Lines of text; "–" where a measure does not apply. Columns that say nothing are left out.
-    """
+    """Writes the Markdown tables of results.json, without columns that say nothing; "–" where one does not apply."""
     conditions, missing = results["conditions"], [name for name, there in results["networks"].items() if not there]
     columns = [column for column in COLUMNS if _wanted(column[1], results)]
     lines = [

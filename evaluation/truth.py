@@ -20,13 +20,7 @@ GENERATED = "generated"
 
 
 class GeneratedFaces(Dataset[Tensor]):
-    """The generator's own faces, on which a sampler that is right has a dispersion ratio of 1 whatever it generates.
-
-    Args:
-        bundle: Its generator makes them.
-        count: How many.
-        seed: Of the latents.
-    """
+    """The faces of a generator, on which a sampler that is right has a dispersion ratio of 1 whatever it generates."""
 
     def __init__(self, bundle: Bundle, count: int, seed: int = 0) -> None:
         self.bundle, self.seed, self.resolution = bundle, seed, bundle.resolution
@@ -46,19 +40,12 @@ class GeneratedFaces(Dataset[Tensor]):
 
 @dataclass(frozen=True)
 class TruthSet:
-    """Faces that can be read.
-
-    Attributes:
-        faces: All of them.
-        indices: Of those that can be read.
-        problems: A line for each that cannot.
-        hash: Of the names and pixels.
-    """
+    """Faces that can be read."""
 
     faces: Faces | GeneratedFaces
-    indices: tuple[int, ...]
-    problems: tuple[str, ...]
-    hash: str
+    indices: tuple[int, ...]  # of those that can be read
+    problems: tuple[str, ...]  # a line for each that cannot
+    hash: str  # of the names and pixels
 
     @classmethod
     def read(cls, faces: Faces | GeneratedFaces) -> TruthSet:
@@ -91,15 +78,10 @@ class TruthSet:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the methods get to see.
+    """What the methods get to see."""
 
-    Attributes:
-        lr_size: Size in pixels.
-        degradation: What happens besides downscaling.
-    """
-
-    lr_size: int
-    degradation: Degradation = DEGRADATIONS["clean"]
+    lr_size: int  # in pixels
+    degradation: Degradation = DEGRADATIONS["clean"]  # what happens besides downscaling
 
     @property
     def name(self) -> str:
@@ -112,15 +94,10 @@ class Condition:
         return self.name.replace("_", " px, ") if "_" in self.name else f"{self.name} px"
 
     def inputs(self, truth: Tensor, seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Makes LR faces.
+        """Makes LR faces of faces (B, 3, R, R), uint8: what the methods see, and the same without degradation.
 
-        Args:
-            truth: Faces (B, 3, R, R), uint8.
-            seed: Of the degradations.
-            indices: Places of the faces (B,), so that a face meets the same noise in whatever batch it comes.
-
-        Returns:
-            What the methods see, and the same without degradation, (B, 3, s, s) in [-1, 1] with 8-bit values.
+        Both are (B, 3, s, s) in [-1, 1] with 8-bit values. The places of the faces, `indices` (B,), seed the noise: a
+        face meets the same noise in whatever batch it comes.
         """
         faces, operator = from_uint8(truth), Downscale(self.lr_size)
         clean = from_uint8(to_uint8(operator(faces)))

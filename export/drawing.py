@@ -20,16 +20,7 @@ from models.layers import SQRT2, upsample_2x
 
 
 def draw(synthesis: SynthesisNetwork, ws: Tensor, details: Mapping[int, Tensor]) -> Tensor:
-    """Synthesizes what `SynthesisNetwork.forward` does with its stored noise maps.
-
-    Args:
-        synthesis: The network.
-        ws: Style codes (B, L, D).
-        details: Features (B, C, r, r) that are added to those of the block of r pixels, by r.
-
-    Returns:
-        Images (B, 3, R, R), about [-1, 1] but not clamped.
-    """
+    """Synthesizes what `SynthesisNetwork.forward` does with its stored noise maps; same arguments, same images."""
     codes = ws.unbind(dim=1)
     x = synthesis.blocks[0].const.expand(ws.shape[0], -1, -1, -1)
     rgb: Tensor | None = None

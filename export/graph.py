@@ -118,18 +118,11 @@ def project(images: Tensor, residual: Tensor, down: Tensor, fidelity: Tensor, ra
 
 
 def resize_matrix(size_in: int, size_out: int) -> Tensor:
-    """Computes the matrix of `data.operator.resize_matrix` for sizes that a trace need not know.
+    """Computes `data.resize.resize_matrix` (size_out, size_in) for sizes from 4 px that a trace need not know.
 
     A[o, p] ∝ κ(p) + κ(−p) + κ(2 (size_in − 1) − p), κ(q) = cubic((q − c_o) / stretch): the pixel and its two mirror
     images, of which the first and the last pixel have one fewer. From 4 px on no tap lies further out. Numerators are
     whole numbers, so that float32 rounds but once.
-
-    Args:
-        size_in: Pixels in a row, at least 4.
-        size_out: Pixels wanted, at least 4.
-
-    Returns:
-        Matrix (size_out, size_in), float32.
     """
     wide, narrow = (torch.full((), size, dtype=torch.float32) for size in (size_in, size_out))
     odd = (wide > narrow) & (wide.remainder(2 * narrow) == narrow)  # PULSE's taps lie half a pixel further on
@@ -154,14 +147,7 @@ def cubic(x: Tensor) -> Tensor:
 
 
 def inverse(gram: Tensor) -> Tensor:
-    """Inverts a symmetric positive definite matrix by X ← X (2 I − M X) from I / ‖M‖ (Schulz 1933).
-
-    Args:
-        gram: Matrix M (s, s).
-
-    Returns:
-        M⁻¹ (s, s).
-    """
+    """Inverts a symmetric positive definite M (s, s) by X ← X (2 I − M X) from I / ‖M‖ (Schulz 1933)."""
     identity = torch.eye(gram.shape[0])
     x = identity / gram.abs().sum(dim=1).max()
     for _ in range(INVERSE_STEPS):
@@ -176,9 +162,6 @@ def trusted_part(residual: Tensor, gram: Tensor, ratio: Tensor) -> Tensor:
         residual: r (B, k, 3, s, s).
         gram: M = A Aᵀ (s, s).
         ratio: ρ = σ²/τ² (B, 1, 1, 1, 1).
-
-    Returns:
-        The part (B, k, 3, s, s); all of it where ρ = 0.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

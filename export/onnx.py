@@ -58,15 +58,12 @@ OUTPUTS = ("images", "ws", "lr_psnr", "residual", "sigma_used")
 
 
 def export_bundle(bundle: Bundle, edits: Sequence[str] = (), precision: str = FP32) -> onnx.ModelProto:
-    """Turns a bundle into an ONNX model.
+    """Turns a bundle into an ONNX model for any batch, number of samples, and LR size.
 
     Args:
         bundle: On the CPU.
         edits: Names of the edit directions that there are for its generator.
         precision: One of `export.quantise.PRECISIONS`.
-
-    Returns:
-        The model, for any batch, number of samples, and LR size.
 
     Raises:
         ValueError: If the bundle has another encoder than our own.
@@ -108,15 +105,14 @@ def trace(
 ) -> onnx.ModelProto:
     """Turns a module into an ONNX model whose nodes are named by the parts of it that they stand for.
 
+    What is constant and small is folded, and no path of this machine is in it.
+
     Args:
         graph: The module.
         name: Of the graph.
         example: Its inputs by name.
         shapes: For each input, the dimensions that may change: axis -> torch.export.Dim.
         outputs: Names of its outputs.
-
-    Returns:
-        The model; what is constant and small is folded, and no path of this machine is in it.
     """
     from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
     from onnxscript.optimizer import optimize_ir
@@ -207,12 +203,7 @@ def is_model_file(path: Path) -> bool:
 
 
 def write_model(bundle_path: Path, out: Path, precision: str = FP32) -> dict[str, float]:
-    """Exports a bundle to a file, if it agrees with torch; otherwise nothing is written.
-
-    Args:
-        bundle_path: The bundle's folder.
-        out: The file; an older one is replaced.
-        precision: One of `export.quantise.PRECISIONS`.
+    """Exports a bundle to a file, which is replaced, if it agrees with torch; otherwise nothing is written.
 
     Returns:
         What `export.parity.differences` found.

@@ -25,51 +25,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What an exported model says of itself.
-
-    Attributes:
-        name: Name of its bundle.
-        bundle_sha256: The bundle's hash.
-        generator_sha256: That of its generator, by which edit directions know it.
-        licence: What the weights may be used for.
-        training_data: What they were trained on.
-        resolution: Size R of the samples in pixels.
-        lr_sizes: Smallest and largest size in pixels of the inputs.
-        noise_dim: Width E of the noise of one sample.
-        num_ws: Number of styles L.
-        w_dim: Width D of a style.
-        edits: Names of the bundle's edit directions.
-    """
+    """What an exported model says of itself."""
 
     name: str
-    bundle_sha256: str
-    generator_sha256: str
-    licence: str
+    bundle_sha256: str  # the bundle's hash
+    generator_sha256: str  # by which edit directions know it
+    licence: str  # what the weights may be used for
     training_data: str
-    resolution: int
-    lr_sizes: tuple[int, int]
-    noise_dim: int
-    num_ws: int
-    w_dim: int
-    edits: tuple[str, ...]
+    resolution: int  # size R of the samples in pixels
+    lr_sizes: tuple[int, int]  # smallest and largest size in pixels of the inputs
+    noise_dim: int  # width E of the noise of one sample
+    num_ws: int  # number of styles L
+    w_dim: int  # width D of a style
+    edits: tuple[str, ...]  # names of the bundle's edit directions
 
 
 class OnnxSamples(NamedTuple):
-    """What the graph gives, see `export.graph.UpsamplerGraph`.
+    """What the graph gives, see `export.graph.UpsamplerGraph`."""
 
-    Attributes:
-        images: Faces (B, k, 3, R, R) in [-1, 1], not yet rounded to 8 bit.
-        ws: Style codes (B, k, L, D).
-        lr_psnr: Of the 8-bit pictures, in dB (B, k).
-        residual: Mean square of y − D(G(w)) on [0, 1] before the projection (B, k).
-        sigma: Noise of the inputs as it was used, in grey levels (B,).
-    """
-
-    images: np.ndarray
-    ws: np.ndarray
-    lr_psnr: np.ndarray
-    residual: np.ndarray
-    sigma: np.ndarray
+    images: np.ndarray  # faces (B, k, 3, R, R) in [-1, 1], not yet rounded to 8 bit
+    ws: np.ndarray  # style codes (B, k, L, D)
+    lr_psnr: np.ndarray  # of the 8-bit pictures, in dB (B, k)
+    residual: np.ndarray  # mean square of y − D(G(w)) on [0, 1] before the projection (B, k)
+    sigma: np.ndarray  # noise of the inputs as it was used, in grey levels (B,)
 
 
 class OnnxBackend:
@@ -172,18 +150,7 @@ def _each(value: float | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_info(props: dict[str, str], path: str | Path) -> ModelInfo:
-    """Reads the metadata of a model.
-
-    Args:
-        props: Its `metadata_props`.
-        path: The file, named in errors.
-
-    Returns:
-        What it says of itself.
-
-    Raises:
-        ValueError: If it is none of ours, or of another version.
-    """
+    """Reads the metadata of a model; ValueError if it is none of ours, or of another version."""
     if props.get("format") != FORMAT:
         raise ValueError(
             f"{path}: expected a model of the format {FORMAT!r}, found {props.get('format')!r}; make it anew with "
@@ -197,11 +164,7 @@ def read_info(props: dict[str, str], path: str | Path) -> ModelInfo:
 
 
 def find_provider(name: str) -> str:
-    """Finds an execution provider of the installed onnxruntime by its name or its short form, such as "cuda".
-
-    Raises:
-        ValueError: If the installed onnxruntime has none of this name.
-    """
+    """Finds an execution provider of the installed onnxruntime by its name or its short form, such as "cuda"."""
     suffix = "executionprovider"
     available = {p.lower().removesuffix(suffix): p for p in onnxruntime.get_available_providers()}
     short = name.lower().removesuffix(suffix)
@@ -214,14 +177,11 @@ def find_provider(name: str) -> str:
 
 
 def find_model(path: Path, cache: Path = CACHE) -> Path:
-    """Finds the model of a bundle, and makes it at the first call, which needs torch.
+    """Finds the model of a bundle, and exports it at the first call, which needs torch.
 
     Args:
         path: A model, a folder with an upsampler.onnx, or a bundle's folder.
         cache: Where models of bundles are kept.
-
-    Returns:
-        The model's file.
 
     Raises:
         FileNotFoundError: If there is nothing of the kind.

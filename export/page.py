@@ -71,12 +71,12 @@ def downscale_model() -> onnx.ModelProto:
 def assemble(
     model: Path, edits: Path, out: Path, runtime: Path = RUNTIME, samples: Path | None = SAMPLES
 ) -> dict[str, int]:
-    """Puts the page together.
+    """Puts the page together in a folder that is empty or not there.
 
     Args:
         model: What `python -m export.onnx` wrote.
         edits: Folder with the edit directions of its bundle; may be absent.
-        out: The folder, empty or not there.
+        out: The folder.
         runtime: The npm package onnxruntime-web.
         samples: Folder of PNG files to offer, None for none.
 
@@ -123,17 +123,7 @@ def _describe(models: Path) -> dict[str, Any]:
 
 
 def edits_of(folder: Path) -> dict[str, Any]:
-    """Turns edit directions into what the page reads.
-
-    Args:
-        folder: With one NAME.npz each, or absent.
-
-    Returns:
-        "format", and "edits": name and steps of each, one standard deviation (L, D).
-
-    Raises:
-        ValueError: If one is damaged.
-    """
+    """Turns the edit directions in a folder, which may be absent, into what the page reads."""
     directions = [read_direction(folder / f"{name}.npz") for name in names_in(folder)]
     return {
         "format": EDITS_FORMAT,
@@ -182,14 +172,7 @@ def _made_of(model: Path, bundle: Path, precision: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit status: 0 if all was written, 1 if not.
-    """
+    """Runs the command; the exit status is 0 if all was written, 1 if not."""
     description, _, rest = (__doc__ or "").partition("\n\n")
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m export.page", None, description, rest, formatter_class=raw)

@@ -34,12 +34,7 @@ def upsample(
 
 
 def differences(bundle: Bundle, backend: OnnxBackend, seed: int = 0) -> dict[str, float]:
-    """Compares an exported model with its bundle, on faces that the generator makes.
-
-    Args:
-        bundle: What was exported, on the CPU.
-        backend: What came out.
-        seed: Of faces, noise and edits.
+    """Compares an exported model with its bundle on the CPU, on faces, noise and edits of a seed.
 
     Returns:
         "pixels" and "pixels_rms", the largest difference of images and its root mean square, of 255; "ws", the largest
@@ -66,14 +61,10 @@ def differences(bundle: Bundle, backend: OnnxBackend, seed: int = 0) -> dict[str
 
 
 def check(found: dict[str, float], precision: str) -> None:
-    """Refuses a model that differs too much.
-
-    Args:
-        found: From `differences`.
-        precision: Of the stored weights.
+    """Refuses a model whose `differences` exceed `PIXELS_ALLOWED`.
 
     Raises:
-        ValueError: If the pixels differ by more than `PIXELS_ALLOWED`, or not finitely.
+        ValueError: If they do, or are not finite.
     """
     allowed = PIXELS_ALLOWED[precision]
     if not found["pixels_rms"] <= allowed:

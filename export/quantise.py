@@ -18,15 +18,7 @@ _ROWS = 16_384  # values of a weight that is worth a scale for each row
 
 
 def store(model: ModelProto, precision: str) -> ModelProto:
-    """Stores the large weights of a model in a smaller type.
-
-    Args:
-        model: As `export.onnx.export_bundle` made it; changed in place.
-        precision: One of `PRECISIONS`.
-
-    Returns:
-        The same model.
-    """
+    """Stores the large weights of a model in a smaller type, one of `PRECISIONS`; changes the model in place."""
     nodes: list[NodeProto] = []
     scales: list[TensorProto] = []
     for weight in model.graph.initializer if precision != FP32 else ():

@@ -14,30 +14,12 @@ from torch import Tensor
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Rewards images that the discriminator takes for real.
-
-    L_G = softplus(−D(G(z))) = −log σ(D(G(z)))
-
-    Args:
-        fake_logits: The discriminator's logits for generated images (B,) or (B, 1), high for real.
-
-    Returns:
-        Losses in the shape of the logits, ≥ 0; log 2 at an undecided discriminator.
-    """
+    """Computes the non-saturating loss −log σ(D(G(z))) = softplus(−D(G(z))) ≥ 0 of each logit."""
     return F.softplus(-fake_logits)
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Rewards a discriminator that tells real images from generated ones.
-
-    L_D = softplus(−D(x)) + softplus(D(G(z)))
-
-    Args:
-        real_logits: Logits for real images (B,) or (B, 1).
-        fake_logits: Logits for generated images, in the same shape.
-
-    Returns:
-        Losses in the shape of the logits, ≥ 0; 2 log 2 at an undecided discriminator.
+    """Computes softplus(−D(x)) + softplus(D(G(z))) ≥ 0 for each pair of logits, 2 log 2 where it is undecided.
 
     Raises:
         ValueError: If the shapes differ, which would broadcast to B × B pairs unnoticed.
@@ -51,31 +33,19 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Rewards a discriminator that tells real images from generated ones by a margin, and no more than that.
-
-    L_D = max(0, 1 − D(x)) + max(0, 1 + D(G(z))), averaged. The generator's loss to it is −D(G(z)).
-
-    Args:
-        real_logits: Logits for real images, of any shape.
-        fake_logits: Logits for generated images.
-
-    Returns:
-        The loss, a scalar ≥ 0; 2 at an undecided discriminator.
-    """
+    """Computes the mean of max(0, 1 − D(x)) + max(0, 1 + D(G(z))); the generator's loss to it is −D(G(z))."""
     return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> tuple[Tensor, Tensor]:
-    """Measures how steep the discriminator is at real images.
-
-    R1(x) = ‖∇ₓ D(x)‖²; the loss adds γ/2 times it (γ is the caller's).
+    """Measures R1(x) = ‖∇ₓ D(x)‖² at real images; the loss adds γ/2 times it.
 
     Args:
         discriminator: Maps images (B, 3, H, W) to logits (B,) or (B, 1).
-        real: Real images (B, 3, H, W) in [-1, 1]; they need not require a gradient and stay untouched.
+        real: Images (B, 3, H, W) in [-1, 1]; they need not require a gradient and stay untouched.
 
     Returns:
-        The logits, as the discriminator gives them, and the penalties (B,); both can be differentiated.
+        The logits and the penalties (B,); both can be differentiated.
     """
     real = real.detach().requires_grad_(True)
     with torch.enable_grad():

@@ -7,24 +7,19 @@ from torch import Tensor
 
 
 def positive_weights(rates: Tensor, power: float = 0.5, least: float = 1e-3) -> Tensor:
-    """Gives the weight of a face that has an attribute, beside one that has it not.
-
-    v = ((1 − r) / r)^γ: with γ = 1 both kinds weigh the same in total, with γ = 0 every face does.
+    """Gives the weight of a face that has an attribute, relative to one that lacks it, v = ((1 − r) / r)^γ.
 
     Args:
         rates: Share r of faces with each attribute (A,), in [0, 1].
-        power: γ in [0, 1].
-        least: Shares are taken as no nearer to 0 and 1 than this: an attribute that no face has is learned as rare.
-
-    Returns:
-        Weights v (A,), above 0.
+        power: γ: with 1 both kinds weigh the same in total, with 0 every face does.
+        least: Shares are kept this far from 0 and 1: an attribute that no face has is learned as rare.
     """
     rates = rates.clamp(least, 1 - least)
     return ((1 - rates) / rates) ** power
 
 
 def attribute_loss(logits: Tensor, labels: Tensor, weights: Tensor, rates: Tensor) -> Tensor:
-    """Weighted logistic loss of every attribute.
+    """Computes the weighted logistic loss of every attribute (B, A), ≥ 0.
 
     L = (v y softplus(−l) + (1 − y) softplus(l)) / (v r + 1 − r)
 
@@ -36,9 +31,6 @@ def attribute_loss(logits: Tensor, labels: Tensor, weights: Tensor, rates: Tenso
         labels: y (B, A), 0 or 1.
         weights: v (A,), see `positive_weights`.
         rates: Share r of faces with each attribute (A,).
-
-    Returns:
-        Losses (B, A), ≥ 0.
 
     Raises:
         ValueError: If logits and labels differ in shape, which would broadcast unnoticed.

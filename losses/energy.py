@@ -24,30 +24,15 @@ from torch import Tensor
 
 
 class Embedded(NamedTuple):
-    """Images and what the distance compares of them.
+    """Images and what the distance compares of them."""
 
-    Attributes:
-        images: Images (B, 3, R, R) in [-1, 1].
-        features: `LPIPS.features` of the images, each (B, C_l, H_l, W_l).
-        identities: Unit embeddings (b, E) of the first b ≤ B images, or None; the others are compared without.
-    """
-
-    images: Tensor
-    features: Sequence[Tensor]
-    identities: Tensor | None = None
+    images: Tensor  # (B, 3, R, R) in [-1, 1]
+    features: Sequence[Tensor]  # `LPIPS.features` of the images, each (B, C_l, H_l, W_l)
+    identities: Tensor | None = None  # unit embeddings (b, E) of the first b ≤ B images
 
 
 def feature_distance(a: Embedded, b: Embedded, weights: tuple[float, float, float]) -> Tensor:
-    """Gives d(a, b), a norm of the difference of features.
-
-    Args:
-        a: The first images.
-        b: The second.
-        weights: c_lpips, c_l2 and c_identity.
-
-    Returns:
-        Distances (B,), > 0.
-    """
+    """Computes d(a, b) > 0 (B,), a norm of the difference of features; weights are c_lpips, c_l2 and c_identity."""
     lpips, l2, identity = weights
     terms = [(p - q).square().sum(dim=1).mean(dim=(1, 2)) for p, q in zip(a.features, b.features, strict=True)]
     squared = lpips * torch.stack(terms).sum(dim=0) + l2 * (a.images - b.images).square().mean(dim=(1, 2, 3))
@@ -58,15 +43,10 @@ def feature_distance(a: Embedded, b: Embedded, weights: tuple[float, float, floa
 
 
 class EnergyScore(NamedTuple):
-    """The score and its parts, each (B,).
+    """The score and its parts, each (B,)."""
 
-    Attributes:
-        to_truth: ½ d(x, s) + ½ d(x, s′).
-        between: d(s, s′).
-    """
-
-    to_truth: Tensor
-    between: Tensor
+    to_truth: Tensor  # ½ d(x, s) + ½ d(x, s′)
+    between: Tensor  # d(s, s′)
 
     @property
     def score(self) -> Tensor:
@@ -75,16 +55,6 @@ class EnergyScore(NamedTuple):
 
 
 def energy_score(truth: Embedded, a: Embedded, b: Embedded, weights: tuple[float, float, float]) -> EnergyScore:
-    """Scores two samples against the truth.
-
-    Args:
-        truth: The true images.
-        a: One sample for each.
-        b: Another one.
-        weights: See `feature_distance`.
-
-    Returns:
-        The parts of the score.
-    """
+    """Scores two samples a and b of each face against the truth; see `feature_distance` for the weights."""
     to_truth = (feature_distance(truth, a, weights) + feature_distance(truth, b, weights)) / 2
     return EnergyScore(to_truth, feature_distance(a, b, weights))

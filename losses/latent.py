@@ -6,18 +6,8 @@ from torch import Tensor
 
 
 def mean_latent_distance(ws: Tensor, w_avg: Tensor) -> Tensor:
-    """Measures how far styles lie from the mean latent.
+    """Measures how far styles (B, L, D) lie from the mean latent (D,) or (L, D): (1/L) Σ_l ‖w_l − w̄‖₂ ≥ 0 (B,).
 
-    L_reg = (1/L) Σ_l ‖w_l − w̄‖₂
-
-    Args:
-        ws: Style codes (B, L, D).
-        w_avg: The mean latent w̄, (D,) or one per layer (L, D).
-
-    Returns:
-        Distances (B,), ≥ 0, in the units of W.
-
-    References:
-        Richardson et al. 2021, "Encoding in Style" (pSp), eq. 4, where the encoder's output is the offset from w̄.
+    Richardson et al. 2021, "Encoding in Style" (pSp), eq. 4, where the encoder's output is the offset from w̄.
     """
     return (ws - w_avg).norm(dim=2).mean(dim=1)

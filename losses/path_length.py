@@ -12,10 +12,11 @@ def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
     """Estimates the generator's local stretch by one random direction in image space.
 
     a = ‖J_wᵀ y‖₂ with y ~ N(0, I / (H W)); the squared norm is summed over D and averaged over the layers L. The loss
-    is (a − ā)² with ā the running mean of a (the caller's).
+    is (a − ā)² with ā the running mean of a (the caller's). Karras et al. 2020, "Analyzing and Improving the Image
+    Quality of StyleGAN", eq. 4; the mean over the layers is the official implementation's.
 
     Args:
-        images: Images (B, 3, H, W), drawn from `ws` with the graph kept.
+        images: Images (B, 3, H, W), synthesized from `ws` with the graph kept.
         ws: Style codes (B, L, D) in that graph, requiring a gradient.
         directions: y √(H W), standard normal (B, 3, H, W).
 
@@ -24,10 +25,6 @@ def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the codes have the wrong shape or carry no gradient.
-
-    References:
-        Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", eq. 4; the mean over the layers
-        is the official implementation's.
     """
     if ws.ndim != 3 or not ws.requires_grad:
         raise ValueError(

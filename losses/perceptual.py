@@ -24,19 +24,12 @@ PUBLISHED = "https://download.pytorch.org/models/"
 
 
 class Trunk(NamedTuple):
-    """A network of ImageNet whose activations are compared.
+    """A network of ImageNet whose activations are compared."""
 
-    Attributes:
-        build: Makes it; its `features` count.
-        file: Its weights, as torchvision publishes them.
-        taps: The layers of `features` whose outputs are compared.
-        smallest: Smallest images in pixels.
-    """
-
-    build: Callable[[], nn.Module]
-    file: str
-    taps: tuple[int, ...]
-    smallest: int
+    build: Callable[[], nn.Module]  # makes it; its `features` count
+    file: str  # its weights, as torchvision publishes them
+    taps: tuple[int, ...]  # the layers of `features` whose outputs are compared
+    smallest: int  # images in pixels
 
 
 TRUNKS = {
@@ -149,16 +142,10 @@ class LPIPS(Frozen):
         return sum(self.get_buffer(f"root{i}").numel() for i in range(len(TRUNKS[self.net].taps)))
 
     def activations(self, images: Tensor) -> list[Tensor]:
-        """Computes the trunk's activations at its taps.
-
-        Args:
-            images: Images (B, 3, H, W) in [-1, 1], at least 16 px; 32 px for AlexNet.
-
-        Returns:
-            Seven tensors (B, C_l, H_l, W_l) for SqueezeNet, five for the others, ≥ 0.
+        """Computes the trunk's activations (B, C_l, H_l, W_l) ≥ 0 at its taps, of images (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: If the images have another shape.
+            ValueError: If the images have another shape, or less than 16 px, 32 px for AlexNet.
         """
         trunk = TRUNKS[self.net]
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < trunk.smallest:
@@ -188,15 +175,7 @@ class LPIPS(Frozen):
         return self.normalized(self.activations(images))
 
     def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
-        """Compares two images by their features.
-
-        Args:
-            features_a: `features` of the first images.
-            features_b: `features` of the second, of the same size.
-
-        Returns:
-            Distances (B,), ≥ 0, 0 for equal images.
-        """
+        """Compares images by their `features`: distances (B,), ≥ 0."""
         terms = [(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in zip(features_a, features_b, strict=True)]
         return torch.stack(terms).sum(dim=0)
 

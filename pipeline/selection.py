@@ -10,16 +10,9 @@ from pipeline.samples import Samples
 
 
 def select_apart(samples: Samples, k: int) -> Samples:
-    """Keeps k of the samples of one face: the point estimate, then always the one farthest from those that are kept.
+    """Keeps k of the n samples of one face: the point estimate, then always the one farthest from those that are kept.
 
     Distances are LPIPS on SqueezeNet. What is kept is no random sample of the posterior any more.
-
-    Args:
-        samples: n samples of one face, as arrays (n, …).
-        k: How many to keep, at most n.
-
-    Returns:
-        k samples.
     """
     import torch
 
@@ -36,15 +29,7 @@ def select_apart(samples: Samples, k: int) -> Samples:
 
 
 def farthest_points(distances: np.ndarray, k: int) -> list[int]:
-    """Chooses k of n points: the first, then always the one whose nearest chosen point is farthest.
-
-    Args:
-        distances: Distances (n, n).
-        k: How many, from 1 to n.
-
-    Returns:
-        Their numbers, in the order of choice.
-    """
+    """Chooses k of n points by their distances (n, n): the first, then always the one farthest from those chosen."""
     chosen = [0]
     nearest = distances[0].copy()
     while len(chosen) < k:

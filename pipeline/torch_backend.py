@@ -63,17 +63,7 @@ class TorchBackend:
     def search(
         self, lr: np.ndarray, wanted: Wanted, plan: SearchPlan, callback: Callback | None = None
     ) -> tuple[Samples, SearchResult]:
-        """Searches for samples, and edits, projects and measures what was found.
-
-        Args:
-            lr: Low-resolution faces (B, 3, s, s) in [-1, 1].
-            wanted: What is wanted; its seed is the plan's.
-            plan: How to search.
-            callback: See `search.samples.find_samples`.
-
-        Returns:
-            The samples, and what the search says of them.
-        """
+        """Searches for samples, and edits, projects and measures what was found; see `Backend.search`."""
         y, k = torch.from_numpy(lr), wanted.k
         sigma = self.noise_level(y, wanted.noise_sigma)
         found = find_samples(self.bundle, y, k, plan, callback, sigma)

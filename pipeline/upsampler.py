@@ -130,16 +130,7 @@ class Upsampler:
 
 
 def batch_size(resolution: int, k: int, device: str = "cpu") -> int:
-    """Says how many faces go together; it follows from these alone, so that results do not depend on the machine.
-
-    Args:
-        resolution: Size R of the samples in pixels.
-        k: Samples per face.
-        device: Kind of device, "cpu", "cuda" or "mps".
-
-    Returns:
-        Faces per batch, at least 1.
-    """
+    """Says how many faces go together; it follows from these alone, so that results do not depend on the machine."""
     return max(1, PIXELS.get(device.partition(":")[0], PIXELS["cpu"]) // (k * resolution**2))
 
 

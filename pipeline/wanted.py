@@ -9,26 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Wanted:
-    """How faces are to be sampled; see `pipeline.Upsampler.__call__`.
+    """How faces are to be sampled; see `pipeline.Upsampler.__call__`. ValueError if a number is out of range."""
 
-    Attributes:
-        k: Samples per face, at least 1.
-        seed: From 0.
-        fidelity: From 0 to 1.
-        noise_sigma: Grey levels from 0 to 255, None to estimate it.
-        edit: Added to the codes (L, D), None for no edit.
-        preserve_lr: Whether edited faces are to downscale to the input as well.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    k: int = 4
-    seed: int = 0
-    fidelity: float = 1.0
-    noise_sigma: float | None = None
-    edit: np.ndarray | None = None
-    preserve_lr: bool = False
+    k: int = 4  # samples per face, at least 1
+    seed: int = 0  # from 0
+    fidelity: float = 1.0  # from 0 to 1
+    noise_sigma: float | None = None  # grey levels from 0 to 255, None to estimate it
+    edit: np.ndarray | None = None  # added to the codes (L, D)
+    preserve_lr: bool = False  # whether edited faces are to downscale to the input as well
 
     def __post_init__(self) -> None:
         """Checks the numbers."""

@@ -44,7 +44,7 @@ def amortized(
         preconditioner: P; None for the identity.
         operator: The downscaling D.
         ws: Codes to start from, w° (N, L, D).
-        details: By size r, what the encoder adds to the features at r px (N, C, r, r); None for nothing.
+        details: What the encoder adds to the features at r px (N, C, r, r), by r; None for nothing.
         unseen: λ.
 
     Returns:

@@ -30,14 +30,7 @@ LEAST_SIDE = 64  # px; smaller pictures are enlarged before LPIPS looks at them
 
 
 def cosine_term(ws: Tensor) -> Tensor:
-    """Sums 1 − cos over all ordered pairs of styles.
-
-    Args:
-        ws: Codes (N, L, D).
-
-    Returns:
-        Terms (N,), 0 where all styles point the same way.
-    """
+    """Sums 1 − cos over all ordered pairs of styles of codes (N, L, D): terms (N,)."""
     unit = F.normalize(ws, dim=2)
     return (1 - unit @ unit.mT).abs().sum(dim=(1, 2))
 
@@ -75,7 +68,7 @@ def brgm(
         weight: λ, see `cosine_weight`.
 
     Returns:
-        The search; its variable is "ws" (N, L, D), and the last column of its residuals is LPIPS.
+        The search; its variable is "ws", and the last column of its residuals is LPIPS.
     """
     scale = sigma * math.sqrt(len(mean))  # s
 

@@ -28,17 +28,11 @@ Rows = dict[str, Tensor]
 
 
 class Codes(NamedTuple):
-    """What the generator synthesizes from.
+    """What the generator synthesizes from."""
 
-    Attributes:
-        ws: Styles (N, L, D).
-        noise: Maps (N, 1, H, W) per layer in place of the stored ones.
-        details: Added to the generator's features, (N, C, r, r) by r.
-    """
-
-    ws: Tensor
-    noise: list[Tensor] | None = None
-    details: Mapping[int, Tensor] | None = None
+    ws: Tensor  # styles (N, L, D)
+    noise: list[Tensor] | None = None  # maps (N, 1, H, W) per layer in place of the stored ones
+    details: Mapping[int, Tensor] | None = None  # added to the features, (N, C, r, r) by r
 
 
 def squared_norm(variables: Rows, codes: Codes, residuals: Tensor) -> Tensor:
@@ -131,23 +125,14 @@ class Optimizer(Protocol):
 
 
 class SearchState(NamedTuple):
-    """What a callback gets to see after each evaluation.
+    """What a callback gets to see after each evaluation of n searches."""
 
-    Attributes:
-        number: Steps taken so far.
-        steps: Steps at most.
-        indices: Which searches are in the batch (n,).
-        residual: Their residuals (n,).
-        done: Whether each of them leaves the batch now (n,).
-        images: Their faces (n, 3, R, R), not clamped.
-    """
-
-    number: int
-    steps: int
-    indices: Tensor
-    residual: Tensor
-    done: Tensor
-    images: Tensor
+    number: int  # steps taken so far
+    steps: int  # at most
+    indices: Tensor  # which searches are in the batch (n,)
+    residual: Tensor  # (n,)
+    done: Tensor  # whether each of them leaves the batch now (n,)
+    images: Tensor  # their faces (n, 3, R, R), not clamped
 
 
 Callback = Callable[[SearchState], None]
@@ -186,21 +171,13 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Search:
-    """A method at its start: run it.
+    """A method at its start: run it."""
 
-    Attributes:
-        problem: What is minimised.
-        variables: Where it starts, N of each.
-        constants: What stays the same, N of each; may be empty.
-        optimizer: Takes the steps.
-        nfe: Generator calls that the start has cost.
-    """
-
-    problem: Problem
-    variables: Rows
-    constants: Rows
-    optimizer: Optimizer
-    nfe: int = 0
+    problem: Problem  # what is minimised
+    variables: Rows  # where it starts, N of each
+    constants: Rows  # what stays the same, N of each; may be empty
+    optimizer: Optimizer  # takes the steps
+    nfe: int = 0  # generator calls that the start has cost
 
     def run(
         self,
@@ -219,9 +196,6 @@ class Search:
             callback: Called after each evaluation, by one thread at a time.
             batch_size: Searches in a batch at most, for the memory's sake; None means all. On a processor, batches run
                 in several threads, see `search.parallel`.
-
-        Returns:
-            The best of each.
 
         Raises:
             ValueError: If the numbers of searches differ, or steps or batch_size are out of range.

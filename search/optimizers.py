@@ -23,14 +23,10 @@ class Adam:
     """Adam (Kingma & Ba 2015), with a learning rate that may depend on the step.
 
     x ← x − η_t m̂ / (√v̂ + 1e-8)
-
-    Args:
-        rate: Gives η for a step, counted from 0.
-        betas: Decay of the first and of the second moment.
     """
 
-    rate: Callable[[int], float]
-    betas: tuple[float, float] = (0.9, 0.999)
+    rate: Callable[[int], float]  # η for a step, counted from 0
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the first and of the second moment
     nfe = 3
 
     def init(self, variables: Rows) -> Rows:
@@ -53,23 +49,16 @@ class Adam:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """L-BFGS for least squares, loss = ‖ρ‖²; the first step has the length that minimises the residuals along it.
+    """L-BFGS for least squares, loss = ‖ρ‖² (Nocedal & Wright 2006, algorithm 7.4).
 
     d = −H g by the two-loop recursion, x ← x + α d with α = −⟨ρ, Δ⟩ / ‖Δ‖² in the first step, 1 in later ones
 
     Δ = (ρ(x + h d) − ρ(x)) / h is the change along d, which costs one call more. Once H has seen a step it knows the
     scale.
-
-    Args:
-        memory: Pairs of steps and gradient changes that H is made of.
-        probe: Root mean square of h d.
-
-    References:
-        Nocedal & Wright 2006, Numerical Optimization, algorithm 7.4.
     """
 
-    memory: int = 10
-    probe: float = 0.02
+    memory: int = 10  # pairs of steps and gradient changes that H is made of
+    probe: float = 0.02  # root mean square of h d
     nfe = 3
 
     def init(self, variables: Rows) -> Rows:

@@ -24,16 +24,10 @@ def run_in_order(work: Callable[[T], None], parts: Sequence[T]) -> None:
 
 
 def run_in_threads(work: Callable[[T], None], parts: Sequence[T], stopped: threading.Event) -> None:
-    """Does the work on the parts, as many at a time as torch has threads.
+    """Does the work on the parts, as many at a time as torch has threads, in any order; raises what the work raises.
 
-    Args:
-        work: Called with every part, from several threads, in any order; with torch's autocast as it is here.
-        parts: The parts.
-        stopped: Set when a part has failed or the user has interrupted. No part is begun after that, and the work may
-            look at it, to end sooner.
-
-    Raises:
-        Exception: Whatever the work raises.
+    `stopped` is set once a part has failed or the user has interrupted: no part begins after that, and the work may
+    look at it, to end sooner.
     """
     threads = torch.get_num_threads()
     rounds = math.ceil(len(parts) / threads)

@@ -28,28 +28,15 @@ NOISE_KINDS = ("zero", "fixed", "trainable")
 
 @dataclass(frozen=True)
 class PulseSettings:
-    """The settings of PULSE; the defaults are the published code's, whose ε is 2e-3 where the paper has 1e-3.
+    """The settings of PULSE; the defaults are the published code's, whose ε is 2e-3 where the paper has 1e-3."""
 
-    Attributes:
-        epsilon: Tolerance ε of the residual.
-        steps: Steps that the schedule is for.
-        learning_rate: Peak of the schedule.
-        l2: Weight of the residual.
-        geocross: Weight of the geodesic cross loss.
-        noise: "zero", "fixed" (random) or "trainable" (random, the first maps are searched).
-        trainable_maps: How many.
-
-    Raises:
-        ValueError: If the kind of noise is unknown.
-    """
-
-    epsilon: float = 2e-3
-    steps: int = 100
-    learning_rate: float = 0.4
-    l2: float = 100.0
-    geocross: float = 0.05
-    noise: str = "trainable"
-    trainable_maps: int = 5
+    epsilon: float = 2e-3  # tolerance ε of the residual
+    steps: int = 100  # that the schedule is for
+    learning_rate: float = 0.4  # peak of the schedule
+    l2: float = 100.0  # weight of the residual
+    geocross: float = 0.05  # weight of the geodesic cross loss
+    noise: str = "trainable"  # "zero", "fixed" (random) or "trainable" (the first maps are searched)
+    trainable_maps: int = 5  # how many
 
     def __post_init__(self) -> None:
         """Checks the name."""
@@ -63,14 +50,9 @@ SETTINGS = {"pulse": PulseSettings(), "mm-pulse": PulseSettings(noise="fixed")}
 
 
 def cycle_with_drop(number: float, steps: int) -> float:
-    """The schedule's factor: from 0.1 up to 1 and back in 90 % of the steps, then down to 0.001.
+    """The factor of the learning rate: from 0.1 up to 1 and back in 90 % of the steps, then down to 0.001.
 
-    Args:
-        number: The step, from 0.
-        steps: Steps in all.
-
-    Returns:
-        The factor of the learning rate, "linear1cycledrop" in the published code.
+    "linear1cycledrop" in the published code.
     """
     cycle = 0.9 * steps
     if number < cycle:
@@ -79,13 +61,7 @@ def cycle_with_drop(number: float, steps: int) -> float:
 
 
 def pulse_noise(synthesis: SynthesisNetwork, rngs: list[np.random.Generator], kind: str) -> list[Tensor]:
-    """Samples a noise map (N, 1, H, W) per layer: standard normal, or zero; the last is zero in any case.
-
-    Args:
-        synthesis: The network that they are for.
-        rngs: Source of each search's numbers.
-        kind: See `PulseSettings.noise`.
-    """
+    """Samples a noise map (N, 1, H, W) per layer of a kind of `PulseSettings.noise`; the last is always zero."""
     device = synthesis.layers[0].noise_const.device
     maps = []
     for i, layer in enumerate(synthesis.layers):

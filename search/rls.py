@@ -30,26 +30,14 @@ _INSIDE_ROOT = 1e-9  # keeps the gradients of norms finite at zero
 
 @dataclass(frozen=True)
 class RlsSettings:
-    """The settings; the defaults are the paper's.
+    """The settings; the defaults are the paper's."""
 
-    Attributes:
-        data: Weight of the L1 term.
-        density: λ₁.
-        norm: λ₂.
-        pairs: λ₃.
-        steps: Steps that the schedule is for.
-        learning_rate: Peak of the schedule.
-
-    Raises:
-        ValueError: If a weight is negative.
-    """
-
-    data: float = 1.0
-    density: float = 1e-4
-    norm: float = 2e-4
-    pairs: float = 1e-2
-    steps: int = 500
-    learning_rate: float = 0.5
+    data: float = 1.0  # weight of the L1 term
+    density: float = 1e-4  # λ₁
+    norm: float = 2e-4  # λ₂
+    pairs: float = 1e-2  # λ₃
+    steps: int = 500  # that the schedule is for
+    learning_rate: float = 0.5  # peak of the schedule
 
     def __post_init__(self) -> None:
         """Checks the weights."""
@@ -59,25 +47,14 @@ class RlsSettings:
 
 
 def pairwise_distance(ws: Tensor) -> Tensor:
-    """The mean distance between two styles, mean_{l<m} ‖w_l − w_m‖.
-
-    Args:
-        ws: Codes (N, L, D).
-
-    Returns:
-        Distances (N,); 0 where all styles are equal, with gradient 0.
-    """
+    """The mean distance between two styles of codes (N, L, D), mean_{l<m} ‖w_l − w_m‖ (N,); its gradient is 0 at 0."""
     pairs = ws.shape[1] * (ws.shape[1] - 1)
     squared = (ws[:, :, None] - ws[:, None]).square().sum(dim=3)  # (N, L, L)
     return ((squared + _INSIDE_ROOT).sqrt() - math.sqrt(_INSIDE_ROOT)).sum(dim=(1, 2)) / pairs
 
 
 def flow_terms(flow: FlowPrior, ws: Tensor) -> tuple[Tensor, Tensor]:
-    """The two priors that the flow gives, as means over styles.
-
-    Args:
-        flow: f.
-        ws: Codes (N, L, D).
+    """The two priors that a flow f gives of codes (N, L, D), as means over styles.
 
     Returns:
         −log p in nats (N,), and (‖f(w)‖ − √D)² (N,).

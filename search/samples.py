@@ -71,15 +71,9 @@ def find_samples(
 
 @torch.inference_mode()
 def synthesize(bundle: Bundle, result: SearchResult, offset: Tensor | None = None) -> Tensor:
-    """Synthesizes the faces that were found, before back-projection.
+    """Synthesizes the N faces that were found, before back-projection: (N, 3, R, R), about [-1, 1] but not clamped.
 
-    Args:
-        bundle: Generator and encoder.
-        result: N results.
-        offset: Added to their codes (L, D), such as an edit.
-
-    Returns:
-        Images (N, 3, R, R), about [-1, 1] but not clamped.
+    `offset` (L, D) is added to their codes, such as an edit.
 
     Raises:
         ValueError: If they are not finite: the search has diverged, or the network's weights are broken.

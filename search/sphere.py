@@ -21,16 +21,11 @@ _INSIDE_ROOT = 1e-9  # as in the published code: keeps the gradients of norms fi
 class GaussianMap:
     """PULSE's map from standard normal u to codes, w = lrelu₀.₂(σ u + μ), with μ and σ those of v = lrelu₅(w).
 
-    Attributes:
-        mean: μ (D,).
-        std: σ (D,), above 0.
-
-    References:
-        Menon et al. 2020, section 3.3.
+    Menon et al. 2020, section 3.3.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor  # μ (D,)
+    std: Tensor  # σ (D,), above 0
 
     @classmethod
     def of(cls, statistics: LatentStatistics) -> GaussianMap:
@@ -47,25 +42,14 @@ class GaussianMap:
 
 
 def radius(x: Tensor) -> Tensor:
-    """The length of styles, or of a noise map: r = √(Σ x² + 1e-9) over all but the first two dimensions.
-
-    Args:
-        x: Codes (N, L, D) or noise maps (N, 1, H, W).
-
-    Returns:
-        Lengths (N, L, 1) or (N, 1, 1, 1).
-    """
+    """The lengths √(Σ x² + 1e-9) of styles (N, L, D) or noise maps (N, 1, H, W), as (N, L, 1) or (N, 1, 1, 1)."""
     return (x.square().sum(dim=tuple(range(2, x.ndim)), keepdim=True) + _INSIDE_ROOT).sqrt()
 
 
 class OnSphere:
     """Keeps every variable on the sphere of its start's own radius, x ← r₀ x / ‖x‖ after each step of an optimizer.
 
-    Args:
-        optimizer: Takes the steps.
-
-    References:
-        Menon et al. 2020, the published code's SphericalOptimizer.
+    The SphericalOptimizer of the published code.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -88,14 +72,7 @@ class OnSphere:
 
 
 def squared_angles(ws: Tensor) -> Tensor:
-    """Measures the squared angle between any two styles, θ = 2 atan2(‖a − b‖, ‖a + b‖), for codes of equal length.
-
-    Args:
-        ws: Codes (N, L, D).
-
-    Returns:
-        θ² (N, L, L), radians².
-    """
+    """Measures θ = 2 atan2(‖a − b‖, ‖a + b‖) of any two styles of codes (N, L, D) of equal length: θ² (N, L, L)."""
     a, b = ws[:, :, None], ws[:, None]
     apart = ((a - b).square().sum(dim=3) + _INSIDE_ROOT).sqrt()
     together = ((a + b).square().sum(dim=3) + _INSIDE_ROOT).sqrt()
@@ -103,29 +80,16 @@ def squared_angles(ws: Tensor) -> Tensor:
 
 
 def geodesic_cross(ws: Tensor) -> Tensor:
-    """The geodesic cross loss as the paper writes it, Σ_{i<j} θ_ij².
+    """The geodesic cross loss as the paper writes it, Σ_{i<j} θ_ij² (N,) of codes (N, L, D).
 
-    Args:
-        ws: Codes (N, L, D).
-
-    Returns:
-        Loss per row (N,).
-
-    References:
-        Menon et al. 2020, GEOCROSS in the supplement.
+    Menon et al. 2020, GEOCROSS in the supplement.
     """
     return torch.triu(squared_angles(ws), diagonal=1).sum(dim=(1, 2))
 
 
 def geodesic_cross_as_published(ws: Tensor) -> Tensor:
-    """The geodesic cross loss at the scale of the published code, 512 / 8 · mean of θ_ij² over all ordered pairs.
+    """The geodesic cross loss of codes (N, L, D) at the scale of the published code: 512 / 8 · mean of θ_ij² (N,).
 
     The weight 0.05 belongs to this scale. A style's zero angle to itself counts as a pair.
-
-    Args:
-        ws: Codes (N, L, D), after the map to W.
-
-    Returns:
-        Loss per row (N,).
     """
     return squared_angles(ws).mean(dim=(1, 2)) * (512 / 8)

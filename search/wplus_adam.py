@@ -20,17 +20,9 @@ from search.optimizers import Adam, constant
 def wplus_adam(
     synthesis: SynthesisNetwork, sigma: float, operator: Callable[[Tensor], Tensor], ws: Tensor, rate: float = 0.1
 ) -> Search:
-    """States the search without a prior.
+    """States the search without a prior from codes w° (N, L, D); its variable is "x" (N, L, D).
 
-    Args:
-        synthesis: The network, with its stored noise maps.
-        sigma: σ of `models.latents.LatentStatistics`.
-        operator: The downscaling D.
-        ws: Codes to start from, w° (N, L, D).
-        rate: Learning rate, in standard deviations.
-
-    Returns:
-        The search; its variable is "x" (N, L, D).
+    `sigma` is σ of `models.latents.LatentStatistics`, `rate` the learning rate in standard deviations.
     """
     problem = Problem(lambda variables, constants: Codes(constants["ws"] + sigma * variables["x"]), synthesis, operator)
     variables = {"x": torch.zeros_like(ws, dtype=torch.float32)}
