@@ -55,7 +55,7 @@ from evaluation.table import table
 from evaluation.truth import GENERATED, Condition, GeneratedFaces, TruthSet
 from models.bundle import Bundle, load_bundle
 from models.checkpoints import sha256_of
-from models.determinism import use_deterministic_kernels
+from models.device import use_deterministic_kernels
 
 OPERATOR = "separable bicubic, a = -0.5, antialiased (4·factor taps, PULSE's offsets, reflected borders); LR in 8 bit"
 

@@ -46,7 +46,7 @@ import models.bundle  # noqa: E402
 import models.encoder  # noqa: E402
 import models.pretrained  # noqa: E402
 import models.propulse  # noqa: E402
-import models.psp_variant  # noqa: E402
+import models.psp  # noqa: E402
 import pipeline.torch_backend  # noqa: E402, F401
 
 

@@ -25,10 +25,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from data.contents import find_data
-from training.checkpoints import Checkpoints, checkpoint_folder, newest_checkpoint
-from training.guard import NonFiniteGuard
-from training.processes import check_followed, find_launch, follow_launch
-from training.run_lock import lock_run
+from training.checkpoints import Checkpoints, NonFiniteGuard, checkpoint_folder, newest_checkpoint
+from training.run import check_followed, find_launch, follow_launch, lock_run
 
 
 class CommandLine(LightningCLI):

@@ -49,9 +49,9 @@ from models.attributes import AttributeClassifier, load_attributes
 from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
 from models.bundle_info import GENERATOR
 from models.checkpoints import sha256_of
-from models.determinism import use_deterministic_kernels
+from models.device import use_deterministic_kernels
 from models.encoder_base import Encoding
-from models.identity import Identity
+from models.face_embedder import FaceEmbedder, load_mobilefacenet
 
 SEED = 7_000_000  # of the generated faces; directions are fitted and learned on others
 AT_ONCE = 50
@@ -72,7 +72,7 @@ class Bench:
         self,
         bundle: Bundle,
         classifier: AttributeClassifier,
-        identity: Identity | None,
+        identity: FaceEmbedder | None,
         encoding: Encoding,
         lr: Tensor | None = None,
     ) -> None:
@@ -156,7 +156,7 @@ def table(results: dict[str, Any]) -> str:
 def make_benches(bundle: Bundle, classifier: AttributeClassifier, args: argparse.Namespace) -> dict[str, Bench]:
     """Makes the faces that the options ask for: generated ones, and point estimates of photos."""
     try:
-        identity = Identity().to(args.device)
+        identity = load_mobilefacenet().to(args.device)
     except FileNotFoundError as error:
         print(f"The identity similarity is left out. {error}", file=sys.stderr)
         identity = None

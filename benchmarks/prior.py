@@ -23,7 +23,7 @@ from data.faces import Faces
 from data.operator import Downscale, upscale_bicubic
 from evaluation.frechet import frechet_metric
 from models import Generator, load_generator
-from training.randomness import step_rng
+from training.batches import step_rng
 
 BATCH = 50
 SAMPLES, GRID, SUBSET = -3, -4, -5  # "steps" of `step_rng`, apart from those of training

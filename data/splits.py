@@ -25,10 +25,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data.console import path_option
+from data.contents import MAPPING, Contents
 from data.files import check_replaceable, owned_file
 
 PARTS = ("train", "val", "test")
-MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 # The last picture of each part in CelebA's list_eval_partition.txt, which has no other content: a list written from
 # these numbers has the MD5 of the published file (tests/test_splits.py).
 CELEBA_ENDS = (162_770, 182_637, 202_599)
@@ -261,8 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 if the lists could not be made, or the data set is not complete.
     """
-    from data.contents import Contents  # which itself needs the splits
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("split", choices=SIZES)
     parser.add_argument("source", help="the data set, a folder or a zip")

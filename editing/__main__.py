@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from models.determinism import use_deterministic_kernels
+    from models.device import use_deterministic_kernels
 
     wanted = list(dict.fromkeys(args.names or DEFAULT_EDITS))
     for name in wanted:

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from data.files import atomic_write
 from models.attributes import AttributeClassifier
+from models.device import faces_at_once
 from models.generator import Generator
-from models.memory import faces_at_once
 
 CHUNK = 2000
 LEAST_END = 400  # faces at either end; fewer leave the normal in 256 dimensions to chance

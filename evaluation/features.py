@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from models.frozen import Frozen
-from models.identity import crop_face
+from models.face_embedder import crop_face
+from models.layers import Frozen
 from models.pretrained import check_tensors, find_weights
 
 VGG11_SHORT = "vgg11_bn_features0-13.pth"  # the layers that are needed, 4 MB

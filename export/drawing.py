@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.generator import SynthesisLayer, SynthesisNetwork, ToRGB
-from models.layers import SQRT2, upsample_2x
+from models.generator import SynthesisNetwork
+from models.layers import SQRT2, SynthesisLayer, ToRGB, upsample_2x
 
 
 def draw(synthesis: SynthesisNetwork, ws: Tensor, details: Mapping[int, Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass, fields
@@ -19,7 +18,6 @@ import onnxruntime
 
 FORMAT = "amortized-pulse/onnx/2"
 CPU = "CPUExecutionProvider"
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / "onnx"
 _log = logging.getLogger(__name__)
 
 
@@ -174,31 +172,3 @@ def find_provider(name: str) -> str:
             "onnxruntime, such as onnxruntime-gpu."
         )
     return available[short]
-
-
-def find_model(path: Path, cache: Path = CACHE) -> Path:
-    """Finds the model of a bundle, and exports it at the first call, which needs torch.
-
-    Args:
-        path: A model, a folder with an upsampler.onnx, or a bundle's folder.
-        cache: Where models of bundles are kept.
-
-    Raises:
-        FileNotFoundError: If there is nothing of the kind.
-        ValueError: If the bundle cannot be exported.
-    """
-    for candidate in (path, path / "upsampler.onnx"):
-        if candidate.is_file():
-            return candidate
-    info = path / "bundle.json"
-    if not info.is_file():
-        raise FileNotFoundError(
-            f"Expected a model or a bundle at {path}, found neither upsampler.onnx nor bundle.json."
-        )
-    found = cache / f"{FORMAT.rpartition('/')[2]}-{hashlib.sha256(info.read_bytes()).hexdigest()[:16]}.onnx"
-    if not found.is_file():
-        from export.onnx import write_model
-
-        _log.info("exporting %s to ONNX, once", path)
-        write_model(path, found)
-    return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet, squeezenet1_1, vgg16
 
-from models.frozen import Frozen
+from models.layers import Frozen
 from models.pretrained import find_weights
 
 TRUNK = "squeezenet1_1-b8a52dc0.pth"

@@ -9,13 +9,12 @@ from models.checkpoints import load_generator
 from models.generator import Generator
 
 if TYPE_CHECKING:
-    from models.bundle import load_bundle
-    from models.encoder import make_encoder
+    from models.bundle import load_bundle, make_encoder
 
 __all__ = ["Generator", "load_bundle", "load_generator", "make_encoder"]
 
 # Imported at first use: a program that needs the generator alone does not wait for the encoder's libraries.
-_LAZY = {"make_encoder": "models.encoder", "load_bundle": "models.bundle"}
+_LAZY = {"make_encoder": "models.bundle", "load_bundle": "models.bundle"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,16 +14,12 @@ For inference alone, since it works in place. The exported and the trained netwo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers import SQRT2, upsample_2x
-
-if TYPE_CHECKING:
-    from models.generator import SynthesisBlock, SynthesisLayer
+from models.layers import SQRT2, SynthesisBlock, SynthesisLayer, upsample_2x
 
 SMALLEST = 128  # blocks below have more kernel than features, and lose by a kernel per picture
 BAND_BYTES = 8 * 2**20  # of one intermediate result: a few of them fit into the cache

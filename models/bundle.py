@@ -12,6 +12,7 @@ and are refused beside another one.
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import stat
@@ -36,9 +37,9 @@ from models.bundle_info import (
     read_info,
 )
 from models.checkpoints import load_generator, save_generator, sha256_of, to_half, write_safetensors
+from models.device import faces_at_once
 from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator, SynthesisNetwork
-from models.memory import faces_at_once
 from models.pretrained import ROOT
 
 DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
@@ -324,8 +325,6 @@ def load_bundle(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"Expected the precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-    from models.encoder import make_encoder  # only here, for what its backbone may import takes time
-
     path = Path(path)
     info = read_info(path)
     for name in PARTS:
@@ -402,3 +401,32 @@ def _read_tensors(path: Path, generator_sha256: str, without: str | None = None)
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); copy the bundle again.") from error
+
+
+def make_encoder(config: dict[str, Any]) -> EncoderBase:
+    """Makes an untrained encoder from what `config` of another one says.
+
+    Args:
+        config: Arguments of `models.encoder.Encoder`; with "variant" "psp" or "propulse" those of
+            `models.psp.PspVariant` or `models.propulse.ProPulseEncoder`.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ValueError: If the variant is unknown, or has no such argument.
+    """
+    from models.encoder import Encoder  # here, for what their backbones may import takes time
+    from models.propulse import ProPulseEncoder
+    from models.psp import PspVariant
+
+    kinds: dict[str, type[EncoderBase]] = {"amortized": Encoder, "psp": PspVariant, "propulse": ProPulseEncoder}
+    arguments = dict(config)
+    variant = arguments.pop("variant", "amortized")
+    if variant not in kinds:
+        raise ValueError(f"Expected the variant to be one of {', '.join(kinds)}, got {variant!r}.")
+    known = inspect.signature(kinds[variant]).parameters
+    wrong = sorted(arguments.keys() - known.keys())
+    if wrong:
+        raise ValueError(f"Expected arguments of {kinds[variant].__name__} ({', '.join(known)}), got {wrong}.")
+    return kinds[variant](**arguments)

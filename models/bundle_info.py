@@ -86,7 +86,7 @@ def check_encoder(config: dict[str, Any], path: Path) -> None:
     timm takes names such as "hf-hub:owner/model" for places on the network.
 
     Args:
-        config: Arguments of `models.encoder.make_encoder`.
+        config: Arguments of `models.bundle.make_encoder`.
         path: Named in errors.
 
     Raises:

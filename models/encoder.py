@@ -18,10 +18,8 @@ features at two sizes, as in GLEAN (Chan et al. 2021) and GFPGAN (Wang et al. 20
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -275,31 +273,3 @@ class Encoder(EncoderBase):
         size = torch.full((lr.shape[0],), lr.shape[3], dtype=torch.float32, device=lr.device)
         sigma = self.noise_estimator(lr, self.octave(size)).expm1()
         return torch.where(sigma < LEAST_NOISE * (16 / size).clamp(min=1), 0, sigma)
-
-
-def make_encoder(config: dict[str, Any]) -> EncoderBase:
-    """Makes an untrained encoder from what `config` of another one says.
-
-    Args:
-        config: Arguments of `Encoder`; with "variant" "psp" or "propulse" those of `models.psp_variant.PspVariant` or
-            `models.propulse.ProPulseEncoder`.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ValueError: If the variant is unknown, or has no such argument.
-    """
-    from models.propulse import ProPulseEncoder  # here, since both are made of what this file has
-    from models.psp_variant import PspVariant
-
-    kinds: dict[str, type[EncoderBase]] = {"amortized": Encoder, "psp": PspVariant, "propulse": ProPulseEncoder}
-    arguments = dict(config)
-    variant = arguments.pop("variant", "amortized")
-    if variant not in kinds:
-        raise ValueError(f"Expected the variant to be one of {', '.join(kinds)}, got {variant!r}.")
-    known = inspect.signature(kinds[variant]).parameters
-    wrong = sorted(arguments.keys() - known.keys())
-    if wrong:
-        raise ValueError(f"Expected arguments of {kinds[variant].__name__} ({', '.join(known)}), got {wrong}.")
-    return kinds[variant](**arguments)

@@ -81,7 +81,7 @@ class EncoderBase(nn.Module):
         w_dim: Width D of a style.
         canvas: Size that LR faces are brought to.
         noise_dim: Width E of the noise of one encoding.
-        rank: Directions of the search's preconditioner, see `models.preconditioner`; 0 for none.
+        rank: Directions of the search's preconditioner, see `models.latents`; 0 for none.
     """
 
     lacking: Tensor

@@ -1,4 +1,4 @@
-"""Building blocks of StyleGAN2: equalized layers, FIR resampling, and the scaled leaky ReLU.
+"""Building blocks of StyleGAN2: equalized layers, FIR resampling, modulated convolutions and blocks of them.
 
 Sources: Karras et al. 2018 (equalized learning rate), Karras et al. 2020 "Analyzing and Improving the Image Quality
 of StyleGAN" (FIR resampling, demodulation). Tensor names and layouts follow StyleGAN2-ADA, so its weights fit.
@@ -7,8 +7,9 @@ of StyleGAN" (FIR resampling, demodulation). Tensor names and layouts follow Sty
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -177,3 +178,215 @@ class EqualConv2d(nn.Module):
         bias = None if self.bias is None else self.bias * self.gain
         y = F.conv2d(x, self.weight * self.weight_gain, bias, padding=self.padding)
         return F.leaky_relu(y, 0.2) if self.activate else y
+
+
+def _leave_out(*args: Any, **kwargs: Any) -> None:
+    """Replaces a module's saving and loading."""
+
+
+class Frozen(nn.Module):
+    """A network that is never trained and never saved.
+
+    It stays in evaluation mode whatever `train()` says, its parameters take no gradient (its inputs do), it adds
+    nothing to a state dict, and loading passes it by: a checkpoint of a parent loads strictly with or without it.
+
+    A subclass builds its layers, loads their weights, and calls `freeze()` last.
+    """
+
+    def freeze(self) -> Self:
+        """Freezes all layers below; those added later are not covered."""
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            # Per instance, because state_dict() and load_state_dict() recurse into children without asking parents.
+            module._save_to_state_dict = _leave_out  # type: ignore[method-assign]
+            module._load_from_state_dict = _leave_out  # type: ignore[method-assign]
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode; `mode` is ignored."""
+        return super().train(False)
+
+
+class SynthesisLayer(nn.Module):
+    """A modulated 3x3 convolution with noise, bias and leaky ReLU.
+
+    y_o = lrelu(d_o (W_o * (s x)) + n + b_o) √2, with s = A(w) and d_o = (Σ_{i,k} (s_i W_{oik})² + 1e-8)^(−1/2).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        w_dim: Width of the style code.
+        resolution: Size of the output in pixels.
+        up: Double the size first: a transposed convolution followed by the binomial filter.
+        conv_clamp: Limit of the result's magnitude, None for none. Official weights that were trained with
+            float16 layers have 256, and rely on it.
+    """
+
+    noise_const: Tensor
+    upsampling_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        up: bool,
+        conv_clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.up = up
+        self.resolution = resolution
+        self.conv_clamp = conv_clamp
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        if up:
+            self.register_buffer("upsampling_filter", upsampling_filter(), persistent=False)
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """Draws the next features.
+
+        Args:
+            x: Features (B, C_in, H, W).
+            w: Style codes (B, D).
+            noise: Noise maps (B or 1, 1, H', W'), or None for none.
+
+        Returns:
+            Features (B, C_out, H', W'), with H' = 2H if this layer upsamples.
+        """
+        x, demodulation = self.modulate(x, w)
+        factors = demodulation.to(x.dtype)
+        # Not addcmul with the bias: its derivative goes through memory once more. In place where there is none.
+        x = x * factors if torch.is_grad_enabled() else x.mul_(factors)
+        for shift in self._shifts(noise, x.shape[0]):
+            x = x.add_(shift.to(x.dtype))  # in place, here and below: nothing keeps what was there
+        x = F.leaky_relu_(x, 0.2)
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+    def _shifts(self, noise: Tensor | None, rows: int) -> list[Tensor]:
+        """What is added to the features of so many images, in as few passes over them as it takes."""
+        bias = (self.bias * SQRT2)[:, None, None]  # (C_out, 1, 1)
+        if noise is None:
+            return [bias]
+        noise = noise * (self.noise_strength * SQRT2)  # (B or 1, 1, H', W')
+        if noise.shape[0] < rows:  # one map that all images share is small beside their features
+            return [(noise + bias).contiguous(memory_format=torch.channels_last)]
+        return [noise, bias]
+
+    def modulate(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales by the style and convolves.
+
+        Args:
+            x: Features (B, C_in, H, W).
+            w: Style codes (B, D).
+
+        Returns:
+            W * (s x) (B, C_out, H', W'), and the factors d √2 (B, C_out, 1, 1) that are still to multiply it.
+        """
+        styles = self.affine(w)  # (B, C_in)
+        energy = self.weight.square().sum(dim=(2, 3))  # (C_out, C_in)
+        # The gain √2 of the activation is folded into everything that enters it: one pass over the features less.
+        demodulation = (F.linear(styles.square(), energy) + 1e-8).rsqrt() * SQRT2  # (B, C_out)
+        x = x * styles[:, :, None, None].to(x.dtype)
+        if self.up:
+            x = convolve(x, self.weight.transpose(0, 1), stride=2, transposed=True)  # (B, C_out, 2H+1, 2W+1)
+            x = blur(x, self.upsampling_filter)  # (B, C_out, 2H, 2W)
+        else:
+            x = convolve(x, self.weight, padding=1)
+        return x, demodulation[:, :, None, None]
+
+
+class ToRGB(nn.Module):
+    """A modulated 1x1 convolution to RGB without demodulation.
+
+    Args:
+        in_channels: Channels of the features.
+        w_dim: Width of the style code.
+        conv_clamp: Limit of the magnitude, None for none.
+    """
+
+    def __init__(self, in_channels: int, w_dim: int, conv_clamp: float | None = None) -> None:
+        super().__init__()
+        self.conv_clamp = conv_clamp
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.weight_gain = 1.0 / math.sqrt(in_channels)
+
+    def kernels(self, w: Tensor) -> Tensor:
+        """Gives the matrix (B, 3, C) from features to colour for style codes (B, D), smaller than they are to scale."""
+        return self.weight[:, :, 0, 0] * (self.affine(w) * self.weight_gain)[:, None]
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Maps features (B, C, H, W) and style codes (B, D) to float32 colour (B, 3, H, W)."""
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.kernels(w).transpose(1, 2).to(x.dtype)  # (B, H · W, 3)
+        y = (pixels.float() + self.bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return y if self.conv_clamp is None else y.clamp(-self.conv_clamp, self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution of the synthesis network: two layers (the first block: one) and a colour output.
+
+    Args:
+        in_channels: Channels of the block below; 0 for the first block, which starts from a learned constant.
+        out_channels: Channels of this block.
+        w_dim: Width of the style code.
+        resolution: Size of this block in pixels.
+        conv_clamp: See `SynthesisLayer`.
+    """
+
+    upsampling_filter: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, resolution: int, conv_clamp: float | None = None
+    ) -> None:
+        super().__init__()
+        if in_channels == 0:
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, True, conv_clamp)
+            self.register_buffer("upsampling_filter", upsampling_filter(), persistent=False)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, False, conv_clamp)
+        self.torgb = ToRGB(out_channels, w_dim, conv_clamp)
+        self.is_first = in_channels == 0
+
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The convolution layers, in order."""
+        return [self.conv1] if self.is_first else [self.conv0, self.conv1]
+
+    def forward(
+        self,
+        x: Tensor | None,
+        rgb: Tensor | None,
+        ws: Sequence[Tensor],
+        noise: Sequence[Tensor | None],
+        details: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws one resolution.
+
+        Args:
+            x: Features of the block below (B, C_in, H/2, W/2), None for the first block.
+            rgb: Colour so far (B, 3, H/2, W/2), None for the first block.
+            ws: One style code (B, D) per layer and one for the colour output.
+            noise: One noise map or None per layer.
+            details: What is added to the features (B, C, H, W), None for nothing.
+
+        Returns:
+            Features (B, C, H, W) and colour (B, 3, H, W).
+        """
+        if x is None:
+            x = self.const.expand(ws[0].shape[0], -1, -1, -1)
+            x = x.contiguous(memory_format=torch.channels_last)
+        for layer, w, n in zip(self.layers, ws[:-1], noise, strict=True):
+            x = layer(x, w, n)
+        if details is not None:
+            x = x + details.to(x.dtype)
+        y = self.torgb(x, ws[-1])
+        if rgb is None:
+            return x, y
+        with without_autocast(rgb.device.type):  # colour stays float32; in bfloat16, three channels are only slower
+            return x, upsample_2x(rgb, self.upsampling_filter) + y

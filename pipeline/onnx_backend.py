@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +11,8 @@ import numpy as np
 
 from data.image_io import from_uint8, to_uint8
 from data.noise import face_noise
+from export.onnxruntime_backend import FORMAT
 from export.onnxruntime_backend import OnnxBackend as Model
-from export.onnxruntime_backend import find_model
 from pipeline.about import About
 from pipeline.samples import Samples
 from pipeline.wanted import Wanted
@@ -18,6 +20,8 @@ from pipeline.wanted import Wanted
 if TYPE_CHECKING:
     from search.loop import Callback, SearchResult
     from search.plan import SearchPlan
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "onnx"
+_log = logging.getLogger(__name__)
 
 
 class OnnxBackend:
@@ -61,3 +65,31 @@ class OnnxBackend:
             ValueError: Always.
         """
         raise ValueError("Expected the runtime torch for a search, which needs gradients; got onnx.")
+
+
+def find_model(path: Path, cache: Path = CACHE) -> Path:
+    """Finds the model of a bundle, and exports it at the first call, which needs torch.
+
+    Args:
+        path: A model, a folder with an upsampler.onnx, or a bundle's folder.
+        cache: Where models of bundles are kept.
+
+    Raises:
+        FileNotFoundError: If there is nothing of the kind.
+        ValueError: If the bundle cannot be exported.
+    """
+    for candidate in (path, path / "upsampler.onnx"):
+        if candidate.is_file():
+            return candidate
+    info = path / "bundle.json"
+    if not info.is_file():
+        raise FileNotFoundError(
+            f"Expected a model or a bundle at {path}, found neither upsampler.onnx nor bundle.json."
+        )
+    found = cache / f"{FORMAT.rpartition('/')[2]}-{hashlib.sha256(info.read_bytes()).hexdigest()[:16]}.onnx"
+    if not found.is_file():
+        from export.onnx import write_model
+
+        _log.info("exporting %s to ONNX, once", path)
+        write_model(path, found)
+    return found

@@ -11,8 +11,7 @@ from torch import Tensor
 from data.operator import Downscale, back_project
 from editing.apply import edited_target
 from models.bundle import Bundle, load_bundle
-from models.determinism import use_deterministic_kernels
-from models.device import choose_device
+from models.device import choose_device, use_deterministic_kernels
 from pipeline.about import About
 from pipeline.samples import Samples, psnr
 from pipeline.wanted import Wanted

@@ -5,7 +5,7 @@
 over moves m, with N = 1 − A⁺A the part of a face that D maps to zero. Back-projection replaces all that D sees; without
 the prior the search would pay for a smaller residual with the rest of the face, and samples would become alike. The
 encoder's details are held fixed. σ is the standard deviation of the generator's codes and P the preconditioner, in
-whose coordinates the LR picture changes evenly (`models.preconditioner`). Sums of squares are nearly quadratic where
+whose coordinates the LR picture changes evenly (`models.latents`). Sums of squares are nearly quadratic where
 the start is near: L-BFGS needs few steps.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.operator import lift
 from models.generator import SynthesisNetwork
-from models.preconditioner import Preconditioner
+from models.latents import Preconditioner
 from search.loop import Codes, Problem, Rows, Search
 from search.optimizers import LBFGS
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from data.operator import Downscale
+from models.device import faces_at_once
 from models.encoder_base import face_keys
-from models.memory import faces_at_once
 from search.amortized import amortized
 from search.loop import Callback, Search, SearchResult
 from search.plan import SearchPlan

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from models.bundle import save_bundle
 from models.encoder import Encoder
-from models.frozen import Frozen
 from models.generator import Generator
+from models.layers import Frozen
 from train import main
 
 NOTES = {"name": "tiny", "licence": "none", "training_data": "none"}

@@ -21,7 +21,7 @@ from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, load_attributes, save_attributes
 from models.checkpoints import write_safetensors
 from train import main
-from training.attribute_measures import measure_attributes, table_of
+from training.attributes import measure_attributes, table_of
 
 TINY = {"backbone": "test_resnet", "resolution": 32}
 

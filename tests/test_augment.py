@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.augment import AdaptiveAugment, augment
-from training.randomness import BatchRandom
+from training.batches import BatchRandom
 
 
 def rng(seed: int = 0) -> BatchRandom:

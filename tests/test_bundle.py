@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from small_runs import CHANNELS, NOTES, SMALL, D, tiny_networks, write_bundle
 
 import models
-from models.bundle import ENCODER, FORMAT, GENERATOR, INFO, LATENTS, Bundle, load_bundle, save_bundle
+from models.bundle import ENCODER, FORMAT, GENERATOR, INFO, LATENTS, Bundle, load_bundle, make_encoder, save_bundle
 from models.checkpoints import sha256_of
-from models.encoder import Encoder, make_encoder
+from models.encoder import Encoder
 from models.encoder_base import face_noise
 
 SETTINGS = {"resolution": 32, "num_ws": 8, "w_dim": D, "channels": list(CHANNELS), **SMALL}

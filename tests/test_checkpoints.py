@@ -13,7 +13,7 @@ import torch
 from small_runs import PixelDistance, Record, train, write_bundle, write_faces
 
 from training.checkpoints import LAST, PARTIAL, PREVIOUS, DurableIO, newest_checkpoint
-from training.run_lock import lock_run
+from training.run import lock_run
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODER = {
@@ -99,7 +99,7 @@ def test_a_run_goes_on_exactly_from_the_checkpoint_before_the_damaged_one(tmp_pa
 
 
 def test_one_process_trains_in_a_folder_until_it_is_killed(tmp_path) -> None:
-    code = "import sys, pathlib, training.run_lock as r; f = r.lock_run(pathlib.Path(sys.argv[1])); print(); input()"
+    code = "import sys, pathlib, training.run as r; f = r.lock_run(pathlib.Path(sys.argv[1])); print(); input()"
     other = subprocess.Popen(
         [sys.executable, "-uc", code, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -15,7 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data.labels import ATTRIBUTES
 from models.checkpoints import save_generator
-from models.frozen import Frozen
+from models.layers import Frozen
 from train import main
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))

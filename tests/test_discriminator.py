@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.discriminator import Discriminator, FeatureDiscriminator, ResidualBlock, minibatch_stddev
+from models.discriminator import Discriminator, PooledFeatureDiscriminator, ResidualBlock, minibatch_stddev
 
 WIDTHS = {32: (8, 6, 6, 4), 64: (8, 8, 6, 6, 4)}
 
@@ -70,7 +70,7 @@ def test_penalty_on_the_gradient_can_be_trained() -> None:
 
 
 def test_feature_discriminator_gives_a_logit_a_place_and_depth() -> None:
-    judge = FeatureDiscriminator((6, 10))
+    judge = PooledFeatureDiscriminator((6, 10))
     features = [torch.randn(2, 6, 31, 31), torch.randn(2, 10, 7, 7)]
     logits = judge(features)
     assert [tuple(x.shape) for x in logits] == [(2, 49), (2, 49)]
@@ -80,7 +80,7 @@ def test_feature_discriminator_gives_a_logit_a_place_and_depth() -> None:
 
 def test_feature_discriminator_is_normalised_once_a_step() -> None:
     torch.manual_seed(0)
-    judge = FeatureDiscriminator((6,)).train()
+    judge = PooledFeatureDiscriminator((6,)).train()
     features = [torch.randn(2, 6, 8, 8)]
     with torch.no_grad():
         judge.heads[0][0].parametrizations.weight.original.mul_(5)

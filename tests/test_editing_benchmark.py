@@ -70,7 +70,7 @@ def test_figures_are_means_over_faces_that_keep_their_correction(folder) -> None
 
 
 def test_it_writes_tables_and_the_matrix(folder, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(bench, "Identity", lambda: (_ for _ in ()).throw(FileNotFoundError("no weights")))
+    monkeypatch.setattr(bench, "load_mobilefacenet", lambda: (_ for _ in ()).throw(FileNotFoundError("no weights")))
     arguments = ["--bundle", folder, "--classifier", folder / "second.safetensors", "--data", folder / "photos.zip"]
     arguments += ["--generated", 4, "--real", 2, "--lr", 8, "--device", "cpu"]
     for out in ("a", "b"):

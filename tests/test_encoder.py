@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from data.operator import Downscale
-from models.encoder import Encoder, make_encoder
+from models.bundle import make_encoder
+from models.encoder import Encoder
 from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator
 from models.latents import LatentStatistics, gaussianize, ungaussianize
-from training.batches import deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
-from training.randomness import BatchRandom
+from training.batches import BatchRandom, deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 
 D = 16
 CHANNELS = (16, 12, 8, 8)

@@ -25,13 +25,14 @@ from data.operator import Downscale, resize_matrix, trusted_part
 from evaluation.metrics import lr_psnr
 from export import graph
 from export.drawing import draw
-from export.onnxruntime_backend import FORMAT, OnnxBackend, find_model, find_provider
+from export.onnxruntime_backend import FORMAT, OnnxBackend, find_provider
 from export.parity import check, upsample
 from export.quantise import FP16, INT8, store
 from models.bundle import Bundle, load_bundle, save_bundle
 from models.encoder import Encoder
 from models.generator import Generator
 from pipeline import Upsampler
+from pipeline.onnx_backend import find_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.path_length import path_lengths
-from models.generator import Generator, MappingNetwork, SynthesisLayer, channels_by_resolution
-from models.layers import EqualConv2d, EqualLinear, blur, upsample_2x, upsampling_filter
+from models.generator import Generator, MappingNetwork, channels_by_resolution
+from models.layers import EqualConv2d, EqualLinear, SynthesisLayer, blur, upsample_2x, upsampling_filter
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
 

@@ -13,10 +13,8 @@ import yaml
 from small_runs import write_faces
 
 import training.gpu_loan
-import training.state_parts
 from data.faces import Faces
-from training.gpu_loan import main
-from training.state_parts import read_parts, write_parts
+from training.gpu_loan import main, read_parts, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {
@@ -44,7 +42,7 @@ def test_loan(tmp_path, monkeypatch, capsys) -> None:
     recipe = (ROOT / "configs" / "stylegan2_128.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(recipe.replace("bf16-mixed", "32-true"))
     monkeypatch.setattr(training.gpu_loan, "PART_BYTES", 20_000)
-    monkeypatch.setattr(training.state_parts, "PART_BYTES", 220_000)
+    monkeypatch.setattr(training.gpu_loan, "PART_BYTES", 220_000)
     main(["pack-faces", "--data", str(tmp_path / "faces.zip"), "--out", str(tmp_path / "packed")])
     packed = sorted((tmp_path / "packed").glob("*.zip"))
     assert len(packed) > 1 and all(path.stat().st_size <= 20_000 for path in packed)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from models.checkpoints import save_generator
-from models.discriminator import Discriminator, FeatureDiscriminator
+from models.discriminator import Discriminator, PooledFeatureDiscriminator
 from models.generator import Generator
 from models.layers import upsample_2x, upsampling_filter
-from training.growing import main, start_discriminator, start_generator
+from training.start import main, start_discriminator, start_generator
 from training.stylegan2 import StyleGAN2Training
 
 SHAPE = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2}
@@ -76,7 +76,7 @@ def test_training_starts_where_another_one_stopped(tmp_path) -> None:
     with torch.no_grad():
         for network in (theirs.generator_ema, theirs.generator_ema_short):
             network.synthesis.b4.const.normal_()
-    theirs.feature_discriminator = FeatureDiscriminator((6,))
+    theirs.feature_discriminator = PooledFeatureDiscriminator((6,))
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "last.ckpt")
     main(["--checkpoint", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "start")])
     files = {f"init_{name}": str(tmp_path / "start" / f"{name}.safetensors") for name in ("generator", "discriminator")}
@@ -84,7 +84,7 @@ def test_training_starts_where_another_one_stopped(tmp_path) -> None:
     for mine, average in ((ours.generator, theirs.generator_ema), (ours.discriminator, theirs.discriminator)):
         for name, tensor in average.state_dict().items():
             assert torch.equal(mine.state_dict()[name], tensor.half().float()), name
-    features = FeatureDiscriminator((6,))
+    features = PooledFeatureDiscriminator((6,))
     start_discriminator(ours.discriminator, files["init_discriminator"], features)
     for name, tensor in theirs.feature_discriminator.state_dict().items():
         assert torch.equal(features.state_dict()[name], tensor.half().float()), name

@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from models.identity import (
+from models.face_embedder import (
     CROP_LEFT,
     CROP_SIZE,
     CROP_TOP,
     WEIGHTS,
-    Identity,
+    FaceEmbedder,
     MobileFaceNet,
     crop_face,
     crop_matrix,
+    load_mobilefacenet,
     read_mxnet_tensors,
     rename_mxnet_tensors,
 )
@@ -45,8 +46,8 @@ needs_faces = pytest.mark.skipif(not (FACES.is_file() and LABELS.is_file()), rea
 
 
 @pytest.fixture(scope="module")
-def identity() -> Identity:
-    return Identity()
+def identity() -> FaceEmbedder:
+    return load_mobilefacenet()
 
 
 @pytest.mark.parametrize("size", [32, 64, 112, 256, 1024])
@@ -76,21 +77,21 @@ def test_network_refuses_other_sizes() -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"conv_1_conv2d_weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="MobileFaceNet"):
-        Identity(tmp_path / "other.pt")
+        load_mobilefacenet(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors", b"PK\x03\x04 half a zip"])
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / WEIGHTS).write_bytes(content)
     with pytest.raises(ValueError, match=WEIGHTS):
-        Identity(tmp_path / WEIGHTS)
+        load_mobilefacenet(tmp_path / WEIGHTS)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(3)], {"a": 3}])
 def test_pt_without_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="dict of MobileFaceNet's tensors"):
-        Identity(tmp_path / "other.pt")
+        load_mobilefacenet(tmp_path / "other.pt")
 
 
 def random_mxnet_tensors() -> dict[str, Tensor]:
@@ -116,10 +117,10 @@ def random_mxnet_tensors() -> dict[str, Tensor]:
 def test_other_weights_under_the_published_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / WEIGHTS
     torch.save(random_mxnet_tensors(), path)
-    monkeypatch.setattr("models.identity.find_weights", lambda *names, **_: path)
-    Identity(path)  # asked for by its path, any is accepted
+    monkeypatch.setattr("models.face_embedder.find_weights", lambda *names, **_: path)
+    load_mobilefacenet(path)  # asked for by its path, any is accepted
     with pytest.raises(ValueError, match="to hold MobileFaceNet y1.*Delete or replace"):
-        Identity()
+        load_mobilefacenet()
 
 
 def test_missing_weights_name_the_file_and_the_way_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +128,7 @@ def test_missing_weights_name_the_file_and_the_way_without(tmp_path: Path, monke
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
     with pytest.raises(FileNotFoundError) as error:
-        Identity()
+        load_mobilefacenet()
     for part in (str(tmp_path / "checkpoints" / WEIGHTS), "model-y1-test2", "--model.weight_identity 0"):
         assert part in str(error.value)
 
@@ -183,7 +184,7 @@ def run_graph(faces255: Tensor) -> Tensor:
 
 @needs_weights
 @needs_graph
-def test_network_equals_its_mxnet_graph(identity: Identity) -> None:
+def test_network_equals_its_mxnet_graph(identity: FaceEmbedder) -> None:
     faces255 = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 255.0
     expected = F.normalize(run_graph(faces255.double()), dim=1).float()
     torch.testing.assert_close(identity.network(faces255 / 127.5 - 1.0), expected, atol=1e-5, rtol=1e-4)
@@ -198,7 +199,7 @@ def test_every_tensor_of_the_file_is_used() -> None:
 
 
 @needs_weights
-def test_gradients_reach_the_image_only(identity: Identity) -> None:
+def test_gradients_reach_the_image_only(identity: FaceEmbedder) -> None:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     identity(images)[0, 0].backward()
     assert images.grad is not None
@@ -223,7 +224,7 @@ def read_people(people: int) -> tuple[Tensor, np.ndarray]:
 
 @needs_weights
 @needs_faces
-def test_same_people_score_above_different_people(identity: Identity) -> None:
+def test_same_people_score_above_different_people(identity: FaceEmbedder) -> None:
     images, names = read_people(40)
     with torch.inference_mode():
         embeddings = identity(images)

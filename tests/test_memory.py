@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.device import bytes_per_face, faces_at_once
 from models.generator import Generator
-from models.memory import bytes_per_face, faces_at_once
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_checkpointed_blocks_give_the_same_and_keep_less(generator, again) -> No
 
 
 def test_fewer_faces_fit_where_they_are_larger_or_need_a_gradient(generator, monkeypatch) -> None:
-    monkeypatch.setattr("models.memory.memory_of", lambda device: 20_000_000)
+    monkeypatch.setattr("models.device.memory_of", lambda device: 20_000_000)
     assert 64 > faces_at_once(generator) > faces_at_once(generator, gradient=True) > 1
     whole = bytes_per_face(generator, True)
     generator.synthesis.checkpointed = 2
     assert bytes_per_face(generator, True) < whole
-    monkeypatch.setattr("models.memory.memory_of", lambda device: 2**40)
+    monkeypatch.setattr("models.device.memory_of", lambda device: 2**40)
     assert faces_at_once(generator) == 64 and faces_at_once(generator, most=5) == 5
-    monkeypatch.setattr("models.memory.memory_of", lambda device: 1)
+    monkeypatch.setattr("models.device.memory_of", lambda device: 1)
     assert faces_at_once(generator) == 1

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import pretrained
-from models.frozen import Frozen
+from models.layers import Frozen
 from models.pretrained import check_tensors, find_weights, tensors_sha256
 
 CONTENT = b"weights"

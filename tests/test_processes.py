@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.processes import check_followed, find_launch, follow_launch
+from training.run import check_followed, find_launch, follow_launch
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_ID": "0"}

@@ -10,9 +10,9 @@ import torch
 from small_runs import D
 
 from data.operator import Downscale
+from losses.side_outputs import SideOutputs
 from models.encoder_base import Features
 from models.propulse import ProPulseEncoder
-from training.side_outputs import SideOutputs
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.checkpoints import load_generator
 from models.generator import Generator
-from models.psp_encoder import PspEncoder, load_psp_encoder
+from models.psp import PspEncoder, load_psp_encoder
 
 WIDTHS = (16, 16, 24, 32, 16)  # stem and stages; the first stage has an identity for its shortcut, as at full size
 STAGES = [(2, 16, 16), (6, 16, 24), (20, 24, 32), (23, 32, 16)]  # last unit, channels in, channels out

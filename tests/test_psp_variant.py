@@ -9,10 +9,10 @@ from PIL import Image
 from small_runs import tiny_networks
 from test_psp_encoder import WIDTHS, checkpoint, tensors_of
 
+from cli.psp_bundle import main
 from models.bundle import load_bundle
 from models.encoder_base import face_noise
-from models.psp_encoder import load_psp_encoder
-from models.psp_variant import PspVariant, main
+from models.psp import PspVariant, load_psp_encoder
 
 D = 16
 
@@ -67,8 +67,8 @@ def test_full_size_has_the_parameters_of_the_paper() -> None:
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
 def test_official_weights_become_a_bundle_whose_codes_are_exactly_theirs(tmp_path, monkeypatch, capsys, kind) -> None:
     torch.save(checkpoint(8, kind), tmp_path / "psp.pt")
-    monkeypatch.setattr("models.psp_variant.load_generator", lambda path: tiny_networks()[0])
-    monkeypatch.setattr("sys.argv", ["psp_variant", str(tmp_path / "psp.pt"), "--out", str(tmp_path / "bundle")])
+    monkeypatch.setattr("models.psp.load_generator", lambda path: tiny_networks()[0])
+    monkeypatch.setattr("sys.argv", ["psp_bundle", str(tmp_path / "psp.pt"), "--out", str(tmp_path / "bundle")])
     assert main() == 0
     theirs, ours = load_psp_encoder(tmp_path / "psp.pt"), load_bundle(tmp_path / "bundle").encoder
     lr = torch.rand(2, 3, 8, 8) * 2 - 1

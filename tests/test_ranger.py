@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from training.ranger import Ranger
+from training.optimizers import Ranger
 
 
 def steps(optimiser: torch.optim.Optimizer, weight: torch.Tensor, target: torch.Tensor, count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.schedule import warmup_cosine
+from training.optimizers import warmup_cosine
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from cli.search_options import add_search_options, read_plan, summarize_search
 from data.operator import Downscale, downscaling_error, lift, resize_matrix
 from models.bundle import Bundle, load_bundle
 from models.encoder_base import face_keys
-from models.preconditioner import Preconditioner, measure_preconditioner
+from models.latents import Preconditioner, measure_preconditioner
 from search.amortized import amortized
 from search.plan import METHODS, SearchPlan
 from search.samples import batch_size, find_samples, synthesize
@@ -102,7 +102,7 @@ def test_the_preconditioner_undoes_the_mean_of_the_products(monkeypatch: pytest.
         mapping=lambda z, psi: torch.zeros(len(z), 1, 6),
         synthesis=lambda w: (w[:, 0] @ matrix.T).view(-1, 3, 4, 4),
     )
-    monkeypatch.setattr("models.preconditioner.faces_at_once", lambda *args, **options: 16)
+    monkeypatch.setattr("models.latents.faces_at_once", lambda *args, **options: 16)
     p = measure_preconditioner(linear, rank=6, seed=0, damping=0.01)
     hessian = matrix.T @ matrix
     damping = 0.01 * torch.linalg.eigvalsh(hessian)[-1]

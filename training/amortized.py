@@ -32,18 +32,17 @@ from losses.perceptual import LPIPS
 from models import load_generator
 from models.bundle import load_bundle, save_bundle
 from models.checkpoints import sha256_of
+from models.discriminator import FeatureDiscriminator
 from models.encoder import Encoder
 from models.encoder_base import Encoding
 from models.face_embedder import load_face_embedder
-from models.feature_discriminator import FeatureDiscriminator
-from models.frozen import Frozen
 from models.generator import Generator
-from models.preconditioner import measure_preconditioner
-from training.batches import faces_from_bytes, random_sizes
-from training.export_folder import export_folder
-from training.owner import OwnedTraining, Owner
-from training.randomness import BatchRandom, step_rng
-from training.schedule import warmup_cosine
+from models.latents import measure_preconditioner
+from models.layers import Frozen
+from training.batches import BatchRandom, faces_from_bytes, random_sizes, step_rng
+from training.checkpoints import OwnedTraining, Owner
+from training.optimizers import warmup_cosine
+from training.run import export_folder
 
 # Of LPIPS' levels, those that the discriminator sees.
 JUDGED = {"squeeze": (0, 1, 2, 4, 6), "alex": (0, 1, 2, 3, 4), "vgg": (0, 1, 2, 3, 4)}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.randomness import BatchRandom
+from training.batches import BatchRandom
 
 
 def augment(images: Tensor, p: float, random: BatchRandom) -> Tensor:

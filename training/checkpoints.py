@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk or a small $TMPDIR cannot damage.
+"""Checkpoints that a kill, a full disk, a small $TMPDIR or NaN cannot damage, and that go on with their own generator.
 
 Two files lie in `checkpoints/` of a run's folder: `last.ckpt`, and `previous.ckpt` from the save before. A save streams
 tensor by tensor into a third file in the same folder, flushes it to the disk, and only then renames.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch.optim import Optimizer
 
 LAST, PREVIOUS, PARTIAL = "last.ckpt", "previous.ckpt", "partial.ckpt"
 
@@ -31,7 +33,7 @@ class Checkpoints(Checkpoint):
         if every_n_steps < 1:
             raise ValueError(f"Expected a checkpoint every 1 step or more, got every_n_steps {every_n_steps}.")
         self.every_n_steps = every_n_steps
-        self.last_model_path = ""  # `training.guard` names it, as it would that of Lightning's ModelCheckpoint
+        self.last_model_path = ""  # `NonFiniteGuard` names it, as it would that of Lightning's ModelCheckpoint
         self.began_at: int | None = None  # step that this call went on from, if it trained at all
         self._saved_step = 0
 
@@ -151,3 +153,100 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class NonFiniteGuard(Callback):
+    """Looks at the gradients of every step, and stops at the first NaN or infinity.
+
+    No checkpoint ever holds NaN: most optimisers are looked at before they step, and those that a training steps past
+    Lightning's wrapper before anything is saved. Losses that are scaled (16-mixed) overflow on purpose now and then;
+    use bf16-mixed or 32-true with this guard.
+
+    Raises:
+        FloatingPointError: In the training, at the step whose gradients are not finite.
+    """
+
+    def __init__(self) -> None:
+        self._wrapped: set[int] = set()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Checks an optimiser before its step."""
+        self._wrapped.add(id(optimizer))
+        self._check(trainer, pl_module, optimizer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Checks the other optimisers; Lightning's order of callbacks puts those that save behind this one."""
+        for optimizer in trainer.optimizers:
+            if id(optimizer) not in self._wrapped:
+                self._check(trainer, pl_module, optimizer)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        norms = torch.stack(torch._foreach_norm(gradients, torch.inf))
+        if not norms.isfinite().all():
+            raise FloatingPointError(self._message(trainer, pl_module))
+
+    def _message(self, trainer: Trainer, module: LightningModule) -> str:
+        names = [n for n, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        losses = {n: float(v) for n, v in trainer.callback_metrics.items() if "loss" in n and "val" not in n}
+        kept = getattr(trainer.checkpoint_callback, "last_model_path", "") if trainer.checkpoint_callback else ""
+        parts: list[Any] = [
+            f"Expected finite gradients, got NaN or infinite ones at step {trainer.global_step}, first in {names[0]} "
+            f"({len(names)} tensors in all). Losses logged last: {losses}.",
+            f"The last good checkpoint is {kept}." if kept else "There is no checkpoint yet.",
+            "Nothing of this step was saved. Lower --model.learning_rate, or train with --trainer.precision 32-true; "
+            "the same command with that goes on from the last checkpoint.",
+        ]
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The generator or the bundle that a run is about.
+
+    Attributes:
+        key: Where checkpoints keep its hash: "generator_sha256" or "bundle_hash".
+        hash: Its hash when the run began.
+        path: Where it lies.
+    """
+
+    key: str
+    hash: str
+    path: str
+
+    def check_unchanged(self, present: str) -> None:
+        """Refuses to write a result beside something else than it was trained for.
+
+        Args:
+            present: The hash of what lies there now.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        if present != self.hash:
+            raise ValueError(f"Expected {self.path} to stay as it was; it changed during the training.")
+
+
+class OwnedTraining(LightningModule):
+    """A training whose checkpoints remember their owner; a subclass sets `owner` when it is made."""
+
+    owner: Owner
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes the owner's hash."""
+        checkpoint[self.owner.key] = self.owner.hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another generator or bundle.
+
+        Raises:
+            ValueError: If the checkpoint was made with another one.
+        """
+        if checkpoint[self.owner.key] != self.owner.hash:
+            raise ValueError(
+                f"Expected the {self.owner.key.partition('_')[0]} that this run began with, {self.owner.path} has "
+                "changed since; put the old one back, or start a new run under another "
+                "--trainer.logger.init_args.name."
+            )

@@ -7,7 +7,7 @@ downscaling error. D downscales by random factors, most of them fractional, seve
 
 Coarse to fine (Zhou et al. 2022), two more terms supervise what is there before the fine styles are: `weight_partial`
 the face of a code whose finer layers, from a level drawn at random, are still the base code, by the first two losses;
-`weight_side` the generator's side output at every resolution (`training.side_outputs`), by its squared difference from
+`weight_side` the generator's side output at every resolution (`losses.side_outputs`), by its squared difference from
 the photo at that resolution.
 """
 
@@ -27,23 +27,21 @@ from data.operator import Downscale, downscaling_error, upscale_bicubic
 from losses.identity import identity_loss
 from losses.latent import mean_latent_distance
 from losses.perceptual import LPIPS
+from losses.side_outputs import SideOutputs
 from models import load_generator
+from models.bundle import make_encoder
 from models.checkpoints import sha256_of
-from models.encoder import make_encoder
+from models.device import compile_if_possible
 from models.encoder_base import Features
 from models.face_embedder import load_face_embedder
-from models.frozen import Frozen
 from models.generator import Generator
+from models.layers import Frozen
 from models.propulse import ProPulseEncoder
-from training.batches import deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
-from training.compiling import compile_if_possible
-from training.export_folder import export_folder
-from training.owner import OwnedTraining, Owner
-from training.randomness import BatchRandom
-from training.ranger import Ranger
-from training.schedule import scheduled
-from training.side_outputs import SideOutputs
-from training.starting import start_backbone, start_from
+from training.batches import BatchRandom, deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
+from training.checkpoints import OwnedTraining, Owner
+from training.optimizers import Ranger, scheduled
+from training.run import export_folder
+from training.start import start_backbone, start_from
 
 
 class EncoderTraining(OwnedTraining):
@@ -51,13 +49,13 @@ class EncoderTraining(OwnedTraining):
 
     Args:
         generator: Weights of the generator, see `models.load_generator`.
-        variant: "psp" or "propulse", see `models.encoder.make_encoder`.
+        variant: "psp" or "propulse", see `models.bundle.make_encoder`.
         architecture: Further arguments of that encoder, such as `backbone` or `canvas`.
         init_encoder: Bundle whose encoder to start from (or, for the variant "psp", a checkpoint of pSp), None to start
             from scratch: when a generator has been trained on, its old encoder needs a fraction of the steps.
         init_backbone: For the variant "psp": weights of a face recognition network for its backbone, such as
             model_ir_se50.pth, see `PspVariant.load_backbone`.
-        optimiser: "adamw", or pSp's "ranger", see `training.ranger`.
+        optimiser: "adamw", or pSp's "ranger", see `training.optimizers`.
         learning_rate: At its peak.
         warmup_steps: Steps over which the learning rate rises.
         decay: "cosine" to zero at `trainer.max_steps`, or "none".

@@ -12,10 +12,10 @@ from models.checkpoints import load_generator, sha256_of
 from models.flow import FlowPrior, gaussian_of, save_flow
 from models.generator import Generator
 from models.latents import gaussianize
-from training.export_folder import export_folder
-from training.owner import OwnedTraining, Owner
-from training.randomness import step_rng
-from training.schedule import scheduled
+from training.batches import step_rng
+from training.checkpoints import OwnedTraining, Owner
+from training.optimizers import scheduled
+from training.run import export_folder
 
 FIT_CODES = 50_000  # for the affine map
 

@@ -33,15 +33,13 @@ from losses.adversarial import discriminator_loss, generator_loss, hinge_loss, r
 from losses.path_length import path_lengths
 from losses.perceptual import SqueezeNetFeatures
 from models.checkpoints import save_generator
-from models.discriminator import Discriminator, FeatureDiscriminator
+from models.device import compile_if_possible, faces_at_once
+from models.discriminator import Discriminator, PooledFeatureDiscriminator
 from models.generator import Generator
 from models.layers import without_autocast
-from models.memory import faces_at_once
 from training.augment import AdaptiveAugment
-from training.batches import faces_from_bytes
-from training.compiling import compile_if_possible
-from training.growing import start_discriminator, start_generator
-from training.randomness import BatchRandom, step_rng
+from training.batches import BatchRandom, faces_from_bytes, step_rng
+from training.start import start_discriminator, start_generator
 
 
 class Stream(IntEnum):
@@ -85,15 +83,15 @@ class StyleGAN2Training(LightningModule):
         ema_rampup: Both are at most this share of the images seen, unless the run starts from a generator of its size.
         augment_target: Target of adaptive augmentation; None switches it off.
         init_generator: Weights to start from (`models.load_generator` reads them), of this resolution or of half of
-            it, see `training.growing`; None to start from scratch.
-        init_discriminator: Weights of the discriminators to start from, see `training.growing`; None for none.
+            it, see `training.start`; None to start from scratch.
+        init_discriminator: Weights of the discriminators to start from, see `training.start`; None for none.
         warmup_steps: Steps in which only the discriminator learns; useful with `init_generator`.
         freeze_below: Blocks smaller than this, in pixels, and the mapping network count as old: a generator that has
             grown brings them along. None if there are none.
         freeze_steps: Steps in which the old blocks stay as they are.
         rate_below: Factor on the learning rate of the old blocks.
         feature_weight: Weight, in the generator's loss, of a second discriminator that judges the features of a frozen
-            ImageNet SqueezeNet, see `models.discriminator.FeatureDiscriminator`; 0 for none.
+            ImageNet SqueezeNet, see `models.discriminator.PooledFeatureDiscriminator`; 0 for none.
         learning_rate_features: Adam's, for that discriminator.
         micro_batches: Parts that a batch is taken in, one after the other, to save memory, or on a CPU to stay within
             its cache; the step is the same.
@@ -155,7 +153,7 @@ class StyleGAN2Training(LightningModule):
         self.generator_ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.generator_ema_short = copy.deepcopy(self.generator_ema)
         self.features = SqueezeNetFeatures() if feature_weight else None
-        self.feature_discriminator = FeatureDiscriminator(SqueezeNetFeatures.widths if feature_weight else ())
+        self.feature_discriminator = PooledFeatureDiscriminator(SqueezeNetFeatures.widths if feature_weight else ())
         if init_discriminator is not None:
             start_discriminator(self.discriminator, init_discriminator, self.feature_discriminator)
         self._metric: Any = None

@@ -1,4 +1,4 @@
-"""The processes of a training: those that a launcher started are the trainer's, or the run is refused.
+"""A run: the processes that train it, its folder, which one training has at a time, and what it leaves there.
 
 torchrun and SLURM start the processes themselves. A trainer that is set up for one device would then train the same run
 as many times as there are processes, all into one folder.
@@ -6,11 +6,21 @@ as many times as there are processes, all into one folder.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import torch
+from lightning import Trainer
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 # Where launchers say how many processes they started: torchrun, SLURM, Open MPI, MPICH, LSF.
 COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
 
@@ -102,3 +112,54 @@ def _slurm_tasks(environment: Mapping[str, str]) -> int:
     """Counts the tasks of a SLURM job; an interactive shell starts its programs itself."""
     interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     return 1 if interactive else int(environment.get("SLURM_NTASKS") or 1)
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """Takes a run's folder for this process, until the file is closed or the process ends, however it ends.
+
+    Args:
+        folder: Of the run; made if need be.
+
+    Returns:
+        The open lock, to be kept.
+
+    Raises:
+        ValueError: If another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK).open("a+")
+    try:
+        if fcntl is not None:
+            # The lock of a process, not of an open file: workers that outlive a kill do not hold it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"Expected nobody else to train in {folder}, {owner} does. Wait for it, or name another run: "
+            "--trainer.logger.init_args.name NAME."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def export_folder(trainer: Trainer, target: str | None) -> Path | None:
+    """Says where the process that calls it should export to, at the end of a run. All processes of a run must ask.
+
+    Args:
+        trainer: Lightning's.
+        target: Name of the export, relative to the run's folder, or an absolute path.
+
+    Returns:
+        The path; None where there is nothing to do: on all processes but the first, where no name was given, after runs
+        that trained nothing, and where a finished run, called again, has left its export before.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # `log_dir` waits for all processes
+    idle = trainer.global_step == 0 or trainer.fast_dev_run  # type: ignore[attr-defined]
+    if target is None or trainer.global_rank != 0 or idle:
+        return None
+    finished = getattr(trainer.checkpoint_callback, "began_at", 0) is None and (folder / target).exists()
+    return None if finished else folder / target

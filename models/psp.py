@@ -7,6 +7,11 @@ from 1/4. In pSp (Richardson et al. 2021) each head gives its style as an offset
 al. 2021) the first head gives one offset for all styles, and the others what their style adds to it.
 
 Tensor names are those of the published checkpoints under `encoder.`.
+
+`PspVariant` is called like our own encoder. It sees the LR face blown up bilinearly to 256 px, as in pSp's
+super-resolution, and is not told its size. Its styles are offsets from the mean latent; for a generator whose styles
+are not 512 wide, a last linear layer narrows them. Samples mix the fine styles, l ≥ 7, with those of random faces (pSp,
+section 4.4).
 """
 
 from __future__ import annotations
@@ -24,13 +29,20 @@ from torch import Tensor, nn
 from models.checkpoints.generators import make_generator
 from models.checkpoints.layouts import find_generator, is_named_tensor
 from models.checkpoints.unpickler import Opaque, safe_load
+from models.encoder_base import EncoderBase, Encoding, Features
 from models.layers import EqualLinear
+from models.pretrained import find_weights
 
 SIZE = 256
 UNITS = (3, 4, 14, 3)  # residual units per stage of a network 50 deep; the first of each halves the size
 FIRST_MEDIUM, FIRST_FINE = 3, 7
 WIDTHS = (64, 64, 128, 256, 512)  # channels of the stem and of the stages
 KINDS = {"GradualStyleEncoder": "psp", "Encoder4Editing": "e4e"}
+BACKBONE = "model_ir_se50.pth"
+BACKBONE_SOURCE = (
+    "IR-SE50 trained for face recognition (github.com/TreB1eN/InsightFace_Pytorch); the README of "
+    "github.com/eladrich/pixel2style2pixel links to it"
+)
 
 
 class Squeeze(nn.Module):
@@ -281,3 +293,109 @@ def _offset(content: dict, options: dict[str, Any], encoder: PspEncoder, path: P
             f"{path}: expected the mean latent {shapes[0]} or {shapes[2]} under 'latent_avg', got {found}."
         )
     return average.float().expand(encoder.num_ws, -1).clone()
+
+
+class PspVariant(EncoderBase):
+    """The encoder of pSp, called like ours.
+
+    Args:
+        resolution: Size R of the generator's faces in pixels.
+        num_ws: Number of styles L.
+        w_dim: Width D of a style.
+        rank: See `EncoderBase`.
+        widths: Channels of the stem and of the backbone's four stages, see `models.psp.PspEncoder`.
+        kind: "psp", or "e4e", whose first head speaks for all styles (Tov et al. 2021).
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        num_ws: int,
+        w_dim: int,
+        rank: int = 0,
+        widths: Sequence[int] = WIDTHS,
+        kind: str = "psp",
+    ) -> None:
+        super().__init__(resolution, num_ws, w_dim, SIZE, w_dim, rank)
+        self.config |= {"variant": "psp"} | ({"widths": list(widths)} if tuple(widths) != WIDTHS else {})
+        self.config |= {"kind": kind} if kind != "psp" else {}
+        self.network = PspEncoder(num_ws, kind, widths)
+        self.network.latent_avg = None  # type: ignore[assignment]  # the generator's own, in `latents`, takes its place
+        self.narrow = EqualLinear(self.network.w_dim, w_dim) if self.network.w_dim != w_dim else nn.Identity()
+
+    def on_canvas(self, lr: Tensor) -> Tensor:
+        """Brings LR faces (B, 3, s, s) of any one size to 256 px, bilinearly as torchvision's Resize does."""
+        return F.interpolate(lr, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+
+    def read(self, canvas: Tensor, size: Tensor, sigma: Tensor) -> Features:
+        """Looks at faces of 256 px (B, 3, 256, 256).
+
+        Args:
+            canvas: LR faces as `on_canvas` gives them.
+            size: Not looked at.
+            sigma: Not looked at.
+
+        Returns:
+            Levels of the pyramid (B, C, 16, 16), (B, C, 32, 32) and (B, C, 64, 64) as features for the styles.
+        """
+        levels = self.network.pyramid(canvas.contiguous(memory_format=torch.channels_last))
+        return Features([levels[stride] for stride in sorted(levels, reverse=True)], [], size[:, None])
+
+    def point(self, features: Features) -> Tensor:
+        """Maps the levels of `read` to codes (B, L, D)."""
+        coarse, medium, fine = features.styles
+        offsets = self.network.offsets({16: coarse, 8: medium, 4: fine})
+        return self.latents.w_avg + self.narrow(offsets).float()
+
+    def sample(self, features: Features, noise: Tensor) -> Encoding:
+        """Mixes the fine styles with those of random faces; noise (B, k, D)."""
+        return self.mixed_styles(self.point(features), noise, FIRST_FINE)
+
+    # ---------------------------------------------------------------- weights of others
+
+    @torch.no_grad()
+    def load_backbone(self, file: str | Path = BACKBONE) -> None:
+        """Takes the backbone from a face recognition network, as pSp's training does; the heads stay as they are.
+
+        Args:
+            file: A file, or the name of one that `models.pretrained.find_weights` finds.
+
+        Raises:
+            FileNotFoundError: If there is no such file; says which file to put where.
+            ValueError: If it holds another network.
+        """
+        path = Path(file) if Path(file).is_file() else find_weights(str(file), source=BACKBONE_SOURCE)
+        content = safe_load(path)
+        given = content if isinstance(content, dict) else {}
+        tensors = {n: t for n, t in given.items() if is_named_tensor(n, t)}
+        wanted = {n: t for n, t in self.network.state_dict().items() if n.startswith(("input_layer.", "body."))}
+        wrong = sorted(n for n, t in wanted.items() if n not in tensors or tensors[n].shape != t.shape)
+        if wrong:
+            raise ValueError(f"{path}: expected the tensors of an IR-SE50 network; missing or misshaped: {wrong[:10]}.")
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def load_psp(self, path: str | Path) -> None:
+        """Takes all weights from a checkpoint of pSp or e4e; its codes stay exactly its codes.
+
+        Args:
+            path: The `.pt` file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds no encoder of this shape.
+        """
+        loaded = load_psp_encoder(path)
+        found = {"kind": loaded.kind, "num_ws": loaded.num_ws, "w_dim": loaded.w_dim}
+        expected = {"kind": self.network.kind, "num_ws": self.num_ws, "w_dim": self.w_dim}
+        if found != expected or self.network.w_dim != self.w_dim:
+            raise ValueError(f"{path}: expected an encoder with {expected}, found one with {found}.")
+        state = loaded.state_dict()
+        average = state.pop("latent_avg")  # (L, D); whatever it differs from ours by goes into the heads
+        self.network.load_state_dict(state)
+        lacking = average - self.latents.w_avg
+        if self.network.kind == "e4e":  # the others add to the first
+            lacking[1:] -= lacking[0].clone()
+        for style, missing in zip(self.network.styles, lacking, strict=True):
+            style.linear.bias += missing  # type: ignore[operator, union-attr]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data.operator import Downscale
+from models.device import faces_at_once
 from models.generator import Generator
-from models.memory import faces_at_once
 
 
 class SideOutputs(nn.Module):

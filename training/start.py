@@ -1,10 +1,10 @@
-r"""Where the training of a generator starts from: weights of its own size, or of half its size, which it grows from.
+r"""Where a training starts from: weights of a network like its own, or of a generator of half its size, which grows.
 
 A generator grows by one block. The blocks below and the mapping network are taken over, and the new block's colour
 output starts at zero, so that the first pictures are the old ones, enlarged.
 
 What a training leaves for another one to start from are two files in float16, generator and discriminators:
-    python -m training.growing --checkpoint runs/stylegan2_128/checkpoints/last.ckpt --out start
+    python -m training.start --checkpoint runs/stylegan2_128/checkpoints/last.ckpt --out start
     python train.py fit --config configs/stylegan2_128.yaml --model.init_generator start/generator.safetensors \
         --model.init_discriminator start/discriminator.safetensors --model.freeze_steps 0
 """
@@ -20,10 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models import load_generator
+from models.bundle import load_bundle
 from models.checkpoints.generators import make_generator, save_generator, to_half, write_safetensors
 from models.checkpoints.layouts import Checkpoint
-from models.discriminator import Discriminator, FeatureDiscriminator
+from models.discriminator import Discriminator, PooledFeatureDiscriminator
+from models.encoder_base import EncoderBase
 from models.generator import Generator
+from models.psp import PspVariant
 
 FEATURES = "features."  # before the names of the discriminator of frozen features
 
@@ -57,7 +60,9 @@ def start_generator(generator: Generator, path: str) -> bool:
     return grown
 
 
-def start_discriminator(discriminator: Discriminator, path: str, features: FeatureDiscriminator | None = None) -> None:
+def start_discriminator(
+    discriminator: Discriminator, path: str, features: PooledFeatureDiscriminator | None = None
+) -> None:
     """Copies the weights of a discriminator of the same shape, and of the one of frozen features where the file has it.
 
     Args:
@@ -117,7 +122,7 @@ def main(args: list[str] | None = None) -> None:
     """
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        "python -m training.growing", description=description, epilog=epilog,
+        "python -m training.start", description=description, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--checkpoint", required=True, help="of a training of StyleGAN2")
@@ -132,3 +137,41 @@ def main(args: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def start_from(encoder: EncoderBase, path: str) -> None:
+    """Copies the weights of another encoder; the latent statistics stay.
+
+    Args:
+        encoder: Takes the weights.
+        path: A bundle; or, for the variant "psp", a checkpoint of pSp.
+
+    Raises:
+        ValueError: If that encoder is of another shape.
+    """
+    if Path(path).is_file() and isinstance(encoder, PspVariant):
+        encoder.load_psp(path)
+        return
+    theirs = load_bundle(path).encoder
+    if theirs.config != encoder.config:
+        raise ValueError(
+            f"Expected an encoder with {encoder.config} in {path}, got one with {theirs.config}; start from one for a "
+            "generator of the same shape, or from scratch without init_encoder."
+        )
+    statistics = {f"latents.{name}": t for name, t in encoder.latents.state_dict().items()}
+    encoder.load_state_dict(theirs.state_dict() | statistics)
+
+
+def start_backbone(encoder: EncoderBase, file: str) -> None:
+    """Takes the backbone of a face recognition network, see `PspVariant.load_backbone`.
+
+    Args:
+        encoder: Takes the weights.
+        file: A file, or its name.
+
+    Raises:
+        ValueError: If the encoder has another backbone.
+    """
+    if not isinstance(encoder, PspVariant):
+        raise ValueError("Expected the variant 'psp' for init_backbone; leave it out, or train that variant.")
+    encoder.load_backbone(file)
