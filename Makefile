@@ -45,9 +45,10 @@ test: .venv/.installed ## Run the tests
 test-all: export AMORTIZED_PULSE_TEST_ALL := 1
 test-all: test ## Run the tests, and those that take long in full
 
-lint: .venv/.installed ## Check style and formatting
+lint: .venv/.installed ## Check style, formatting and which package imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 
 format: .venv/.installed ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix-only --quiet .
