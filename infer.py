@@ -13,7 +13,12 @@ Six samples, other random numbers, and the results of an earlier call replaced:
 
     python infer.py face.png -k 6 --seed 1 --overwrite
 
-A sharp photo, downscaled to 16 px first, to see what can be told from so little:
+A photo with small faces in it, which are found, and put back into the photo at twice its size; a square that is small
+enough is taken for a face as it is:
+
+    python infer.py holiday.jpg --paste-back --upscale 2
+
+A sharp photo, whose faces are downscaled to 16 px first, to see what can be told from so little:
 
     python infer.py photo.jpg --downscale 16
 
@@ -46,6 +51,11 @@ For face.png it writes
     out/face/trajectory.webp  with --save-trajectory: the input and the samples, step after step of the search
     out/overview.png       the first 16 faces of the call in one picture
 
+and for a photo in which faces were found
+    out/holiday/face-1 …   the same for each face, by falling size; larger ones than the bundle makes are left out
+    out/holiday/faces.json where they are, their angles, confidence and LR sizes, and why not to believe some of them
+    out/holiday/photo.png  with --paste-back: the photo with its faces, its EXIF block and colour profile
+
 The exit status is 0 if everything was written, 1 if something was not (each face is named with the reason), 2 if the
 command itself was wrong, and 130 after Ctrl-C, which leaves the faces that were finished. --overwrite replaces what an
 earlier call wrote, and nothing else.
@@ -61,6 +71,7 @@ from pathlib import Path
 from cli.edit_options import add_edit_options, check_edit_options, read_edit_plan
 from cli.inference import FAILURES, Run
 from cli.overview import write_overview
+from cli.photos import add_photo_options, check_photo_options
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
 from data.console import format_error, print_error, until_interrupted
@@ -124,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="pictures of one upright face each, folders, lists (.txt), patterns, zips or Parquet files of them",
+        help="faces, photos with faces in them, or folders, lists (.txt), patterns, zips or Parquet files of them",
     )
     add("-o", "--out", metavar="DIR", default="out", help="where the results go (default: out)")
     add("--bundle", metavar="DIR", help="trained weights, a folder with bundle.json (default: the one that is shipped)")
@@ -143,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="first downscale every picture to PX x PX, for photos larger than the faces that come out",
     )
+    add_photo_options(parser.add_argument_group("photos"))
     add_sampling_options(parser.add_argument_group("samples"))
     add_search_options(parser.add_argument_group("search"))
     add_edit_options(parser.add_argument_group("edits"))
@@ -161,6 +173,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     try:
         args.sampling, args.plan = read_sampling(args), read_plan(args)
         check_edit_options(args)
+        check_photo_options(args)
         if args.plan and args.edit_sweep:
             raise ValueError("--edit-sweep: shows samples that were not searched for; leave it out, or --search")
         if args.plan and args.runtime == "onnx":

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cli.doubts import NO_FACE, size_doubts
 from cli.edit_options import SWEEP_FILE, write_sweep
-from cli.inputs import InputFace, read_face, warn_of_crop
+from cli.inputs import InputFace, read_picture, to_face, warn_of_crop
 from cli.overview import FaceResult, summarize_face
+from cli.photos import PhotoFolder, PhotoReader
 from cli.sampling_options import summarize_samples
 from cli.search_options import TRAJECTORY, search_progress, summarize_search
 from data.console import format_error, print_error, print_line
@@ -42,11 +44,15 @@ class Job:
         path: The picture.
         folder: What it becomes.
         lr: The low-resolution face.
+        doubts: Why its samples should not be believed, as far as is known before they are made.
+        place: Where the folder will be once the whole photo is done; None if it stays where it is.
     """
 
     path: Picture
     folder: Path
     lr: InputFace
+    doubts: Sequence[str] = ()
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,42 +91,71 @@ class Run:
         edits: EditPlan = args.edits
         edit = edits.offset(*about.styles) if edits.edits else None
         self.wanted = replace(args.sampling.wanted, edit=edit, preserve_lr=edits.preserve_lr)
+        self.photos = PhotoReader(about, args.align, args.downscale)
 
     def upsample(self, paths: Sequence[Picture]) -> None:
         """Upsamples all inputs; what fails is named and counted."""
         with ThreadPoolExecutor(WRITERS) as pool:
-            waiting: list[tuple[Job, Future[FaceResult]]] = []
-            for jobs in self._batches(paths):
-                waiting += self._sample(jobs, pool)
+            waiting: list[tuple[Job | PhotoFolder, Future[list[FaceResult]]]] = []
+            for batch in self._batches(paths):
+                if isinstance(batch, PhotoFolder):
+                    waiting.append((batch, self._sample_photo(batch, pool)))
+                else:
+                    waiting += self._sample(batch, pool)
                 while len(waiting) > 2 * self.batch:  # memory stays flat when the disk is slow
                     self._finish(*waiting.pop(0))
-            for job, future in waiting:
-                self._finish(job, future)
+            for pair in waiting:
+                self._finish(*pair)
 
-    def _batches(self, paths: Sequence[Picture]) -> Iterator[list[Job]]:
-        """Reads the inputs, and gives those of one LR size together."""
+    def _batches(self, paths: Sequence[Picture]) -> Iterator[list[Job] | PhotoFolder]:
+        """Reads the inputs, and gives photos one by one, faces of one LR size together."""
         waiting: dict[int, list[Job]] = {}
         for path, name in self._progress(list(zip(paths, folder_names(paths), strict=True))):
             job = self._read(path, self.args.out / name)
-            if job is None:
-                continue
-            group = waiting.setdefault(job.lr.image.shape[-1], [])
-            group.append(job)
-            if len(group) == self.batch:
-                yield waiting.pop(job.lr.image.shape[-1])
+            if isinstance(job, PhotoFolder):
+                yield job
+            elif job is not None:
+                group = waiting.setdefault(job.lr.image.shape[-1], [])
+                group.append(job)
+                if len(group) == self.batch:
+                    yield waiting.pop(job.lr.image.shape[-1])
         yield from waiting.values()
 
-    def _read(self, path: Picture, folder: Path) -> Job | None:
+    def _read(self, path: Picture, folder: Path) -> Job | PhotoFolder | None:
         try:
             check_folder(folder, self.args.overwrite, REPORT)  # before the work, and again after it
-            lr = read_face(path, self.upsampler.about.lr_sizes, self.args.downscale)
+            image = read_picture(path)
+            faces = self.photos.faces(image)
+            if faces:
+                return PhotoFolder(path, folder, faces, self.args)
+            lr = to_face(image, self.upsampler.about.lr_sizes, self.args.downscale)
         except FAILURES as error:
             self._fail(path, error)
             return None
         warn_of_crop(path, *lr.origin)
-        return Job(path, folder, lr)
+        doubts = [NO_FACE] if faces is not None else []
+        return Job(path, folder, lr, [*doubts, *size_doubts(lr.image.shape[-1])])
 
-    def _sample(self, jobs: list[Job], pool: ThreadPoolExecutor) -> list[tuple[Job, Future[FaceResult]]]:
+    def _sample_photo(self, photo: PhotoFolder, pool: ThreadPoolExecutor) -> Future[list[FaceResult]]:
+        """Samples the faces of a photo, those of one LR size together."""
+        sizes: dict[int, list[Job]] = {}
+        for face in photo.faces:
+            if face.lr is not None:
+                job = Job(photo.path, photo.partial / face.name, face.lr, face.doubts, photo.folder / face.name)
+                sizes.setdefault(face.lr.image.shape[-1], []).append(job)
+        batches = [jobs[i : i + self.batch] for jobs in sizes.values() for i in range(0, len(jobs), self.batch)]
+        written = [future for jobs in batches for _, future in self._sample(jobs, pool)]
+        return pool.submit(self._complete, photo, written)  # waits for those that began before it, so it never blocks
+
+    @staticmethod
+    def _complete(photo: PhotoFolder, written: Sequence[Future[list[FaceResult]]]) -> list[FaceResult]:
+        """Lets the folder of a photo appear when all its faces are written."""
+        with photo:
+            faces = [face for future in written for face in future.result()]
+            photo.finish({face.folder.name: face for face in faces})
+        return faces
+
+    def _sample(self, jobs: list[Job], pool: ThreadPoolExecutor) -> list[tuple[Job, Future[list[FaceResult]]]]:
         try:
             made = self._make(jobs)
         except FAILURES as error:
@@ -163,12 +198,13 @@ class Run:
             for i, part in enumerate(parts)
         ]
 
-    def _write(self, job: Job, made: Made) -> FaceResult:
+    def _write(self, job: Job, made: Made) -> list[FaceResult]:
         args, about = self.args, self.upsampler.about
         notes = {
             "input": job.path.name,
             "input_size": list(job.lr.origin),
             "lr_size": job.lr.image.shape[-1],
+            "doubts": list(job.doubts),
             "resolution": about.resolution,
             "bundle": {"name": about.name, "hash": about.hash},
         }
@@ -185,19 +221,22 @@ class Run:
 
                 made.recorder.save(partial / TRAJECTORY, torch.from_numpy(job.lr.image), made.rows)
         converged = None if made.search is None else made.search["converged"]
-        return FaceResult(
-            job.folder.name, job.lr.image, samples.images, samples.lr_psnr.tolist(), job.folder, converged
-        )
+        place = job.place or job.folder
+        title = place.relative_to(args.out).as_posix()
+        psnr = samples.lr_psnr.tolist()
+        return [FaceResult(title, job.lr.image, samples.images, psnr, place, converged, job.doubts)]
 
-    def _finish(self, job: Job, future: Future[FaceResult]) -> None:
+    def _finish(self, done: Job | PhotoFolder, future: Future[list[FaceResult]]) -> None:
         try:
-            face = future.result()
+            faces = future.result()
         except FAILURES as error:
-            self._fail(job.path, error)
+            self._fail(done.path, error)
             return
-        print_line(summarize_face(job.path, face))
-        if len(self.shown) < OVERVIEW_ROWS:
-            self.shown.append(face)
+        for face in faces:
+            print_line(summarize_face(done.path, face))
+        for line in done.summary() if isinstance(done, PhotoFolder) else ():
+            print_line(line)
+        self.shown += faces[: OVERVIEW_ROWS - len(self.shown)]
 
     def _fail(self, path: Picture, error: BaseException) -> None:
         self.failed += 1

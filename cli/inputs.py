@@ -1,4 +1,4 @@
-"""The pictures that are upsampled: read, checked and brought to the size that the bundle takes; without torch."""
+"""The pictures that are upsampled: checked and brought to the size that the bundle takes; without torch."""
 
 from __future__ import annotations
 
@@ -62,11 +62,16 @@ def warn_of_crop(path: Picture, width: int, height: int) -> None:
         )
 
 
-def read_face(path: Picture, lr_sizes: tuple[int, int], downscale: int | None) -> InputFace:
-    """Reads a picture and makes it the low-resolution face that is upsampled.
+def read_picture(path: Picture) -> np.ndarray:
+    """Reads a picture, see `data.image_io.read_image`."""
+    return read_image(path) if isinstance(path, Path) else read_image(path.open(), str(path))
+
+
+def to_face(image: np.ndarray, lr_sizes: tuple[int, int], downscale: int | None) -> InputFace:
+    """Makes the centre square of a picture the low-resolution face that is upsampled.
 
     Args:
-        path: The picture.
+        image: The picture (3, H, W) in [-1, 1].
         lr_sizes: Smallest and largest size in pixels that the bundle takes.
         downscale: Size in pixels to downscale it to first, None to take it as it is.
 
@@ -74,13 +79,12 @@ def read_face(path: Picture, lr_sizes: tuple[int, int], downscale: int | None) -
         The face.
 
     Raises:
-        ValueError: If the picture cannot be read, or is too small or too large.
+        ValueError: If the picture is too small or too large.
     """
-    image = read_image(path) if isinstance(path, Path) else read_image(path.open(), str(path))
     height, width = image.shape[-2:]
     rows, columns = centre_square(height, width)
-    image = image[:, rows, columns]
     check_size(width, height, lr_sizes, downscale)
+    image = image[:, rows, columns]
     if downscale is not None:
         image = resize(image, downscale)
     return InputFace(from_uint8(to_uint8(image)), (width, height))

@@ -30,6 +30,7 @@ class FaceResult:
         lr_psnr: How well each downscales to the input, in dB.
         folder: Where they were written.
         converged: How many samples a search brought within its tolerance, None if nothing was searched.
+        doubts: Why they should not be believed.
     """
 
     title: str
@@ -38,6 +39,7 @@ class FaceResult:
     lr_psnr: list[float]
     folder: Path
     converged: int | None = None
+    doubts: Sequence[str] = ()
 
 
 def write_overview(faces: Sequence[FaceResult], out: Path, overwrite: bool) -> bool:
@@ -79,4 +81,5 @@ def summarize_face(path: Picture, face: FaceResult) -> str:
         else (f"{min(face.lr_psnr):.0f} to {max(face.lr_psnr):.0f}")
     )
     search = "" if face.converged is None else f", {face.converged} of {len(face.lr_psnr)} converged"
-    return f"{path.name}: {face.lr.shape[-1]} px, LR-PSNR {shown} dB{search} -> {face.folder}"
+    doubts = f"; doubtful: {', '.join(face.doubts)}" if face.doubts else ""
+    return f"{path.name}: {face.lr.shape[-1]} px, LR-PSNR {shown} dB{search}{doubts} -> {face.folder}"

@@ -54,13 +54,14 @@ def heat(values: ArrayLike, maximum: float) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str]) -> Image.Image:
+def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str], note: str = "") -> Image.Image:
     """Draws one face: the input, its samples with their captions, and where they disagree.
 
     Args:
         lr: The low-resolution face (3, s, s) in [-1, 1], enlarged without smoothing.
         images: Samples (k, 3, R, R) in [-1, 1].
         captions: One per sample.
+        note: A line below all, in as many rows as it needs; empty for none.
 
     Returns:
         An RGB picture; more than eight tiles go on in further rows.
@@ -75,7 +76,7 @@ def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str]) -> Ima
     title = f"differ by 0 to {largest:.2f}" if len(images) > 1 else "a single sample"
     tiles.append((title, _enlarge(heat(spread, max(largest, 1 / 255)), side, Image.Resampling.BICUBIC)))
     rows = [tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)]
-    return _arrange(rows, side)
+    return _with_note(_arrange(rows, side), note)
 
 
 def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
@@ -182,6 +183,23 @@ def _tile(image: np.ndarray, side: int, resampling: Image.Resampling) -> Image.I
 
 def _enlarge(picture: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
     return picture.resize((side, side), resampling)
+
+
+def _with_note(page: Image.Image, note: str) -> Image.Image:
+    """Writes a note below a page."""
+    font = ImageFont.load_default()
+    lines = [""]
+    for word in note.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= page.width - 2 * GAP else [*lines, word]
+    if not note:
+        return page
+    taller = Image.new("RGB", (page.width, page.height + TITLE * len(lines)), _PAPER)
+    taller.paste(page)
+    pen = ImageDraw.Draw(taller)
+    for i, line in enumerate(lines):
+        pen.text((GAP, page.height + TITLE * i), line, _INK, font)
+    return taller
 
 
 def _arrange(rows: Sequence[Sequence[tuple[str, Image.Image]]], side: int) -> Image.Image:

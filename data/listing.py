@@ -148,7 +148,7 @@ def _look_into(folder: Path, found: ImageListing) -> list[Path]:
 
 def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """Lists pictures and other files directly in a folder by name, without hidden ones and our own results."""
-    ours = ledger_names(folder, "report.json")
+    ours = ledger_names(folder, "report.json") | ledger_names(folder, "faces.json")
     files = sorted((p for p in folder.iterdir() if p.name[0] != "." and not p.is_dir()), key=lambda p: p.name)
     files = [p for p in files if p.name not in ours and not (p.name == "overview.png" and is_result(p))]
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -65,11 +66,11 @@ class Photo:
     converted: str = ""
 
 
-def read_photo(path: Path) -> Photo:
+def read_photo(source: Path | BinaryIO) -> Photo:
     """Reads a photo without touching its colours; CMYK and pictures of more than 8 bit become sRGB.
 
     Args:
-        path: The file, which `data.image_io.read_bytes` can read.
+        source: The file, its path or opened, which `data.image_io.read_bytes` can read.
 
     Returns:
         The photo.
@@ -77,13 +78,15 @@ def read_photo(path: Path) -> Photo:
     Raises:
         UnreadableImage: See `data.image_io.read_bytes`.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(source, formats=FORMATS) as image:
         exif, profile, orientation = image.info.get("exif"), image.info.get("icc_profile"), orientation_of(image)
         kept_turn = orientation if exif else 1
         mode = _MODES.get(image.mode)
         if mode is None or ";16" in str(image.tile):
             deep = image.mode if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else "more than 8 bit"
-            return Photo(Image.fromarray(read_bytes(path)), kept_turn, exif, None, deep)
+            if not isinstance(source, Path):
+                source.seek(0)
+            return Photo(Image.fromarray(read_bytes(source)), kept_turn, exif, None, deep)
         if image.has_transparency_data:
             mode = "LA" if mode in ("L", "LA") else "RGBA"
         picture = image.convert(mode)

@@ -16,6 +16,7 @@ from data.listing import Picture
 
 FORMAT = "amortized-pulse/report/2"
 REPORT = "report.json"
+FACES = "faces.json"  # of a photo, in the folder that holds those of its faces
 MAX_K = 64  # samples per face
 
 _RESERVED = {"overview.png"}
@@ -83,7 +84,9 @@ def write_face(
             write_image(image, folder / f"{i}.png")
     if "grid" in save:
         captions = [f"{i}: {row['lr_psnr']:.0f} dB" for i, row in enumerate(report["samples"], start=1)]
-        face_sheet(lr, images, captions).save(folder / "grid.png")
+        doubts = report.get("doubts")
+        note = f"Doubtful: {', '.join(doubts)}." if doubts else ""
+        face_sheet(lr, images, captions, note).save(folder / "grid.png")
     if "latents" in save:
         np.savez(folder / "latents.npz", ws=ws.astype(np.float32))
     write_json(report, folder / REPORT)
