@@ -342,7 +342,7 @@ def test_faces_are_found_in_every_turn(turn) -> None:
         def __init__(self) -> None:
             self.smallest = None
 
-        def _find(self, picture):
+        def _search(self, picture, smallest):
             same = picture.size == upright.size and np.array_equal(np.asarray(picture), np.asarray(upright))
             return [DetectedFace(UPRIGHT, UPRIGHT[[0, 4]], 1.0)] if same else []
 

@@ -274,7 +274,7 @@ def test_missing_bundle(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_downscale(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     photo = picture(tmp_path / "photo.png", 60, 48)
     small = picture(tmp_path / "small.png", 6, 6)
-    assert run(photo, small, "--downscale", "8", "--k", "1") == 1
+    assert run(photo, small, "--downscale", "8", "--k", "1", "--align", "never") == 1
     assert f"{small}: 6 x 6 px cannot be downscaled to 8 px" in capsys.readouterr().err
     middle = torch.from_numpy(read_image(photo))[:, :, 6:54]
     expected = to_uint8(Downscale(8)(middle[None])[0])

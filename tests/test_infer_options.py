@@ -22,6 +22,7 @@ OPTIONS = {
     "noise": ["--noise-sigma", "10"],
     "precision": ["--precision", "bf16"],
     "batch": ["--batch-size", "1"],
+    "paste": ["--paste-back", "--upscale", "2"],
     "downscale": ["--downscale", "8"],
     "search": ["--search", "1"],
     "pulse": ["--search", "1", "--method", "pulse", "--init", "random"],
