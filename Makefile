@@ -98,7 +98,7 @@ edits: .venv/.installed ## Train both attribute classifiers, fit the directions 
 		--model.options null --trainer.max_steps 7200 --trainer.logger.init_args.name attributes_64_second
 	$(BIN)/python -m editing fit --bundle $(BUNDLE) --classifier runs/attributes_64/attributes.safetensors
 	$(BIN)/python benchmarks/editing.py --bundle $(BUNDLE) \
-		--classifier runs/attributes_64_second/attributes.safetensors
+		--classifier runs/attributes_64_second/attributes.safetensors --overwrite
 
 evaluate: .venv/.installed ## Compare all methods on the same faces; ARGS go to the command line
 	$(BIN)/python evaluate.py $(ARGS)

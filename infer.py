@@ -69,12 +69,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli.edit_options import add_edit_options, check_edit_options, read_edit_plan
-from cli.inference import FAILURES, Run
+from cli.inference import Run
 from cli.overview import write_overview
 from cli.photos import add_photo_options, check_photo_options
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
-from data.console import format_error, print_error, until_interrupted
+from data.console import FAILURES, format_error, print_error, run_command
 from data.listing import find_images
 from editing.direction import FOLDER
 from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if everything was written, 1 if something was not, 130 after Ctrl-C.
     """
-    return until_interrupted(lambda: _run(arguments))
+    return run_command("infer.py", lambda: _run(arguments), "the faces that were finished stay")
 
 
 def _run(arguments: Sequence[str] | None) -> int:

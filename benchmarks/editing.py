@@ -212,7 +212,10 @@ def main(args: list[str] | None = None) -> None:
     add("--overwrite", action="store_true", help="replace what an earlier call wrote")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(args)
-    check_folder(arguments.out, arguments.overwrite)  # before the work
+    try:
+        check_folder(arguments.out, arguments.overwrite)  # before the work
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     use_deterministic_kernels()
     bundle = load_bundle(arguments.bundle, arguments.device)
     classifier = load_attributes(arguments.classifier, arguments.device)

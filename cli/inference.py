@@ -19,7 +19,7 @@ from cli.overview import FaceResult, summarize_face
 from cli.photos import PhotoFolder, PhotoReader
 from cli.sampling_options import summarize_samples
 from cli.search_options import TRAJECTORY, search_progress, summarize_search
-from data.console import format_error, print_error, print_line
+from data.console import FAILURES, format_error, print_error, print_line
 from data.figures import OVERVIEW_ROWS
 from data.files import check_folder, owned_folder
 from data.listing import Picture
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 BAR_FROM = 4  # faces; fewer are done before a progress bar helps
 WRITERS = 2  # threads
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)

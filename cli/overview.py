@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.console import format_error, print_error, print_line
+from data.console import FAILURES, format_error, print_error, print_line
 from data.figures import overview, save_overview
 from data.files import atomic_write, check_replaceable
 from data.image_io import is_result
@@ -66,7 +66,7 @@ def write_overview(faces: Sequence[FaceResult], out: Path, overwrite: bool) -> b
             with atomic_write(target) as partial:
                 save_overview(overview([(face.title, face.lr, face.images) for face in faces]), partial)
             first = target if len(faces) > 1 else first
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except FAILURES as error:
         print_error(f"{target}: could not be written ({format_error(error)}); the faces are complete")
         finished = False
     print_line(f"Open {first}")

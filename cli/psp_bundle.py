@@ -7,21 +7,26 @@ python evaluate.py --bundle psp=runs/psp --data CelebAMask-HQ.zip --split celeba
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.console import path_option, print_line, run_command
 from models.bundle import save_bundle
 from models.checkpoints import load_generator
 from models.psp import PspVariant, load_psp_encoder
 
 
-def bundle_of(path: Path, out: Path) -> None:
+def bundle_of(path: Path, out: Path) -> int:
     """Makes a bundle of a checkpoint of pSp or e4e, with the generator in it.
 
     Args:
         path: The `.pt` file.
         out: Folder of the bundle.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -34,6 +39,8 @@ def bundle_of(path: Path, out: Path) -> None:
     encoder.load_psp(path)
     about = {"licence": "That of the checkpoint's authors", "training_data": "See the checkpoint's authors"}
     save_bundle(out, generator, encoder, {"name": path.stem, **about})
+    print_line(f"{out} is a bundle")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,17 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="checkpoint of pSp or e4e, with the generator in it")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bundle")
+    parser.add_argument("--out", type=path_option, required=True, metavar="DIR", help="folder of the bundle")
     args = parser.parse_args(arguments)
-    if args.out.exists():
+    if os.path.lexists(args.out):
         parser.error(f"--out: {args.out} exists; name another folder")
-    try:
-        bundle_of(args.file, args.out)
-    except (ValueError, OSError) as error:
-        print(f"cli.psp_bundle: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out} is a bundle")
-    return 0
+    return run_command("cli.psp_bundle", lambda: bundle_of(args.file, args.out))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import TextIO
 from data.files import printable
 
 MAX_REASON = 600  # characters
+# What files, options, libraries and machines may do to a command, which is told in a line.
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError, ImportError)
 
 
 def format_error(error: BaseException) -> str:
@@ -22,19 +24,24 @@ def format_error(error: BaseException) -> str:
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
 
 
-def until_interrupted(run: Callable[[], int]) -> int:
-    """Runs a command, which Ctrl-C ends in good order.
+def run_command(name: str, run: Callable[[], int], kept: str = "nothing was written") -> int:
+    """Runs a command; what goes wrong ends it with one line, Ctrl-C in good order.
 
     Args:
+        name: Of the command, for that line.
         run: Gives the exit status.
+        kept: What Ctrl-C leaves.
 
     Returns:
-        That status, or 130 after Ctrl-C.
+        That status; 1 if something went wrong, 130 after Ctrl-C.
     """
     try:
         return run()
+    except FAILURES as error:
+        print_error(f"{name}: {format_error(error)}")
+        return 1
     except KeyboardInterrupt:
-        print_error("interrupted; the faces that were finished stay")
+        print_error(f"{name}: interrupted; {kept}")
         return 130
 
 

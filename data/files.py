@@ -7,13 +7,16 @@ if the ledger knows its content, so that one which somebody changed since is the
 
 from __future__ import annotations
 
+import codecs
+import ctypes
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,28 @@ def printable(text: str) -> str:
         The text in printable characters, "\n" for a line break and so on.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def read_names(path: Path) -> list[str]:
+    """Reads a file of names, one in each line, whatever the other bytes of a name are."""
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
+def write_names(path: Path, names: Sequence[str]) -> None:
+    """Writes what `read_names` reads."""
+    path.write_bytes("".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape"))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses names that no list of lines can hold.
+
+    Raises:
+        ValueError: If there is one; names it.
+    """
+    for name in names:
+        if "\n" in name or name.endswith("\r") or not name.strip():
+            raise ValueError(f"Expected names of pictures without line breaks, got {name!r}; rename it.")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -65,13 +90,40 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def owned_file(path: str | Path, overwrite: bool = False, job: str = "") -> Iterator[Path]:
+def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Lets a folder be made elsewhere; it takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: Where the folder belongs.
+        replace: Whether the new one takes the place of an older one, which is there, whole, until then.
+
+    Yields:
+        The folder to fill, empty, in a temporary one beside `path`.
+
+    Raises:
+        OSError: If something is there that must not be replaced.
+    """
+    path = Path(os.path.abspath(path))
+    with _beside(path) as partial:
+        partial.mkdir()
+        yield partial
+        if replace and path.exists():
+            _exchange(partial, path)
+        else:
+            partial.rename(path)
+
+
+@contextmanager
+def owned_file(
+    path: str | Path, overwrite: bool = False, job: str = "", ours: Callable[[Path], bool] | None = None
+) -> Iterator[Path]:
     """Lets a file be written elsewhere, which then takes the place of `path`, if the owner's rule allows it.
 
     Args:
         path: Where the file belongs; its folder is made if it is not there.
         overwrite: Whether the user allows to replace what an earlier call wrote.
         job: What the file is made of. What the same job wrote may be replaced without `overwrite`.
+        ours: Tells by a file's own header that we wrote it, for kinds of files that have one; they need no ledger.
 
     Yields:
         The path to write to, see `atomic_write`.
@@ -80,13 +132,16 @@ def owned_file(path: str | Path, overwrite: bool = False, job: str = "") -> Iter
         ValueError: If something is there that must not be replaced; before the block, and again after it.
     """
     path = Path(path)
-    check_replaceable(path, overwrite, job)
+    check_replaceable(path, overwrite, job, ours and ours(path))
     with _beside(path.parent / "files") as partial:
         partial.mkdir()
         yield partial / path.name
         with locked(path.parent):
-            check_replaceable(path, overwrite, job)  # another process may have been faster
-            _publish(partial, path.parent, LEDGER, job, _read_ledger(path.parent, LEDGER))
+            check_replaceable(path, overwrite, job, ours and ours(path))  # another process may have been faster
+            if ours is None:
+                _publish(partial, path.parent, LEDGER, job, _read_ledger(path.parent, LEDGER))
+            else:
+                (partial / path.name).replace(path)
 
 
 @contextmanager
@@ -111,7 +166,7 @@ def owned_folder(
     Raises:
         ValueError: If something is there that must not be replaced; before the block, and again after it.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     check_folder(folder, overwrite, ledger, names, job)
     with _beside(folder) as partial:
         partial.mkdir()
@@ -261,13 +316,37 @@ def _is_unchanged(path: Path, entry: dict[str, Any]) -> bool:
     return path.is_file() and not path.is_symlink() and sha256_of(path) in entry["sha256"]
 
 
+def _exchange(new: Path, path: Path) -> None:
+    """Lets two folders change places: in one step, where the system and its libraries know one."""
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    a, b = os.fsencode(new), os.fsencode(path)
+    if hasattr(library, "renameat2") and not library.renameat2(-100, a, -100, b, 2):  # AT_FDCWD, RENAME_EXCHANGE
+        return
+    if hasattr(library, "renamex_np") and not library.renamex_np(a, b, 2):  # macOS: RENAME_SWAP
+        return
+    old = path.with_name(f"{path.name}.old-{os.getpid()}")  # in sight, for a kill may come now
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    old.rename(new)
+
+
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Gives a path of the same name in a temporary folder beside `path`, which goes with what is left in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent, ignore_cleanup_errors=True) as holder:
-        with locked(Path(holder)):  # while it is in use
-            yield Path(holder) / path.name
+    _remove_partials_once(path.parent)
+    with ExitStack() as stack:
+        folder = None
+        while folder is None or not folder.exists():  # another process may have removed it before it was locked
+            holder = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent, ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(holder))
+            with suppress(FileNotFoundError):
+                stack.enter_context(locked(folder))  # while it is in use
+        yield folder / path.name
 
 
 def remove_partials(folder: Path) -> None:
@@ -275,6 +354,9 @@ def remove_partials(folder: Path) -> None:
     for path in folder.glob(f"{PARTIAL}*") if fcntl else ():
         with suppress(OSError), locked(path, wait=False):
             shutil.rmtree(path)
+
+
+_remove_partials_once = cache(remove_partials)  # a folder may hold very many files
 
 
 @contextmanager

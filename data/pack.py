@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,9 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.console import number_option, path_option
+from data.console import number_option, path_option, print_line, run_command
 from data.faces import Faces
+from data.files import atomic_folder, check_names, write_names
 from data.packed import ARRAY, NAMES, PackedFaces
 from data.shared_memory import affordable_workers
 from data.splits import add_split_options
@@ -41,11 +41,9 @@ def pack(faces: Faces, out: Path, workers: int = 0) -> None:
         OSError: If there is no room.
     """
     shape = (len(faces), 3, faces.resolution, faces.resolution)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
-    partial.mkdir(parents=True)
+    check_names(faces.names)
     loader = DataLoader(faces, BATCH, num_workers=affordable_workers(workers, BATCH * int(np.prod(shape[1:]))))
-    try:
+    with atomic_folder(out) as partial:
         # Written in order, not through the map: a full disk is then an error and not a killed process.
         with (partial / ARRAY).open("wb") as file, tqdm(total=len(faces), unit="face", disable=None) as progress:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -55,10 +53,7 @@ def pack(faces: Faces, out: Path, workers: int = 0) -> None:
                 progress.update(len(batch))
             file.flush()
             os.fsync(file.fileno())
-        (partial / NAMES).write_text("".join(f"{name}\n" for name in faces.names), encoding="utf-8")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_names(partial / NAMES, faces.names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,21 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=number_option, metavar="N", help="only the first N in sorted order")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 0, metavar="N", help="default: one a core")
     args = parser.parse_args(arguments)
-    try:
-        faces = Faces(args.source, args.resolution, args.limit, cache_bytes=0, split=args.split, part=args.part)
-        if PackedFaces.is_one(args.out):
-            packed = PackedFaces(args.out)
-            if (packed.names, packed.resolution) != (faces.names, args.resolution):
-                parser.error(f"--out: {args.out} holds other faces; delete it, or name another")
-            print(f"{args.out}: {len(faces)} faces of {args.resolution} px are packed there already")
-            return 0
-        if os.path.lexists(args.out):
-            parser.error(f"--out: {args.out} exists and holds no packed faces; name another")
-        pack(faces, args.out, args.workers)
-    except (ValueError, OSError) as error:
-        print(f"data.pack: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {len(faces)} faces of {args.resolution} px")
+    if args.workers < 0:
+        parser.error(f"--workers: expected 0 or more, got {args.workers}")
+    return run_command("data.pack", lambda: _pack(args, parser))
+
+
+def _pack(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    faces = Faces(args.source, args.resolution, args.limit, cache_bytes=0, split=args.split, part=args.part)
+    if PackedFaces.is_one(args.out):
+        packed = PackedFaces(args.out)
+        if (packed.names, packed.resolution) != (faces.names, args.resolution):
+            parser.error(f"--out: {args.out} holds other faces; delete it, or name another")
+        print_line(f"{args.out}: {len(faces)} faces of {args.resolution} px are packed there already")
+        return 0
+    if os.path.lexists(args.out):
+        parser.error(f"--out: {args.out} exists and holds no packed faces; name another")
+    pack(faces, args.out, args.workers)
+    print_line(f"{args.out}: {len(faces)} faces of {args.resolution} px")
     return 0
 
 

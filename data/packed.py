@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import read_names
+
 ARRAY, NAMES = "faces.npy", "names.txt"
 
 
@@ -24,7 +26,7 @@ class PackedFaces:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.names = (folder / NAMES).read_text(encoding="utf-8").splitlines()
+        self.names = read_names(folder / NAMES)
         self.rows = {name: row for row, name in enumerate(self.names)}
         self._array: np.ndarray | None = None
         shape = self._opened().shape

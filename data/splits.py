@@ -21,12 +21,12 @@ import re
 import sys
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from data.console import path_option
+from data.console import path_option, print_error, print_line, run_command
 from data.contents import MAPPING, Contents
-from data.files import check_replaceable, owned_file
+from data.files import check_names, check_replaceable, owned_file, read_names, write_names
 
 PARTS = ("train", "val", "test")
 # The last picture of each part in CelebA's list_eval_partition.txt, which has no other content: a list written from
@@ -190,7 +190,7 @@ def _split_by_lists(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
             by_name[key] = None if key in by_name else name  # of two with the same stem, only full names count
     parts: dict[str, list[str]] = {}
     for part, path in lists.items():
-        wanted = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
+        wanted = [_written(line, by_name) for line in read_names(path)] if path.is_file() else []
         missing = [line for line in wanted if by_name.get(line) is None]
         if missing:
             raise ValueError(f"{path}: {len(missing)} pictures are missing or not unique, the first is {missing[0]!r}.")
@@ -220,6 +220,11 @@ def check_sizes(split: str, parts: dict[str, list[str]]) -> list[str]:
     ]
 
 
+def _written(line: str, known: Mapping[str, str | None]) -> str:
+    """Takes a line as it stands if that is a name; people's lists may have blanks around them."""
+    return line if line in known else line.strip()
+
+
 def write_lists(parts: dict[str, list[str]], folder: Path, overwrite: bool = False) -> None:
     """Writes train.txt, val.txt and test.txt, one name in each line; empty parts are left out.
 
@@ -232,11 +237,12 @@ def write_lists(parts: dict[str, list[str]], folder: Path, overwrite: bool = Fal
         ValueError: If a list must not be replaced; none is written then.
     """
     lists = {folder / f"{part}.txt": names for part, names in parts.items() if names}
-    for path in lists:
+    for path, names in lists.items():
+        check_names(names)
         check_replaceable(path, overwrite)
     for path, names in lists.items():
         with owned_file(path, overwrite) as partial:
-            partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            write_names(partial, names)
 
 
 def add_split_options(parser: argparse._ActionsContainer, part: str = "val") -> None:
@@ -271,20 +277,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
-    try:
-        contents = Contents(args.source)
-        parts = split_names(args.split, contents.pictures, contents.companion)
-        if not any(parts.values()):
-            raise ValueError(f"{contents.source}: no picture is named as in {args.split}.")
-        write_lists(parts, args.out, args.overwrite)
-    except (ValueError, OSError) as error:
-        print(f"data.splits: {error}", file=sys.stderr)
-        return 1
+    return run_command("data.splits", lambda: _write_split(args))
+
+
+def _write_split(args: argparse.Namespace) -> int:
+    contents = Contents(args.source)
+    parts = split_names(args.split, contents.pictures, contents.companion)
+    if not any(parts.values()):
+        raise ValueError(f"{contents.source}: no picture is named as in {args.split}.")
+    write_lists(parts, args.out, args.overwrite)
     for part, names in parts.items():
-        print(f"{part}: {len(names)} pictures")
+        print_line(f"{part}: {len(names)} pictures")
     problems = check_sizes(args.split, parts)
     for problem in problems:
-        print(f"data.splits: not complete: {problem}", file=sys.stderr)
+        print_error(f"data.splits: not complete: {problem}")
     return 1 if problems else 0
 
 

@@ -153,7 +153,7 @@ def _fit(args: argparse.Namespace) -> int:
         with tqdm(total=about[name]["steps"], unit="step", desc=name, leave=False, disable=None) as bar:
             steps = learner.learn(name, planes[name], about[name]["steps"], bar.update)
         direction = _direction(name, learner, planes[name], steps, about[name], owner)
-        write_direction(direction, paths[name])
+        write_direction(direction, paths[name], args.overwrite)
         print_line(_line(direction))
     return 0
 
@@ -275,10 +275,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _write_new(direction: EditDirection, bundle: Path) -> int:
-    path = bundle / FOLDER / f"{direction.name}.npz"
-    if path.exists():
-        raise ValueError(f"{path} exists; remove it first, or name another with --as")
-    write_direction(direction, path)
+    write_direction(direction, bundle / FOLDER / f"{direction.name}.npz")
     print_line(_line(direction))
     return 0
 

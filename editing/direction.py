@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from data.files import atomic_write
+from data.files import owned_file
 
 FORMAT = "amortized-pulse/direction/1"
 FOLDER = "directions"  # of a bundle
@@ -117,12 +117,12 @@ def parse_edit(text: str) -> tuple[str, float]:
     return name, strength
 
 
-def write_direction(direction: EditDirection, path: Path) -> None:
-    """Writes a direction, complete or not at all; the same direction gives the same bytes."""
+def write_direction(direction: EditDirection, path: Path, overwrite: bool = False) -> None:
+    """Writes a direction, see `data.files.owned_file`; the same direction gives the same bytes."""
     notes = {"format": FORMAT, "name": direction.name, "generator_sha256": direction.generator_sha256}
     text = json.dumps({**notes, "about": direction.about}, sort_keys=True)
-    with atomic_write(path) as partial, open(partial, "wb") as file:  # savez adds a suffix to a path, not to a file
-        np.savez(
+    with owned_file(path, overwrite, ours=is_direction_file) as partial, open(partial, "wb") as file:
+        np.savez(  # which adds a suffix to a path, not to a file
             file,
             normal=direction.normal.astype(np.float32),
             intercept=np.float64(direction.intercept),

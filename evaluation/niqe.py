@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.console import number_option, path_option
+from data.console import number_option, path_option, print_line, run_command
 from data.faces import Faces
 from data.files import check_replaceable, owned_file
 from data.image_io import from_uint8
@@ -202,14 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_replaceable(args.out, args.overwrite)
     except ValueError as error:
         parser.error(f"--out: {error}")
-    try:
-        faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
-        model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
-        model.save(args.out, args.overwrite)
-    except (ValueError, OSError) as error:
-        print(f"evaluation.niqe: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: fitted to {len(faces)} pictures of {model.source}; mean shape α {float(model.mean[0]):.2f}")
+    return run_command("evaluation.niqe", lambda: _fit(args))
+
+
+def _fit(args: argparse.Namespace) -> int:
+    faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
+    model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
+    model.save(args.out, args.overwrite)
+    print_line(
+        f"{args.out}: fitted to {len(faces)} pictures of {model.source}; mean shape α {float(model.mean[0]):.2f}"
+    )
     return 0
 
 

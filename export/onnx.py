@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from data.console import path_option
-from data.files import check_replaceable
+from data.console import path_option, print_line, run_command
+from data.files import check_replaceable, owned_file
 from editing.direction import FOLDER, names_in
 from export.graph import UpsamplerGraph
 from export.onnxruntime_backend import FORMAT, OnnxBackend
@@ -202,8 +201,14 @@ def is_model_file(path: Path) -> bool:
         return False
 
 
-def write_model(bundle_path: Path, out: Path, precision: str = FP32) -> dict[str, float]:
-    """Exports a bundle to a file, which is replaced, if it agrees with torch; otherwise nothing is written.
+def write_model(bundle_path: Path, out: Path, precision: str = FP32, overwrite: bool = False) -> dict[str, float]:
+    """Exports a bundle to a file, if it agrees with torch; otherwise nothing is written.
+
+    Args:
+        bundle_path: The bundle's folder.
+        out: The file, see `data.files.owned_file`.
+        precision: One of `export.quantise.PRECISIONS`.
+        overwrite: Whether a model that we wrote may be replaced.
 
     Returns:
         What `export.parity.differences` found.
@@ -214,13 +219,10 @@ def write_model(bundle_path: Path, out: Path, precision: str = FP32) -> dict[str
     """
     bundle = load_bundle(bundle_path)
     model = export_bundle(bundle, names_in(bundle_path / FOLDER), precision)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as holder:
-        partial = Path(holder) / out.name
+    with owned_file(out, overwrite, ours=is_model_file) as partial:
         onnx.save(model, partial)
         found = differences(bundle, OnnxBackend(partial, threads=1))
         check(found, precision)
-        partial.replace(out)
     return found
 
 
@@ -239,12 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_replaceable(args.out, args.overwrite, ours=is_model_file(args.out))
     except ValueError as error:
         parser.error(f"--out: {error}")
-    try:
-        found = write_model(args.bundle, args.out, args.precision)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"{args.bundle} was not exported: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; " + ", ".join(f"{n} {v:.2g}" for n, v in found.items()))
+    return run_command("export.onnx", lambda: _export(args))
+
+
+def _export(args: argparse.Namespace) -> int:
+    found = write_model(args.bundle, args.out, args.precision, args.overwrite)
+    print_line(
+        f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; " + ", ".join(f"{n} {v:.2g}" for n, v in found.items())
+    )
     return 0
 
 

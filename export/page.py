@@ -28,7 +28,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from data.console import path_option
+from data.console import path_option, print_line, run_command
 from data.files import check_folder, owned_folder
 from editing.direction import FOLDER, names_in, read_direction
 from export.graph import resize_matrix
@@ -187,14 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_folder(args.out, args.overwrite)
     except ValueError as error:
         parser.error(f"--out: {error}")
-    try:
-        files = make_page(args.bundle, args.out, args.precision, args.model, args.overwrite)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"the page was not made: {error}", file=sys.stderr)
-        return 1
+    return run_command("export.page", lambda: _make(args))
+
+
+def _make(args: argparse.Namespace) -> int:
+    files = make_page(args.bundle, args.out, args.precision, args.model, args.overwrite)
     for name, size in sorted(files.items(), key=lambda item: -item[1])[:4]:
-        print(f"{name}: {size / 1e6:.1f} MB")
-    print(f"page weight {sum(files.values()) / 1e6:.1f} MB; look at it: python -m http.server -d {args.out} 8000")
+        print_line(f"{name}: {size / 1e6:.1f} MB")
+    print_line(f"page weight {sum(files.values()) / 1e6:.1f} MB; look at it: python -m http.server -d {args.out} 8000")
     return 0
 
 

@@ -16,7 +16,6 @@ import inspect
 import json
 import shutil
 import stat
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.files import atomic_folder
 from models.bundle_info import (
     ENCODER,
     FORMAT,
@@ -208,21 +208,12 @@ def save_bundle(path: str | Path, generator: Generator, encoder: EncoderBase, in
     check_info(content, path / INFO)
     if path.exists() and not (path / INFO).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"Expected a bundle or nothing at {path}, found something else; name another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Nobody but us may look into a temporary folder; a folder inside it has the permissions that the umask gives.
-    holder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
-    try:
-        partial, old = holder / "new", holder / "old"
+    with atomic_folder(path, replace=path.exists()) as partial:
         if path.exists():
-            shutil.copytree(path, partial)
-        partial.mkdir(exist_ok=True)
+            shutil.copytree(path, partial, dirs_exist_ok=True)
         _write_parts(partial, generator, encoder)
         content["parts"] = {name: sha256_of(partial / name) for name in PARTS}
         _write_info(content, partial)
-        _swap(partial, path, old)
-    finally:
-        if not (holder / "old").exists() or path.exists():
-            shutil.rmtree(holder, ignore_errors=True)
 
 
 def _write_info(content: dict[str, Any], folder: Path) -> None:
@@ -231,18 +222,6 @@ def _write_info(content: dict[str, Any], folder: Path) -> None:
     (folder / INFO).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in PARTS:
         (folder / name).chmod(stat.S_IMODE((folder / INFO).stat().st_mode))
-
-
-def _swap(new: Path, path: Path, old: Path) -> None:
-    """Puts `new` at `path`, and what was there at `old`; if that fails, what was there stays."""
-    if path.exists():
-        path.rename(old)
-    try:
-        new.rename(path)
-    except BaseException:
-        if old.exists():
-            old.rename(path)
-        raise
 
 
 def _write_parts(folder: Path, generator: Generator, encoder: EncoderBase) -> None:
@@ -288,20 +267,14 @@ def add_to_latents(path: str | Path, tensors: dict[str, Tensor], notes: dict[str
     for name in PARTS:
         _check_part(path / name, info["parts"].get(name))
     owner = info["parts"][GENERATOR]
-    holder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
-    try:
-        partial = holder / "new"
-        shutil.copytree(path, partial)
+    with atomic_folder(path, replace=True) as partial:
+        shutil.copytree(path, partial, dirs_exist_ok=True)
         content = _read_tensors(path / LATENTS, owner) | tensors
         with safe_open(path / LATENTS, framework="pt") as file:
             notes = (file.metadata() or {}) | notes
         write_safetensors(content, partial / LATENTS, notes)
         info["parts"][LATENTS] = sha256_of(partial / LATENTS)
         _write_info(info, partial)
-        _swap(partial, path, holder / "old")
-    finally:
-        if not (holder / "old").exists() or path.exists():
-            shutil.rmtree(holder, ignore_errors=True)
 
 
 def load_bundle(

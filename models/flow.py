@@ -37,7 +37,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from data.console import print_line, run_command
 from models.bundle import DEFAULT_BUNDLE, FLOW_PREFIX, add_to_latents
+from models.bundle_info import GENERATOR
 from models.checkpoints import sha256_of, to_half, write_safetensors
 from models.latents import gaussianize, ungaussianize
 
@@ -239,14 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="default: bundles/celeba64")
     parser.add_argument("--flow", type=Path, required=True, help="flow.safetensors of a training")
     args = parser.parse_args(arguments)
-    try:
-        flow = load_flow(args.flow, sha256_of(args.bundle / "generator.safetensors"))
-        tensors = {FLOW_PREFIX + name: tensor for name, tensor in flow_tensors(flow).items()}
-        add_to_latents(args.bundle, tensors, {"flow": json.dumps(flow.config, sort_keys=True)})
-    except (ValueError, OSError) as error:
-        print(f"models.flow: {error}", file=sys.stderr)
-        return 1
-    print(f"The flow is in {args.bundle}")
+    return run_command("models.flow", lambda: _add(args.flow, args.bundle))
+
+
+def _add(path: Path, bundle: Path) -> int:
+    flow = load_flow(path, sha256_of(bundle / GENERATOR))
+    tensors = {FLOW_PREFIX + name: tensor for name, tensor in flow_tensors(flow).items()}
+    add_to_latents(bundle, tensors, {"flow": json.dumps(flow.config, sort_keys=True)})
+    print_line(f"The flow is in {bundle}")
     return 0
 
 

@@ -91,5 +91,5 @@ def find_model(path: Path, cache: Path = CACHE) -> Path:
         from export.onnx import write_model
 
         _log.info("exporting %s to ONNX, once", path)
-        write_model(path, found)
+        write_model(path, found, overwrite=True)  # another process may have been faster
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +52,15 @@ def test_what_is_given_reaches_every_step(calls) -> None:
     calls.clear()
     assert main(["--resolution", "256", *(f"--{name}={value}" for name, value in GIVEN.items())]) == 0
     assert not calls  # all is done
+
+
+def test_every_step_is_a_command_that_there_is(monkeypatch) -> None:
+    monkeypatch.chdir(Path(train.__file__).parent)
+    steps = steps_of(argparse.Namespace(resolution=256, **GIVEN))
+    for command in [step.command for step in steps] + [step.rehearsal for step in steps if step.rehearsal]:
+        where = command[1] if command[0] == "-m" else command[0]
+        assert find_spec(where) if command[0] == "-m" else Path(where).is_file(), command
+        assert "--config" not in command or Path(command[command.index("--config") + 1]).is_file()
 
 
 def test_a_step_that_fails_ends_the_command_and_is_taken_up_again(calls, capsys) -> None:

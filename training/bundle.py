@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data.console import print_line, run_command
+
 RUNS, CONFIGS = Path("runs"), Path("configs")
 
 
@@ -56,8 +58,9 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     second += ["--trainer.max_steps", "7200"] if size == 64 else []
     classifiers = [RUNS / f"attributes_{size}{more}" / "attributes.safetensors" for more in ("", "_second")]
     flow = ["--model.generator", str(bundle / "generator.safetensors")]
-    fit = ["-m", "editing.boundaries", "fit", "--bundle", str(bundle), "--classifier", str(classifiers[0])]
+    fit = ["-m", "editing", "fit", "--bundle", str(bundle), "--classifier", str(classifiers[0])]
     measure = ["benchmarks/editing.py", "--bundle", str(bundle), "--classifier", str(classifiers[1]), *photos]
+    measure += ["--out", str(RUNS / f"edits_{size}"), "--overwrite"]
     return [
         _training(f"amortized_{size}", f"amortized_{size}.yaml", [*own, *faces]),
         _training(f"flow_{size}", "flow_64.yaml", flow, rehearsed=own),
@@ -135,13 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--split", metavar="NAME", help="see data.splits (the recipe's)")
     add("--labels", metavar="FILE", help="attributes of the faces, see data.labels (the recipe's)")
     args = parser.parse_args(arguments)
-    try:
+
+    def make() -> int:
         run(steps_of(args), RUNS / f"bundle_{args.resolution}.done")
-    except (ValueError, OSError) as error:
-        print(f"training.bundle: {error}", file=sys.stderr)
-        return 1
-    print(f"training.bundle: the bundle is {RUNS / f'amortized_{args.resolution}' / 'bundle'}")
-    return 0
+        print_line(f"training.bundle: the bundle is {RUNS / f'amortized_{args.resolution}' / 'bundle'}")
+        return 0
+
+    return run_command("training.bundle", make, "the same command continues")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ from pathlib import Path
 
 import torch
 
-from data.console import format_error, path_option, print_error, print_line, text_option
-from data.files import check_replaceable, sha256_of
+from data.console import FAILURES, format_error, path_option, print_error, print_line, text_option
+from data.files import check_replaceable, owned_file, sha256_of
 from models.checkpoints.generators import (
     infer_config,
     is_generator_file,
@@ -47,7 +47,6 @@ from models.pretrained import card_of, fetch, find_card, read_cards, weight_fold
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MEAN = "mapping.w_avg"
-_FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +113,7 @@ def _inspect(args: argparse.Namespace) -> int:
     for i, path in enumerate(args.files):
         try:
             rows = _describe(path)
-        except _FAILURES as error:
+        except FAILURES as error:
             failed = True
             _fail(path, error)
             continue
@@ -171,8 +170,9 @@ def _convert(args: argparse.Namespace) -> int:
         checkpoint = read_checkpoint(path)
         generator = make_generator(checkpoint, path)
         notes = _notes(checkpoint, path, generator.resolution, args)
-        save_generator(generator, out, notes, DTYPES[args.dtype])
-    except _FAILURES as error:
+        with owned_file(out, args.overwrite, ours=is_generator_file) as partial:
+            save_generator(generator, partial, notes, DTYPES[args.dtype])
+    except FAILURES as error:
         _fail(path, error)
         return 1
     print_line(f"{out}: {generator.resolution} px, {args.dtype}, {_megabytes(out)}")
@@ -207,7 +207,7 @@ def _fetch(args: argparse.Namespace) -> int:
         print_line(f"   {card.licence}")
         print_line(f"   {card.licence_url}")
         path, found = fetch(card, args.out)
-    except _FAILURES as error:
+    except FAILURES as error:
         _fail(Path(args.name), error)
         return 1
     if card.sha256 is None:
