@@ -88,7 +88,7 @@ def test_the_classifier_of_the_directions_may_not_judge(folder, tmp_path) -> Non
     kept = path.read_bytes()
     loaded = bench.read_directions(folder / "directions", ["smile"], None)["smile"]
     loaded.about["classifier_sha256"] = sha256_of(folder / "second.safetensors")
-    write_direction(loaded, path)
+    write_direction(loaded, path, overwrite=True)
     try:
         with pytest.raises(SystemExit):
             bench.main(["--bundle", str(folder), "--classifier", str(folder / "second.safetensors")])
