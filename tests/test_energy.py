@@ -43,7 +43,7 @@ def test_the_true_distribution_scores_best():
 
 
 def test_a_score_of_one_sample_alone_would_have_no_spread():
-    """Why the three losses stand inside the norm: beside it, the best spread is zero."""
+    """Why the losses are parts of the score: as losses on one sample the best spread is zero."""
     rng = torch.Generator().manual_seed(0)
     truth, first, second = torch.randn(3, 100_000, generator=rng)
     to_truth = {
@@ -51,3 +51,27 @@ def test_a_score_of_one_sample_alone_would_have_no_spread():
         for s in (0.0, 1.0)
     }
     assert to_truth[0.0] < to_truth[1.0]
+
+
+def independent_places(values: torch.Tensor) -> Embedded:
+    """Pictures (N, 4, 4) of independent values, which are their own feature."""
+    return Embedded(values[:, None].expand(-1, 3, -1, -1), [values[:, None]])
+
+
+def test_patches_tell_where_samples_spread():
+    """Over 16 places the whole face scarcely tells spreads of 0.5 and 1.5 from one of 1.12 everywhere."""
+    rng = torch.Generator().manual_seed(0)
+    truth, first, second = torch.randn(3, 50_000, 4, 4, generator=rng)
+    spread = torch.full((4, 4), 0.5)
+    spread[2:] = 1.5
+    even = spread.square().mean().sqrt()
+    excess = {}
+    for patches in (1, 4):
+        right, wrong = (
+            energy_score(
+                *map(independent_places, (spread * truth, s * first, s * second)), WEIGHTS, patches
+            ).score.mean()
+            for s in (spread, even)
+        )
+        excess[patches] = wrong / right - 1
+    assert 0 < excess[1] < excess[4] / 3

@@ -91,6 +91,7 @@ class AmortizedTraining(OwnedTraining):
         weight_lpips: c_lpips of `losses.energy`.
         weight_l2: c_l2.
         weight_identity: c_identity; 0 switches the embedding network off.
+        score_patches: Patches along a side in which the score is taken apart, see `losses.energy`; 1 for none.
         weight_point: λ_p.
         weight_residual: λ_r.
         weight_latent: λ_w.
@@ -129,7 +130,8 @@ class AmortizedTraining(OwnedTraining):
         warmup_steps: int = 50,
         weight_lpips: float = 1.0,
         weight_l2: float = 0.5,
-        weight_identity: float = 0.05,
+        weight_identity: float = 0.1,
+        score_patches: int = 8,
         weight_point: float = 0.5,
         weight_residual: float = 1.0,
         weight_latent: float = 0.03,
@@ -347,7 +349,7 @@ class AmortizedTraining(OwnedTraining):
         h, encoder = self.hparams, self.encoder
         weights = h["weight_lpips"], h["weight_l2"], h["weight_identity"]
         truth, (a, b, point) = self._embedded(faces, made.images, real, fake, rng)
-        energy = energy_score(truth, a, b, weights)
+        energy = energy_score(truth, a, b, weights, h["score_patches"])
         sigma = torch.cat([part.sigma for part in inputs])
         guessed = torch.cat(
             [encoder.noise_estimator(p.lr, encoder.octave(torch.full_like(p.sigma, p.lr.shape[3]))) for p in inputs]
