@@ -11,29 +11,23 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-import benchmarks.prior
+import benchmarks.realism
 from models.checkpoints import save_generator
 from models.generator import Generator
 
 SHAPE = {"resolution": 32, "channels": (8, 6, 6, 4), "z_dim": 8, "w_dim": 8, "mapping_layers": 2}
 
 
-class PixelFeatures(nn.Module):
-    num_features = 12
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d((images.float() / 255 - 0.5).square(), 2).flatten(1)
-
-
-def pixel_metric(name: str) -> tuple[str, FrechetInceptionDistance]:
-    return "fd_pixels", FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)
+def pixel_features(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Stands where both networks would."""
+    squares = (faces.float() / 255 - 0.5).square()
+    return tuple(nn.functional.adaptive_avg_pool2d(squares, n).flatten(1) for n in (2, 1))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Faces of two sets and a generator; the metric needs no weights."""
+    """Faces of two sets and a generator; the metrics need no weights."""
     rng = np.random.default_rng(0)
     for name in ("train", "val"):
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
@@ -43,34 +37,43 @@ def folder(tmp_path, monkeypatch) -> Path:
                     archive.writestr(f"{i}.png", buffer.getvalue())
     torch.manual_seed(0)
     save_generator(Generator(**SHAPE), tmp_path / "generator.safetensors")
-    monkeypatch.setattr(benchmarks.prior, "frechet_metric", pixel_metric)
+    monkeypatch.setattr(benchmarks.realism, "networks", lambda device: pixel_features)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_prior_table_has_a_floor_and_ceilings(folder, capsys) -> None:
+def test_realism_table_has_a_floor_and_ceilings(folder, capsys) -> None:
     command = "--generator generator.safetensors --samples 30 --val val.zip --train train.zip --grid grid.png"
-    benchmarks.prior.main([*command.split(), "--device", "cpu"])
+    benchmarks.realism.main([*command.split(), "--device", "cpu"])
     header, _, *rows = capsys.readouterr().out.splitlines()
-    assert header == "| 30 faces against validation faces | fd_pixels |"
-    distances = {row.split("|")[1].strip(): float(row.split("|")[2]) for row in rows}
-    floor, generator, x4, x8 = distances.values()
-    assert list(distances) == ["real: training faces", "generator, truncation 1", "bicubic x4", "bicubic x8"]
-    assert 0 <= floor < x4 < x8  # noise loses its variance, the more the smaller it was
-    assert generator > floor
+    assert header == "| 30 faces against validation faces | fd_vgg11 | kid_vgg11 | fd_edgeface |"
+    table = {name.strip(): [float(value) for value in values[:3]] for _, name, *values in (r.split("|") for r in rows)}
+    assert list(table) == ["real: training faces", "generator, truncation 1", "bicubic x2", "bicubic x4"]
+    for floor, generator, x2, x4 in zip(*table.values(), strict=True):
+        assert floor < x2 < x4  # noise loses its variance, the more the smaller it was
+        assert generator > floor
     assert Image.open("grid.png").size == (8 * 34 + 2, 6 * 34 + 2)
 
 
-def test_prior_table_follows_the_seed(folder, capsys) -> None:
+def test_realism_table_follows_the_seed(folder, capsys) -> None:
     tables = []
     for seed in ("0", "0", "1"):
         command = "--generator generator.safetensors --samples 20 --val val.zip --train train.zip --device cpu --seed"
-        benchmarks.prior.main([*command.split(), seed])
+        benchmarks.realism.main([*command.split(), seed])
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1] != tables[2]
 
 
-def test_prior_refuses_a_single_sample(folder, capsys) -> None:
+def test_realism_at_half_the_size(folder, capsys) -> None:
+    command = "--generator generator.safetensors --samples 20 --val val.zip --train train.zip --device cpu"
+    tables = []
+    for size in ([], ["--size", "16"]):
+        benchmarks.realism.main([*command.split(), *size])
+        tables.append(capsys.readouterr().out)
+    assert tables[0] != tables[1]
+
+
+def test_realism_refuses_a_single_sample(folder, capsys) -> None:
     with pytest.raises(SystemExit):
-        benchmarks.prior.main(["--generator", "generator.safetensors", "--samples", "1"])
+        benchmarks.realism.main(["--generator", "generator.safetensors", "--samples", "1"])
     assert "at least 2" in capsys.readouterr().err
