@@ -5,9 +5,10 @@ Faces as they are, from files and folders; each gets a folder of its own in out/
     python infer.py face.png
     python infer.py samples -o demo
 
-Faces in an archive, or named in a list, a line each:
+Faces by the thousand: from archives or lists with a line each, on two GPUs, into files of 1000 faces each. The same
+command goes on where it was cut, and failed.jsonl names what could not be made; torchrun works as well:
 
-    python infer.py faces.zip faces.parquet faces.txt
+    python infer.py faces.zip faces.parquet faces.txt --devices 2 --archive tar
 
 Six samples, other random numbers, and the results of an earlier call replaced:
 
@@ -70,13 +71,17 @@ from pathlib import Path
 
 from cli.edit_options import add_edit_options, check_edit_options, read_edit_plan
 from cli.inference import Run
+from cli.launch import add_process_options, launch
 from cli.overview import write_overview
 from cli.photos import add_photo_options, check_photo_options
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
-from data.console import FAILURES, format_error, print_error, run_command
+from data.console import FAILURES, format_error, number_option, print_error, run_command
 from data.listing import find_images
+from data.parquet import load_pyarrow
+from data.shards import KINDS
 from editing.direction import FOLDER
+from pipeline.processes import Processes
 from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
 
 
@@ -93,11 +98,30 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     _check(args, parser)
+    try:
+        command = [__file__, *(sys.argv[1:] if arguments is None else arguments)]
+        launched = launch(args.devices, args.num_nodes, command)
+    except ValueError as error:
+        parser.error(str(error))
+    if launched is not None:
+        return launched
+    processes = Processes.join()
+    try:
+        status = _upsample(args, parser, processes)
+        processes.wait()  # a launcher that saw this one fail would end the others
+        return status
+    finally:
+        processes.leave()
+
+
+def _upsample(args: argparse.Namespace, parser: argparse.ArgumentParser, processes: Processes) -> int:
+    """Upsamples this process's share of the inputs, and gives the exit status."""
     found = find_images(args.inputs)
-    for path, remark in found.skipped:
-        print_error(f"note: {path}: {remark}")
-    for path, reason in found.problems:
-        print_error(f"{path}: {reason}")
+    if processes.rank == 0:
+        for path, remark in found.skipped:
+            print_error(f"note: {path}: {remark}")
+        for path, reason in found.problems:
+            print_error(f"{path}: {reason}")
     if not found.images:
         print_error("nothing to do: no picture was found")
         return 1
@@ -113,10 +137,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         args.edits = read_edit_plan(args, directions_of(args.bundle), upsampler.about.generator_sha256)
     except ValueError as error:
         parser.error(f"--edit, --edit-sweep: {error}")
-    run = Run(upsampler, args)
-    run.upsample(found.images)
-    finished = write_overview(run.shown, args.out, args.overwrite) if "grid" in args.save else True
-    return int(bool(found.problems) or run.failed > 0 or not finished)
+    run = Run(upsampler, args, processes)
+    run.failed |= {str(path): reason for path, reason in found.problems}
+    try:
+        run.upsample(found.images)
+    finally:
+        noted = run.note_failures(len(found.images) + len(found.problems))
+    finished = processes.rank > 0 or "grid" not in args.save or write_overview(run.shown, args.out, args.overwrite)
+    return int(bool(run.failed) or not noted or not finished)
 
 
 def directions_of(bundle: str | None) -> Path:
@@ -164,8 +192,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         help=f"what to write, of {', '.join(SAVED)}, with commas (default: all)",
     )
+    _add_bulk_options(parser.add_argument_group("many faces"))
     add("--overwrite", action="store_true", help="replace what an earlier call wrote, and nothing else")
     return parser
+
+
+def _add_bulk_options(group: argparse._ArgumentGroup) -> None:
+    add_process_options(group)
+    group.add_argument(
+        "--archive",
+        choices=KINDS,
+        help="write faces-00000.tar or faces-00000.parquet … instead of a folder for each face",
+    )
+    group.add_argument(
+        "--shard-size", type=number_option, default=1000, metavar="N", help="inputs in each of these (default: 1000)"
+    )
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -174,6 +215,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         args.sampling, args.plan = read_sampling(args), read_plan(args)
         check_edit_options(args)
         check_photo_options(args)
+        if args.archive == "parquet":
+            load_pyarrow()
         if args.plan and args.edit_sweep:
             raise ValueError("--edit-sweep: shows samples that were not searched for; leave it out, or --search")
         if args.plan and args.runtime == "onnx":
@@ -184,6 +227,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     unknown = [name for name in args.save if name not in SAVED]
     if unknown:
         parser.error(f"--save: expected some of {', '.join(SAVED)}, got {', '.join(unknown)}")
+    if args.archive is not None:
+        args.save = [name for name in args.save if name != "grid"]
     for name in ("batch_size", "downscale"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected 1 or more, got {getattr(args, name)}")

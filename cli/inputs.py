@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,14 @@ from data.console import print_error
 from data.image_io import centre_square, from_uint8, read_image, to_uint8
 from data.listing import Picture
 from data.resize import resize
+
+
+class Item(NamedTuple):
+    """One input of a call."""
+
+    number: int  # its place among all, from 0
+    picture: Picture
+    name: str  # of what it becomes, different for each
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from data.listing import Picture
 if TYPE_CHECKING:
     from torch import Tensor
 
+OVERVIEW = "overview.png"
+
 
 @dataclass(frozen=True)
 class FaceResult:
@@ -55,7 +57,7 @@ def write_overview(faces: Sequence[FaceResult], out: Path, overwrite: bool) -> b
     """
     if not faces:
         return True
-    target = out / "overview.png"
+    target = out / OVERVIEW
     first = faces[0].folder / "grid.png"
     finished = True
     try:

@@ -13,14 +13,13 @@ import numpy as np
 from PIL import Image
 
 from cli.doubts import place_doubts
-from cli.inputs import InputFace
+from cli.inputs import InputFace, Item
 from cli.overview import FaceResult
 from data.console import print_error
 from data.face_finder import DetectedFace, FaceFinder
 from data.ffhq_crop import Square, cut_out, ffhq_square
 from data.files import owned_folder
 from data.image_io import from_uint8, to_uint8
-from data.listing import Picture
 from data.paste_back import Patch, paste_back, read_photo, write_photo
 from data.report import FACES, write_json
 from data.resize import resize
@@ -150,16 +149,20 @@ class PhotoFolder:
     """The folder of a photo on its way: it appears when all its faces are in it.
 
     Args:
-        path: The photo.
+        item: The photo.
         folder: The folder to be.
+        key: Hash of all that it is made of.
         faces: Its faces.
         args: The options.
     """
 
-    def __init__(self, path: Picture, folder: Path, faces: Sequence[FaceInPhoto], args: argparse.Namespace) -> None:
-        self.path, self.folder, self.faces, self.args = path, folder, faces, args
+    def __init__(
+        self, item: Item, folder: Path, key: str, faces: Sequence[FaceInPhoto], args: argparse.Namespace
+    ) -> None:
+        self.item, self.folder, self.key, self.faces, self.args = item, folder, key, faces, args
+        self.path = item.picture
         self._stack = ExitStack()
-        self.partial = self._stack.enter_context(owned_folder(folder, args.overwrite, FACES))
+        self.partial = self._stack.enter_context(owned_folder(folder, args.overwrite, FACES, job=key))
 
     def __enter__(self) -> None:
         """Begins the last steps."""

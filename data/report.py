@@ -19,7 +19,7 @@ REPORT = "report.json"
 FACES = "faces.json"  # of a photo, in the folder that holds those of its faces
 MAX_K = 64  # samples per face
 
-_RESERVED = {"overview.png"}
+_RESERVED = {"overview.png", "failed.jsonl"}
 
 
 def folder_names(paths: Sequence[Picture], reserved: set[str] = _RESERVED) -> list[str]:

@@ -8,53 +8,19 @@ and a search need not run again because an encoder changed.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data.files import atomic_write
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that share a run, as torchrun starts them; one alone otherwise."""
-
-    rank: int = 0  # this one's number
-    count: int = 1  # how many there are
-
-    @classmethod
-    def join(cls) -> Processes:
-        """Meets the others, if torchrun started this process."""
-        rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if count > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=datetime.timedelta(days=2))  # a slow one is waited for
-        return cls(rank, count)
-
-    def wait(self) -> None:
-        """Waits for all."""
-        if self.count > 1:
-            dist.barrier()
-
-    def leave(self) -> None:
-        """Ends the meeting."""
-        if self.count > 1:
-            dist.destroy_process_group()
-
-    def share(self, total: int, batch: int) -> Iterator[slice]:
-        """Gives this process's batches of `total` faces; the last one is as long as it is."""
-        for start in range(self.rank * batch, total, self.count * batch):
-            yield slice(start, min(start + batch, total))
+from pipeline.processes import Processes
 
 
 class Cache:

@@ -46,5 +46,6 @@ def test_a_zip_gives_what_its_files_give(run: Callable[..., int], tmp_path: Path
         archive.writestr("00000/bad.png", b"no picture")
     assert run(faces, out="a") == 0 and run(tmp_path / "faces.zip", out="b") == 1
     assert f"{tmp_path / 'faces.zip'}/00000/bad.png: not a picture" in capsys.readouterr().err
+    (tmp_path / "b" / "failed.jsonl").unlink()
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert np.array_equal(read_image(tmp_path / "b" / "00" / "input.png"), read_image(faces / "00.png"))

@@ -204,7 +204,7 @@ def test_refused_inputs(kind: str, run: Callable[..., int], tmp_path: Path, caps
     bad = tmp_path / "bad.png"
     make(bad)
     assert run(bad, picture(tmp_path / "good.png"), "--k", "1") == 1
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"good", "overview.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"good", "overview.png", "failed.jsonl"}
     assert report_of(tmp_path / "out" / "good")["k"] == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith(f"{bad}: ") and reason in errors[0]
@@ -475,7 +475,7 @@ def test_one_face_that_fails_in_a_batch_never_stops_the_others(
 
     monkeypatch.setattr(TorchBackend, "sample", stumbles)
     assert run(*(picture(tmp_path / f"{i}.png", seed=i) for i in range(3)), tmp_path / "bad.png", "--k", "1") == 1
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0", "1", "2", "overview.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0", "1", "2", "overview.png", "failed.jsonl"}
     assert capsys.readouterr().err == f"{tmp_path / 'bad.png'}: out of memory\n"
 
 
