@@ -12,14 +12,7 @@ FAILED = "failed.jsonl"
 
 
 def read_failures(out: Path) -> dict[str, str]:
-    """Reads which inputs failed so far.
-
-    Args:
-        out: The folder of results.
-
-    Returns:
-        Reasons by input; nothing if there is no such file, or it is not ours.
-    """
+    """Gives reasons by input, from the folder of results; nothing if there is no such file, or it is not ours."""
     try:
         lines = [json.loads(line) for line in (out / FAILED).read_text(encoding="ascii").splitlines()]
         return {line["input"]: line["reason"] for line in lines if line.keys() == {"input", "reason"}}
@@ -28,12 +21,7 @@ def read_failures(out: Path) -> dict[str, str]:
 
 
 def note_failures(out: Path, failed: Mapping[str, str], made: Collection[str]) -> None:
-    """Notes what failed, and strikes what has been made since; other lines stay.
-
-    Args:
-        out: The folder of results.
-        failed: Reasons by input.
-        made: Inputs that did not fail.
+    """Notes reasons by input in the folder of results, and strikes what has been made since; other lines stay.
 
     Raises:
         ValueError: If a file of that name is not ours.

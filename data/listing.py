@@ -20,17 +20,11 @@ _MAX_NAMED_SUFFIXES = 5
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A picture in a zip or a Parquet file; has what a path has, as far as a picture's name goes.
+    """A picture in a zip or a Parquet file; has what a path has, as far as a picture's name goes."""
 
-    Attributes:
-        archive: The file, as it was named.
-        contents: What is in it.
-        key: The picture's name in it.
-    """
-
-    archive: Path
+    archive: Path  # as it was named
     contents: Contents
-    key: str
+    key: str  # the picture's name in it
 
     def __str__(self) -> str:
         """What messages call it."""
