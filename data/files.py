@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +356,7 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-_remove_partials_once = cache(remove_partials)  # a folder may hold very many files
+_remove_partials_once = lru_cache(maxsize=64)(remove_partials)  # a folder may hold very many files, a run folders
 
 
 @contextmanager

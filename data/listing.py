@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 from data.contents import Contents, is_face_file
-from data.files import ledger_names
+from data.files import ledger_names, read_names
 from data.image_io import IMAGE_SUFFIXES, is_result
 
 ARCHIVES = (".zip", ".parquet")
@@ -124,7 +124,7 @@ def _look_at(path: Path | str, found: ImageListing, lists: bool = True) -> Itera
 
 def _entries(path: Path) -> Iterator[Path]:
     """Gives what the lines of a list name."""
-    for line in filter(None, path.read_text(encoding="utf-8-sig").splitlines()):
+    for line in read_names(path):
         yield Path(line) if os.path.lexists(line) else path.parent / line
 
 
