@@ -10,14 +10,18 @@ more comparable to KID on Inception.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from evaluation.features import VGG11Features
+from training.batches import BatchRandom, step_rng
 
 
 class _Given(nn.Identity):
@@ -66,6 +70,56 @@ def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
         except FileNotFoundError as error:
             reasons.append(f"{choice}: {error}")
     raise FileNotFoundError("Expected the weights of a network for the Fréchet distance. " + " ".join(reasons))
+
+
+class FrechetDistance(Callback):
+    """Measures the Fréchet distance of the averaged generator of a `StyleGAN2Training` at every validation.
+
+    A run goes on without it where the network's weights are not to be had.
+
+    Args:
+        metric: See `frechet_metric`.
+        samples: Generated faces per validation.
+    """
+
+    def __init__(self, metric: str = "auto", samples: int = 2000) -> None:
+        self.choice, self.samples = metric, samples
+        self._metric: tuple[str, FrechetInceptionDistance] | None = None
+        self._known = False  # whether the real faces were seen, which stay the same
+        self._missing = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the metric when it is first needed."""
+        if self._metric is not None or self._missing or trainer.sanity_checking:
+            return
+        try:
+            name, metric = frechet_metric(self.choice)
+            self._metric = name, metric.to(pl_module.device)
+        except (OSError, ImportError) as error:
+            warnings.warn(f"No Fréchet distance is measured: {error}", stacklevel=2)
+            self._missing = True
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Shows the metric real faces, uint8 (B, 3, R, R)."""
+        if self._metric is not None and not self._known:
+            self._metric[1].update(batch, real=True)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Generates faces, measures and logs."""
+        if self._metric is None:
+            return
+        self._known = True
+        name, metric = self._metric
+        rng = step_rng(pl_module.hparams["seed"], -1, 0, pl_module.device)
+        own = -(-self.samples // trainer.world_size)
+        random = BatchRandom(rng, trainer.global_rank, trainer.world_size)
+        for first in range(0, own, 50):
+            images = pl_module.sample(random.randn(min(50, own - first), pl_module.generator.z_dim))
+            metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
+        self.log(name, metric.compute().float(), prog_bar=True)
+        metric.reset()
 
 
 def _make_vgg11_metric() -> FrechetInceptionDistance:

@@ -22,7 +22,7 @@ RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"
 FACES = 6
 
 NETWORK = {"model.resolution": 32, "model.channels": list(CHANNELS), "model.z_dim": D, "model.w_dim": D}
-GAN = {**NETWORK, "model.mapping_layers": 2, "model.metric_samples": 4, "model.compile": False}
+GAN = {**NETWORK, "model.mapping_layers": 2, "model.compile": False}
 ENCODER = {"model.generator": "{folder}/generator.safetensors", "model.sizes_per_batch": 2, "model.export_to": None}
 AMORTIZED = {**ENCODER, "model.architecture": SMALL, "model.max_lr_size": 31, "model.val_lr": [8]}
 SUPERVISED = {**ENCODER, "model.compile": False}
@@ -102,7 +102,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     metric = FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)
-    monkeypatch.setattr("training.stylegan2.frechet_metric", lambda name: ("fd_pixels", metric))
+    monkeypatch.setattr("evaluation.frechet.frechet_metric", lambda name: ("fd_pixels", metric))
     for module in ("training.amortized", "training.encoder"):
         monkeypatch.setattr(f"{module}.LPIPS", PixelDistance)
         monkeypatch.setattr(f"{module}.load_face_embedder", lambda name: PixelPerson())
@@ -140,6 +140,7 @@ def test_recipe_is_flat_and_resumes(recipe) -> None:
     # One name moves everything that a run writes: checkpoints and weights follow the logger's folder.
     assert settings["trainer"]["logger"]["init_args"] == {"save_dir": "runs", "name": recipe.stem, "version": ""}
     # Checkpoints and the guard against NaN come with train.py; a second ModelCheckpoint would write beside ours.
-    assert "callbacks" not in settings["trainer"] and settings["checkpoint"].keys() == {"every_n_steps"}
+    callbacks = {callback["class_path"] for callback in settings["trainer"].get("callbacks", [])}
+    assert callbacks <= {"evaluation.frechet.FrechetDistance"} and settings["checkpoint"].keys() == {"every_n_steps"}
     assert Path(settings["model"]["init_args"]["export_to"]).parent == Path()
     assert "/work" not in recipe.read_text() and "shared/" not in recipe.read_text()

@@ -65,7 +65,7 @@ def write_recipe(folder: Path, name: str, processes: int = 1, parts: int = 1, st
             "init_args": {
                 "resolution": 32, "channels": [8, 8, 8, 6], "z_dim": 16, "w_dim": 16, "mapping_layers": 2,
                 "path_length_every": 2, "r1_every": 3, "augment_target": -2.0, "feature_weight": 0.5,
-                "micro_batches": parts, "compile": False, "metric_samples": 4,
+                "micro_batches": parts, "compile": False,
             },
         },
         "data": {

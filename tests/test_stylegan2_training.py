@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-import training.stylegan2
 from models import load_generator
 from train import main
 from training.stylegan2 import StyleGAN2Training
@@ -102,20 +101,21 @@ def run(
 ) -> Recorder:
     """Trains tiny networks by the real recipe in `folder`; all paths of the recipe are relative to it."""
     recorder = {"class_path": f"{__name__}.Recorder", "init_args": {"kill_at": kill_at}}
+    metric = {"class_path": "evaluation.frechet.FrechetDistance", "init_args": {"samples": 16}}
     arguments = {
         "model.resolution": 32, "model.channels": [8, 8, 8, 6], "model.z_dim": 16, "model.w_dim": 16,
-        "model.mapping_layers": 2, "model.metric_samples": 16, "model.compile": False, "model.path_length_every": 4,
+        "model.mapping_layers": 2, "model.compile": False, "model.path_length_every": 4,
         "model.r1_every": 3, "model.augment_target": -2.0, "model.decay_steps": 8,
         "model.export_to": str(folder / "generator.safetensors"),
         "data.train": str(faces), "data.val": str(faces), "data.resolution": 32, "data.batch_size": BATCH,
         "trainer.accelerator": "cpu", "trainer.max_steps": STEPS, "trainer.val_check_interval": 4,
         "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": False, "trainer.enable_model_summary": False,
-        "trainer.callbacks": [recorder], "checkpoint.every_n_steps": save_every,
+        "trainer.callbacks": [metric, recorder], "checkpoint.every_n_steps": save_every,
     }  # fmt: skip
     precision = torch.get_float32_matmul_precision()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(training.stylegan2, "frechet_metric", pixel_metric)
+        patch.setattr("evaluation.frechet.frechet_metric", pixel_metric)
         patch.setattr("sys.argv", ["train.py"])
         written = {name: v if isinstance(v, str) else json.dumps(v) for name, v in arguments.items()}
         try:

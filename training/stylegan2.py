@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from contextlib import AbstractContextManager
 from enum import IntEnum
 from pathlib import Path
@@ -28,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
-from evaluation.frechet import frechet_metric
 from losses.adversarial import discriminator_loss, generator_loss, hinge_loss, r1_penalty
 from losses.path_length import path_lengths
 from losses.perceptual import SqueezeNetFeatures
@@ -95,8 +93,6 @@ class StyleGAN2Training(LightningModule):
         learning_rate_features: Adam's, for that discriminator.
         micro_batches: Parts that a batch is taken in, one after the other, to save memory, or on a CPU to stay within
             its cache; the step is the same.
-        metric: Fréchet distance to report: auto, fid or fd_vgg11.
-        metric_samples: Generated faces per validation.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
         export_to: File where the averaged generator is saved in float16 at every validation and at the end, relative
             to the run's folder; None for nowhere.
@@ -134,8 +130,6 @@ class StyleGAN2Training(LightningModule):
         feature_weight: float = 0.0,
         learning_rate_features: float = 5e-4,
         micro_batches: int = 1,
-        metric: str = "auto",
-        metric_samples: int = 2000,
         compile: bool = True,
         export_to: str | None = None,
         seed: int = 0,
@@ -156,8 +150,6 @@ class StyleGAN2Training(LightningModule):
         self.feature_discriminator = PooledFeatureDiscriminator(SqueezeNetFeatures.widths if feature_weight else ())
         if init_discriminator is not None:
             start_discriminator(self.discriminator, init_discriminator, self.feature_discriminator)
-        self._metric: Any = None
-        self._real_wanted = False
         self._values: dict[str, list[Tensor]] = {}
         self._clock = (0, 0.0)
 
@@ -445,28 +437,13 @@ class StyleGAN2Training(LightningModule):
 
     # ---------------------------------------------------------------- validation
 
-    def on_validation_start(self) -> None:
-        """Makes the metric when it is first needed; a run goes on without one where its weights are not to be had."""
-        if self._metric is None and not self.trainer.sanity_checking:
-            try:
-                name, metric = frechet_metric(self.hparams["metric"])
-                self._metric = (name, metric.to(self.device))
-            except (OSError, ImportError) as error:
-                warnings.warn(f"No Fréchet distance is measured: {error}", stacklevel=2)
-                self._metric = (None, None)
-        own = self._metric[1] if self._metric else None
-        self._real_wanted = own is not None and own.real_features_num_samples == 0
-
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Shows the metric one batch of real faces, uint8 (B, 3, R, R); once, since they stay the same."""
-        if self._real_wanted:
-            self._metric[1].update(batch, real=True)
+        """Leaves faces uint8 (B, 3, R, R) to callbacks such as `evaluation.frechet.FrechetDistance`."""
 
     def on_validation_epoch_end(self) -> None:
-        """Measures the Fréchet distance of the averaged generator, draws the grid, saves the weights."""
+        """Shows a grid of faces and saves the weights."""
         if self.trainer.sanity_checking:
             return
-        self._measure()
         if self.trainer.is_global_zero:
             self._show_grid()
         self._export()
@@ -475,19 +452,6 @@ class StyleGAN2Training(LightningModule):
     def on_train_end(self) -> None:
         """Saves the weights of the last step, which need not be one of validation."""
         self._export()
-
-    def _measure(self) -> None:
-        name, metric = self._metric
-        if metric is None:
-            return
-        rng = step_rng(self.hparams["seed"], -1, 0, self.device)
-        own = -(-self.hparams["metric_samples"] // self.trainer.world_size)
-        random = BatchRandom(rng, self.trainer.global_rank, self.trainer.world_size)
-        for first in range(0, own, 50):
-            images = self.sample(random.randn(min(50, own - first), self.generator.z_dim))
-            metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
-        self.log(name, metric.compute().float(), prog_bar=True)
-        metric.reset()
 
     def _export(self) -> None:
         trainer, target = self.trainer, self.hparams["export_to"]
