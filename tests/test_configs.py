@@ -28,7 +28,7 @@ AMORTIZED = {**ENCODER, "model.architecture": SMALL, "model.max_lr_size": 31, "m
 SUPERVISED = {**ENCODER, "model.compile": False}
 PSP = {**SUPERVISED, "model.architecture": {"widths": [16, 16, 24, 32, 16]}}
 SPLIT = {"data.split": None, "data.num_workers": 0}
-LARGE = {**SPLIT, "model.loss_size": 32, "model.largest_lr": 32}
+LARGE = {**SPLIT, "model.loss_size": 32, "model.max_lr_size": 32}
 
 # What makes a recipe small; {folder} stands for a temporary folder with faces.zip and generator.safetensors (32 px).
 OVERRIDES: dict[str, dict[str, object]] = {
@@ -41,12 +41,12 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "amortized_256": {**AMORTIZED, **SPLIT},
     "amortized_1024": {**AMORTIZED, **SPLIT, "model.loss_size": 16},
     "propulse_1024": {
-        **SUPERVISED, **LARGE, "model.architecture": {"backbone": "test_resnet", "width": 8}, "model.smallest_lr": 8,
-        "model.largest_lr": 16, "model.often": [8, 16],
+        **SUPERVISED, **LARGE, "model.architecture": {"backbone": "test_resnet", "width": 8}, "model.min_lr_size": 8,
+        "model.max_lr_size": 16, "model.oversample_sizes": [8, 16],
     },
     "psp_64": PSP,
     "psp_1024": {
-        **PSP, **LARGE, "model.init_backbone": None, "model.often": [8, 16, 32], "model.lpips": "squeeze",
+        **PSP, **LARGE, "model.init_backbone": None, "model.oversample_sizes": [8, 16, 32], "model.lpips": "squeeze",
         "model.identity": "mobilefacenet",
     },
     "flow_64": {

@@ -48,7 +48,7 @@ def train(folder, monkeypatch, record: Record, run: str, steps: int, save_every:
     ids=["psp", "propulse"],
 )  # fmt: skip
 def test_exact_resume_and_bundle(folder, monkeypatch, model) -> None:
-    model |= {"smallest_lr": 8, "largest_lr": 16}
+    model |= {"min_lr_size": 8, "max_lr_size": 16}
     whole, before, after = Record(), Record(stop_after=3), Record()
     train(folder, monkeypatch, whole, "whole", 4, **model, export_to=str(folder / "bundle"), bundle_info=NOTES)
     with pytest.raises(RuntimeError, match="killed"):

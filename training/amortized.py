@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 
 from data.degradation import face_rngs, random_degradation
@@ -41,8 +40,8 @@ from models.latents import measure_preconditioner
 from models.layers import Frozen
 from training.batches import BatchRandom, faces_from_bytes, random_sizes, step_rng
 from training.checkpoints import OwnedTraining, Owner
-from training.optimizers import warmup_cosine
-from training.run import export_folder
+from training.optimizers import average_gradients, update_average, warmup_cosine
+from training.run import check_export, export_folder
 
 # Of LPIPS' levels, those that the discriminator sees.
 JUDGED = {"squeeze": (0, 1, 2, 4, 6), "alex": (0, 1, 2, 3, 4), "vgg": (0, 1, 2, 3, 4)}
@@ -160,11 +159,7 @@ class AmortizedTraining(OwnedTraining):
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
-        missing = {"name", "licence", "training_data"} - set(bundle_info or {})
-        if export_to is not None and missing:
-            raise ValueError(
-                f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
-            )
+        check_export(export_to, bundle_info)
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure. They come first, so
         # that a file that is missing is told before anything else is loaded.
         self._lpips = (LPIPS(lpips),)
@@ -258,9 +253,9 @@ class AmortizedTraining(OwnedTraining):
         values = {name: torch.stack([own[name] for own, _ in found]).mean() for name in found[0][0]}
         self._update_lacking(torch.cat([lacking for _, lacking in found]))
         self._encoder_step(adam)
-        self._reduce(self.discriminator)
+        average_gradients(self.trainer, self.discriminator.parameters())
         adam_d.optimizer.step()
-        self._average()
+        update_average(self.encoder_ema, self.encoder, self.hparams["ema_steps"], self.global_step)
         self.log("loss", values.pop("loss"), prog_bar=True)
         self.log_dict(values)
 
@@ -393,7 +388,7 @@ class AmortizedTraining(OwnedTraining):
         h, step = self.hparams, self.global_step
         for group in adam.param_groups:
             group["lr"] = h["learning_rate"] * warmup_cosine(step, self.trainer.max_steps, h["warmup_steps"])
-        self._reduce(self.encoder)
+        average_gradients(self.trainer, self.encoder.parameters())
         apart = {id(p) for p in self.encoder.noise_estimator.parameters()}  # its loss says nothing of the others' scale
         norm = nn.utils.clip_grad_norm_(
             [p for p in self.encoder.parameters() if id(p) not in apart], h["gradient_clip"]
@@ -428,14 +423,6 @@ class AmortizedTraining(OwnedTraining):
             return images
         return Downscale(size)(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
 
-    def _reduce(self, network: nn.Module) -> None:
-        """Makes a network's gradients their means over all processes; DDP knows one loss a step, not two."""
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        if self.trainer.world_size > 1 and gradients:
-            means = self.trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
-            for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
-
     def _keep_batch_statistics(self) -> None:
         """Holds the statistics of an encoder that was trained before: one batch of 16 faces knows them less well."""
         if self.hparams["init_encoder"] is not None:
@@ -460,17 +447,6 @@ class AmortizedTraining(OwnedTraining):
         )
         if count:
             self.encoder.lacking.lerp_(total / count, 0.1 if self.global_step < 100 else 0.005)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Updates the averaged encoder; early in a run the average is short."""
-        halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
-        update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
-        averaged, current = (
-            [t for t in network.state_dict().values() if t.is_floating_point()]
-            for network in (self.encoder_ema, self.encoder)
-        )
-        update(averaged, current, None)
 
     # ---------------------------------------------------------------- validation
 

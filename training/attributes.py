@@ -17,7 +17,6 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import CatMetric
 from torchmetrics.functional.classification import (
     binary_calibration_error,
@@ -31,7 +30,7 @@ from data.labels import ATTRIBUTES
 from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, save_attributes
 from training.batches import faces_from_bytes
-from training.optimizers import scheduled
+from training.optimizers import scheduled, update_average
 
 BINS = 15
 
@@ -184,11 +183,7 @@ class AttributeTraining(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Improves the classifier, then its average; here, so that a checkpoint of this step holds both."""
         super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
-            update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
-            # Batch statistics are averaged as well: those of the present weights would not fit the average.
-            update(_floats(self.average), _floats(self.classifier), None)
+        update_average(self.average, self.classifier, self.hparams["ema_steps"], self.global_step)
 
     # ---------------------------------------------------------------- validation
 
@@ -218,8 +213,3 @@ class AttributeTraining(LightningModule):
         labels = torch.as_tensor(self._labels.compute()).view(-1, len(self.average.names)).long()
         logits = torch.as_tensor(self._logits.compute()).view(-1, len(self.average.names))
         return measure_attributes(logits, labels, self.average.balanced(logits))
-
-
-def _floats(module: torch.nn.Module) -> list[Tensor]:
-    """Gives all floating-point parameters and buffers of a module."""
-    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]

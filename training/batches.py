@@ -110,7 +110,12 @@ def faces_from_bytes(batch: Tensor, random: BatchRandom | None = None) -> Tensor
 
 
 def random_sizes(
-    count: int, smallest: int, largest: int, often: Sequence[int], often_share: float, rng: torch.Generator
+    count: int,
+    smallest: int,
+    largest: int,
+    oversampled: Sequence[int],
+    oversample_prob: float,
+    rng: torch.Generator,
 ) -> list[int]:
     """Draws LR sizes, uniform in their logarithm, some sizes more often than others.
 
@@ -118,8 +123,8 @@ def random_sizes(
         count: How many.
         smallest: Smallest size in pixels.
         largest: Largest size in pixels.
-        often: Sizes that are drawn with probability `often_share` instead.
-        often_share: Probability in [0, 1].
+        oversampled: Sizes that are drawn with probability `oversample_prob` instead.
+        oversample_prob: Probability in [0, 1].
         rng: Source of randomness.
 
     Returns:
@@ -128,7 +133,9 @@ def random_sizes(
     low, high = math.log(smallest - 0.5), math.log(largest + 0.5)
     u, choice, index = torch.rand(3, count, generator=rng, device=rng.device).tolist()
     return [
-        often[int(i * len(often))] if often and c < often_share else round(math.exp(low + x * (high - low)))
+        oversampled[int(i * len(oversampled))]
+        if oversampled and c < oversample_prob
+        else round(math.exp(low + x * (high - low)))
         for x, c, i in zip(u, choice, index, strict=True)
     ]
 

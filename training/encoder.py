@@ -19,8 +19,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from data.operator import Downscale, downscaling_error, upscale_bicubic
@@ -39,8 +38,8 @@ from models.layers import Frozen
 from models.propulse import ProPulseEncoder
 from training.batches import BatchRandom, deal_sizes, downscale_groups, faces_from_bytes, lr_sizes_of, random_sizes
 from training.checkpoints import OwnedTraining, Owner
-from training.optimizers import Ranger, scheduled
-from training.run import export_folder
+from training.optimizers import Ranger, scheduled, update_average
+from training.run import check_export, export_folder
 from training.start import start_backbone, start_from
 
 
@@ -72,10 +71,10 @@ class EncoderTraining(OwnedTraining):
         weight_side: Of the side outputs.
         loss_size: Size in pixels at which faces are compared by λ₂, λ_p and λ_id, as pSp does at 256; R if None.
         identity_share: Share of each batch that the identity loss looks at; it is the most expensive loss.
-        smallest_lr: Smallest LR size in pixels.
-        largest_lr: Largest LR size in pixels; R if None.
-        often: LR sizes that are trained more than others.
-        often_share: How often one of them is drawn.
+        min_lr_size: Smallest LR size in pixels.
+        max_lr_size: Largest LR size in pixels; R if None.
+        oversample_sizes: LR sizes that are trained more than others.
+        oversample_prob: How often one of them is drawn.
         sizes_per_batch: Number of LR sizes in one step, dealt out over its processes and micro-batches.
         ema_steps: Half-life of the moving average, in steps.
         val_lr: LR sizes that validation measures.
@@ -109,10 +108,10 @@ class EncoderTraining(OwnedTraining):
         weight_side: float = 0.0,
         loss_size: int | None = None,
         identity_share: float = 0.25,
-        smallest_lr: int = 4,
-        largest_lr: int | None = None,
-        often: tuple[int, ...] = (),
-        often_share: float = 0.5,
+        min_lr_size: int = 4,
+        max_lr_size: int | None = None,
+        oversample_sizes: tuple[int, ...] = (),
+        oversample_prob: float = 0.5,
         sizes_per_batch: int = 8,
         ema_steps: float = 200,
         val_lr: tuple[int, ...] = (16, 8),
@@ -124,11 +123,7 @@ class EncoderTraining(OwnedTraining):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        missing = {"name", "licence", "training_data"} - set(bundle_info or {})
-        if export_to is not None and missing:
-            raise ValueError(
-                f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
-            )
+        check_export(export_to, bundle_info)
         # Held in tuples, so that they stay out of checkpoints and of `train()`: they only measure. They come first, so
         # that a file that is missing is told before anything else is loaded.
         self._lpips = (LPIPS(lpips),)
@@ -189,8 +184,10 @@ class EncoderTraining(OwnedTraining):
         h, encoder = self.hparams, self.encoder
         random = BatchRandom.of_step(self, h["seed"], batch_idx)
         rng, faces = random.rng, faces_from_bytes(batch, random)
-        largest = h["largest_lr"] or encoder.resolution
-        sizes = random_sizes(h["sizes_per_batch"], h["smallest_lr"], largest, h["often"], h["often_share"], rng)
+        largest = h["max_lr_size"] or encoder.resolution
+        sizes = random_sizes(
+            h["sizes_per_batch"], h["min_lr_size"], largest, h["oversample_sizes"], h["oversample_prob"], rng
+        )
         sizes = deal_sizes(sizes, len(faces), random)
         with self._full_precision():  # LR faces lie on the 8-bit grid, which bfloat16 would blur
             groups = downscale_groups(faces, sizes)
@@ -264,15 +261,7 @@ class EncoderTraining(OwnedTraining):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Improves the encoder, then its average; here, so that a checkpoint of this step holds both."""
         super().optimizer_step(*args, **kwargs)
-        self._average()
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Updates the averaged encoder; early in a run the average is short."""
-        halflife = min(self.hparams["ema_steps"], 0.1 * self.global_step + 1)
-        update = get_ema_multi_avg_fn(0.5 ** (1 / halflife))
-        # Batch statistics are averaged as well: those of the present weights would not fit the average.
-        update(_floats(self.encoder_ema), _floats(self.encoder), None)
+        update_average(self.encoder_ema, self.encoder, self.hparams["ema_steps"], self.global_step)
 
     # ---------------------------------------------------------------- validation
 
@@ -320,10 +309,5 @@ class EncoderTraining(OwnedTraining):
 
         generator, encoder = load_generator(self.hparams["generator"]), self.encoder_ema.float().cpu()
         self.owner.check_unchanged(sha256_of(self.hparams["generator"]))
-        sizes = [self.hparams["smallest_lr"], self.hparams["largest_lr"] or encoder.resolution]
+        sizes = [self.hparams["min_lr_size"], self.hparams["max_lr_size"] or encoder.resolution]
         save_bundle(folder, generator, encoder, {"lr_sizes": sizes, **self.hparams["bundle_info"]})
-
-
-def _floats(module: nn.Module) -> list[Tensor]:
-    """Gives all floating-point parameters and buffers of a module."""
-    return [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The optimiser of pSp, and the learning rate over a run."""
+"""What steps have in common: learning rate, gradients of all processes, averaged weights, and the optimiser of pSp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ranger(torch.optim.RAdam):
@@ -101,3 +102,28 @@ def scheduled(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def average_gradients(trainer: Trainer, parameters: Iterable[Tensor]) -> None:
+    """Makes gradients their means over all processes, for steps of several losses, of which DDP knows nothing."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if trainer.world_size == 1 or not gradients:
+        return
+    means = trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
+    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, halflife: float, step: int) -> None:
+    """Moves an averaged network towards the current one, batch statistics included, which would not fit otherwise.
+
+    Args:
+        average: The average, changed in place.
+        current: What is trained.
+        halflife: In steps; early in a run it is a tenth of the run.
+        step: Of the run.
+    """
+    update = get_ema_multi_avg_fn(0.5 ** (1 / min(halflife, 0.1 * step + 1)))
+    averaged, new = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (average, current))
+    update(averaged, new, None)

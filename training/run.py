@@ -163,3 +163,12 @@ def export_folder(trainer: Trainer, target: str | None) -> Path | None:
         return None
     finished = getattr(trainer.checkpoint_callback, "began_at", 0) is None and (folder / target).exists()
     return None if finished else folder / target
+
+
+def check_export(target: str | None, info: Mapping[str, str] | None) -> None:
+    """Refuses, before a training, a bundle without name, licence or training data; `target` as for `export_folder`."""
+    missing = {"name", "licence", "training_data"} - set(info or {})
+    if target is not None and missing:
+        raise ValueError(
+            f"Expected bundle_info to name {', '.join(sorted(missing))}, since export_to asks for a bundle."
+        )

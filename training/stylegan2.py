@@ -37,6 +37,7 @@ from models.generator import Generator
 from models.layers import without_autocast
 from training.augment import AdaptiveAugment
 from training.batches import BatchRandom, faces_from_bytes, step_rng
+from training.optimizers import average_gradients
 from training.start import start_discriminator, start_generator
 
 
@@ -323,11 +324,7 @@ class StyleGAN2Training(LightningModule):
 
     def _update(self, adam: Any) -> None:
         """Takes a step along the gradients of all processes."""
-        if self.trainer.world_size > 1:
-            gradients = [p.grad for group in adam.param_groups for p in group["params"] if p.grad is not None]
-            flat = self._mean(torch.cat([gradient.flatten() for gradient in gradients]))
-            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
+        average_gradients(self.trainer, [p for group in adam.param_groups for p in group["params"]])
         adam.step()
 
     def _mean(self, x: Tensor) -> Tensor:
