@@ -81,8 +81,9 @@ from data.listing import find_images
 from data.parquet import load_pyarrow
 from data.shards import KINDS
 from editing.direction import FOLDER
+from models.bundle_info import DEFAULT_BUNDLE
 from pipeline.processes import Processes
-from pipeline.upsampler import DEFAULT_BUNDLE, RUNTIMES, Upsampler
+from pipeline.upsampler import RUNTIMES, Upsampler
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,8 +46,8 @@ from editing.hyperplane import Hyperplane, sample_w, step_of
 from editing.learning import STRENGTH, Effect, rarer_side
 from editing.names import attribute_of
 from models.attributes import AttributeClassifier, load_attributes
-from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
-from models.bundle_info import GENERATOR
+from models.bundle import Bundle, load_bundle
+from models.bundle_info import DEFAULT_BUNDLE, GENERATOR
 from models.checkpoints import sha256_of
 from models.device import use_deterministic_kernels
 from models.encoder_base import Encoding

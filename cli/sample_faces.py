@@ -18,13 +18,11 @@ import numpy as np
 import torch
 
 from data.console import path_option, run_command
-from data.files import check_replaceable, owned_file
+from data.files import ROOT, check_replaceable, owned_file
 from data.image_io import write_image
 from data.operator import Downscale
 from models import load_generator
-from models.bundle import DEFAULT_BUNDLE
-from models.bundle_info import GENERATOR
-from models.pretrained import ROOT
+from models.bundle_info import DEFAULT_BUNDLE, GENERATOR
 
 # Seed and LR size of each sample, chosen by eye for variety.
 SAMPLES = ((1, 16), (2, 16), (3, 16), (4, 8), (5, 8), (6, 32))

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from data.archive import Member, read_directory, read_member
+from data.files import ROOT
 from data.image_io import IMAGE_SUFFIXES, UnreadableImage
 from data.packed import PackedFaces
 from data.parquet import ParquetPictures
 
-ROOT = Path(__file__).resolve().parents[1]
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"  # of CelebAMask-HQ
 # Of CelebAMask-HQ, which has 400,000 of them beside its 30,000 faces: the folder, and the names where it was renamed.
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"

@@ -25,6 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 LEDGER = ".amortized-pulse.json"
 FORMAT = "amortized-pulse/files/1"
 PARTIAL = ".amortized-pulse-partial-"  # begins the names of temporary folders

@@ -41,7 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.console import format_error, path_option, print_error, print_line
-from data.files import check_replaceable, owned_file
+from data.files import ROOT, check_replaceable, owned_file
 from editing.direction import (
     FOLDER,
     EditDirection,
@@ -59,7 +59,6 @@ from editing.hyperplane import Hyperplane, Whitening, fit_hyperplane, sample_and
 from editing.names import DEFAULT_EDITS, attribute_of
 from models.bundle_info import GENERATOR, INFO
 from models.checkpoints import load_generator, sha256_of
-from models.pretrained import ROOT
 
 if TYPE_CHECKING:
     from editing.learning import StepLearner

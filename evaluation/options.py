@@ -15,7 +15,7 @@ from data.splits import add_split_options
 from evaluation.methods import DEFAULT_METHODS, METHODS
 from evaluation.metrics import NETWORKS
 from evaluation.truth import GENERATED
-from models.bundle import DEFAULT_BUNDLE
+from models.bundle_info import DEFAULT_BUNDLE
 from models.device import choose_device
 
 DEFAULT_LR = (16, 8)

@@ -30,7 +30,8 @@ from export.graph import UpsamplerGraph
 from export.onnxruntime_backend import FORMAT, OnnxBackend
 from export.parity import check, differences
 from export.quantise import FP32, PRECISIONS, store
-from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from models.bundle import Bundle, load_bundle
+from models.bundle_info import DEFAULT_BUNDLE
 
 OPSET = 18  # the oldest that torch's exporter writes by itself; newer ones shut out older runtimes for nothing
 MODEL = "upsampler.onnx"

@@ -29,16 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from data.console import path_option, print_line, run_command
-from data.files import check_folder, owned_folder
+from data.files import ROOT, check_folder, owned_folder
 from editing.direction import FOLDER, names_in, read_direction
 from export.graph import resize_matrix
 from export.onnx import MODEL, trace, write_model
 from export.onnxruntime_backend import FORMAT, read_info
 from export.quantise import FP16, PRECISIONS
-from models.bundle import DEFAULT_BUNDLE
+from models.bundle_info import DEFAULT_BUNDLE
 from models.checkpoints import sha256_of
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE, SAMPLES = ROOT / "web", ROOT / "samples"
 RUNTIME = PAGE / "node_modules" / "onnxruntime-web"
 # What a browser fetches of onnxruntime-web for its WebAssembly provider.

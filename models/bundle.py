@@ -26,6 +26,7 @@ from torch import Tensor
 
 from data.files import atomic_folder
 from models.bundle_info import (
+    DEFAULT_BUNDLE,
     ENCODER,
     FORMAT,
     GENERATOR,
@@ -40,9 +41,7 @@ from models.checkpoints import load_generator, save_generator, sha256_of, to_hal
 from models.device import faces_at_once
 from models.encoder_base import EncoderBase, Encoding, face_noise
 from models.generator import Generator, SynthesisNetwork
-from models.pretrained import ROOT
 
-DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
 FLOW_PREFIX = "flow."  # of the flow's tensors in latents.safetensors
 PRECISIONS = ("float32", "bf16")
 _LATENTS_PREFIX = "latents."

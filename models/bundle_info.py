@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.files import ROOT
+
+DEFAULT_BUNDLE = ROOT / "bundles" / "celeba64"
 FORMAT = "amortized-pulse/bundle/2"
 INFO, GENERATOR, ENCODER, LATENTS = "bundle.json", "generator.safetensors", "encoder.safetensors", "latents.safetensors"
 PARTS = (GENERATOR, ENCODER, LATENTS)

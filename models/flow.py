@@ -38,8 +38,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data.console import print_line, run_command
-from models.bundle import DEFAULT_BUNDLE, FLOW_PREFIX, add_to_latents
-from models.bundle_info import GENERATOR
+from models.bundle import FLOW_PREFIX, add_to_latents
+from models.bundle_info import DEFAULT_BUNDLE, GENERATOR
 from models.checkpoints import sha256_of, to_half, write_safetensors
 from models.latents import gaussianize, ungaussianize
 

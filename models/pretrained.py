@@ -17,10 +17,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from data.files import sha256_of
+from data.files import ROOT, sha256_of
 from data.signatures import describe_file
 
-ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "AMORTIZED_PULSE_WEIGHTS"
 CARDS = Path(__file__).with_name("cards.yaml")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.files import ROOT
 from data.image_io import from_uint8, to_uint8
 from data.noise import face_noise
 from export.onnxruntime_backend import FORMAT
@@ -20,7 +21,7 @@ from pipeline.wanted import Wanted
 if TYPE_CHECKING:
     from search.loop import Callback, SearchResult
     from search.plan import SearchPlan
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / "onnx"
+CACHE = ROOT / ".cache" / "onnx"
 _log = logging.getLogger(__name__)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from models.bundle_info import DEFAULT_BUNDLE
 from pipeline.about import About
 from pipeline.samples import Samples
 from pipeline.wanted import Wanted
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from search.loop import Callback, SearchResult
     from search.plan import SearchPlan
 
-DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "celeba64"
 RUNTIMES = ("torch", "onnx")
 PIXELS = {"cpu": 2**18, "cuda": 2**24, "mps": 2**22}  # of all samples of a batch
 

@@ -25,7 +25,8 @@ from data.image_io import from_uint8, read_image, to_uint8
 from data.operator import Downscale
 from data.report import FORMAT, folder_names
 from data.resize import resize
-from models.bundle import DEFAULT_BUNDLE, Bundle, load_bundle
+from models.bundle import Bundle, load_bundle
+from models.bundle_info import DEFAULT_BUNDLE
 from models.checkpoints import sha256_of
 from pipeline import Upsampler
 from pipeline.torch_backend import TorchBackend
