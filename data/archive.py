@@ -35,15 +35,12 @@ class Member(NamedTuple):
 
 @lru_cache(maxsize=4)
 def read_directory(path: Path, modified_ns: int, wanted: Callable[[str], bool]) -> dict[str, Member]:
-    """Reads which members a zip has.
+    """Reads which members a zip has, sorted by name.
 
     Args:
         path: The zip.
         modified_ns: When it was modified last, so that a file that changed is read anew.
         wanted: Tells the names that are kept.
-
-    Returns:
-        Members by name, sorted.
 
     Raises:
         zipfile.BadZipFile: If it is no complete zip.
@@ -60,14 +57,6 @@ def _member(info: zipfile.ZipInfo) -> Member:
 
 def read_member(file: BinaryIO, name: str, member: Member) -> io.BytesIO:
     """Reads the content of a member.
-
-    Args:
-        file: The zip, open.
-        name: The member's name.
-        member: Where it lies.
-
-    Returns:
-        The content.
 
     Raises:
         zipfile.BadZipFile: If it is damaged.

@@ -223,9 +223,6 @@ def find_degradation(name: str) -> Degradation:
         name: One of DEGRADATIONS, or another strength: "noise10", "jpeg30" (quality), "salt-and-pepper0.1" (share),
             "motion-blur40" (px of 1024).
 
-    Returns:
-        The degradation.
-
     Raises:
         ValueError: If there is none of that name, or its strength is out of range; lists the names.
     """
@@ -257,9 +254,6 @@ def random_degradation(rng: np.random.Generator, clean: float = 0.5) -> Degradat
     Args:
         rng: Source of randomness; of the step alone, for a run that resumes exactly.
         clean: Probability in [0, 1] that nothing happens.
-
-    Returns:
-        The degradation.
     """
     choice, kind, strength = rng.random(3)
     if choice < clean:

@@ -70,14 +70,7 @@ class FaceFinder:
         return np.array([face.points for face in self.detect(picture)]).reshape(-1, 5, 2)
 
     def detect(self, picture: Image.Image) -> list[DetectedFace]:
-        """Finds the faces of a photo; where there is none, also of the photo on its side and upside down.
-
-        Args:
-            picture: The photo, RGB.
-
-        Returns:
-            Its faces, by falling size.
-        """
+        """Finds the faces of a photo, largest first; where there is none, also of the photo on its side or head."""
         right, bottom = picture.width - 1, picture.height - 1
         if faces := self._find(picture):
             return faces

@@ -111,9 +111,6 @@ class Faces(Dataset[Tensor]):
     def load(self, index: int) -> tuple[int, Tensor]:
         """Gives a picture, or where broken ones are replaced the next that can be read.
 
-        Args:
-            index: Which picture.
-
         Returns:
             The index of the one that is given, and the picture, uint8 (3, R, R).
 

@@ -57,9 +57,6 @@ def ffhq_square(points: np.ndarray) -> Square:
         points: Landmarks (5, 2) in pixels, x before y, the centre of the first pixel at (0, 0): the eye and the other
             eye from left to right as one sees the picture, nose, corners of the mouth from left to right.
 
-    Returns:
-        The square.
-
     Raises:
         ValueError: If the points are not (5, 2), or coincide.
     """

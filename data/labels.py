@@ -75,9 +75,6 @@ def read_labels(path: str | Path, contents: Contents | None = None) -> Labels:
         path: The file, see `data.contents.find_data`.
         contents: A data set in which, or beside which, the file may lie instead, as in CelebAMask-HQ.zip.
 
-    Returns:
-        The labels.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is neither, or holds something else than 1 and -1 (or 0).
@@ -161,9 +158,6 @@ class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
 
         Args:
             key: Epoch and index, as `data.datamodule.ResumableSampler` gives them with `epochs`; or the index alone.
-
-        Returns:
-            Both.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index, face = self.faces.load(index)

@@ -17,9 +17,6 @@ ARRAY, NAMES = "faces.npy", "names.txt"
 class PackedFaces:
     """Reads packed faces.
 
-    Args:
-        folder: With both files.
-
     Raises:
         ValueError: If they do not belong together.
     """

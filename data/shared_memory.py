@@ -19,10 +19,6 @@ def free_shared_memory() -> float:
 def affordable_workers(workers: int, batch_bytes: int) -> int:
     """Gives as many workers as shared memory has room for; too many of them would be killed by a bus error.
 
-    Args:
-        workers: Wanted number.
-        batch_bytes: Size of a batch.
-
     Returns:
         That number or less, with a warning; 0 means that batches are made in the training process.
     """

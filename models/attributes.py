@@ -138,9 +138,6 @@ def load_attributes(path: str | Path, device: torch.device | str = "cpu") -> Att
         path: What `save_attributes` wrote.
         device: Where to put it.
 
-    Returns:
-        The classifier, ready for inference.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or something else.

@@ -26,11 +26,7 @@ BAND_BYTES = 8 * 2**20  # of one intermediate result: a few of them fit into the
 
 
 def pays(ws: Tensor) -> bool:
-    """Tells whether bands may be used: for inference on a CPU, outside of tracing and compiling.
-
-    Args:
-        ws: Style codes, on the device where they are drawn.
-    """
+    """Tells whether bands may be used: for inference on a CPU, outside of tracing and compiling."""
     return (
         ws.device.type == "cpu"
         and not torch.is_grad_enabled()

@@ -286,9 +286,6 @@ def load_bundle(
         device: Where to put the networks.
         precision: One of `PRECISIONS`, see `Bundle`.
 
-    Returns:
-        The bundle, ready for inference.
-
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.
         ImportError: If a library is missing that the encoder is made of, such as timm or zuko.
@@ -381,9 +378,6 @@ def make_encoder(config: dict[str, Any]) -> EncoderBase:
     Args:
         config: Arguments of `models.encoder.Encoder`; with "variant" "psp" or "propulse" those of
             `models.psp.PspVariant` or `models.propulse.ProPulseEncoder`.
-
-    Returns:
-        The encoder.
 
     Raises:
         ValueError: If the variant is unknown, or has no such argument.

@@ -32,12 +32,6 @@ _OPTIONAL_ENCODER_TYPES = {
 def read_info(path: Path) -> dict[str, Any]:
     """Reads and checks bundle.json.
 
-    Args:
-        path: The bundle's folder.
-
-    Returns:
-        Its content.
-
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is not what this version of the software understands.
@@ -57,10 +51,6 @@ def read_info(path: Path) -> dict[str, Any]:
 
 def check_info(info: Any, path: Path) -> None:
     """Refuses notes that are missing, of a wrong type, or out of range.
-
-    Args:
-        info: The content of bundle.json.
-        path: Named in errors.
 
     Raises:
         ValueError: If it is not what this version of the software understands.

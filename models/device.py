@@ -29,9 +29,6 @@ def choose_device(name: str) -> torch.device:
     Args:
         name: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1" …, or "mps".
 
-    Returns:
-        The device.
-
     Raises:
         ValueError: If the name is another one, or there is no such device here.
     """
@@ -113,9 +110,6 @@ def compile_if_possible(module: nn.Module, device: torch.device) -> bool:
     Args:
         module: What to compile, for one batch size.
         device: Where it will run; only a CPU needs a compiler of its own.
-
-    Returns:
-        Whether it was compiled.
     """
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         warnings.warn("No C++ compiler found: training runs uncompiled, and slower.", stacklevel=2)

@@ -26,12 +26,7 @@ LIPSCHITZ = 4.0  # of a `FeatureHead`; with 1, of spectral normalization alone, 
 
 
 class ResidualBlock(nn.Module):
-    """Halves the size: y = (conv(↓ conv(x)) + skip(↓ x)) / √2.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-    """
+    """Halves the size: y = (conv(↓ conv(x)) + skip(↓ x)) / √2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -163,12 +158,7 @@ class PooledFeatureDiscriminator(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Judges every place of one level.
-
-    Args:
-        channels: Channels of the level.
-        width: Channels inside.
-    """
+    """Judges every place of one level."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

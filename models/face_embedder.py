@@ -196,9 +196,6 @@ def read_mxnet_tensors(path: Path | str) -> dict[str, Tensor]:
     Args:
         path: A `.pt` with a dictionary of tensors.
 
-    Returns:
-        Tensors by name.
-
     Raises:
         ValueError: If the file is none; no code in it is executed.
     """
@@ -218,9 +215,6 @@ def rename_mxnet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     | `…_relu_gamma` | `….act.weight` |
     | `fc1_weight`, `pre_fc1_bias` | `fc.weight`, `fc.bias` |
     | `fc1_gamma` (a node with fix_gamma: taken as 1), `fc1_beta`, … | `norm.weight`, `norm.bias`, … |
-
-    Args:
-        tensors: Tensors by MXNet name.
 
     Returns:
         The same tensors by the names of `MobileFaceNet.state_dict()`.

@@ -30,9 +30,6 @@ def channels_by_resolution(resolution: int, base: int = 32768, maximum: int = 51
         resolution: Output size in pixels, a power of two.
         base: Channels times resolution; 32768 is the official value, 16384 that of ADA's small configurations.
         maximum: Upper limit.
-
-    Returns:
-        One width per resolution, coarse to fine.
     """
     return tuple(min(base // 2**i, maximum) for i in range(2, int(math.log2(resolution)) + 1))
 

@@ -58,9 +58,6 @@ def measure_preconditioner(generator: Generator, rank: int, seed: int, damping: 
         rank: Directions r at most.
         seed: Of faces and probes; the same on every process of a training.
         damping: δ; smaller means longer moves along directions that hardly show in the LR picture.
-
-    Returns:
-        P.
     """
     z = np.random.default_rng(seed).standard_normal((FACES, generator.z_dim), dtype=np.float32)
     operators = [Downscale(max(4, size * generator.resolution // 64)) for size in LR_SIZES]

@@ -82,9 +82,6 @@ def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
         url: Where the last of them is downloaded from if no folder has any; None if it has no stable address.
         source: Where the weights come from, in words, for the error message.
 
-    Returns:
-        The path of the file.
-
     Raises:
         FileNotFoundError: If it is nowhere and cannot be downloaded; says which file to put where.
         ValueError: If a download is another file than expected.
@@ -117,9 +114,6 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
         url: Where from.
         path: Where to.
         sha256: First digits of its SHA-256, or all of them; None if they are not known.
-
-    Returns:
-        The path.
 
     Raises:
         OSError: If the server cannot be reached, or refuses.
@@ -163,12 +157,6 @@ def read_cards(path: Path | None = None) -> dict[str, Card]:
 
 def find_card(name: str) -> Card:
     """Finds a card by its name.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        The card.
 
     Raises:
         ValueError: If there is none; names those that there are.
@@ -258,9 +246,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
     The SHA-256 over name, number type, shape and bytes of each tensor, in the order of the names. The step counters
     of batch normalisation (`num_batches_tracked`) are left out: old files lack them, and evaluation never reads them.
-
-    Args:
-        tensors: Tensors by name, on any device.
 
     Returns:
         64 hexadecimal digits.

@@ -46,11 +46,7 @@ BACKBONE_SOURCE = (
 
 
 class Squeeze(nn.Module):
-    """Channel attention: x · σ(W₂ relu(W₁ mean(x))), with 1/16 of the channels in between (Hu et al. 2018).
-
-    Args:
-        channels: Channels of the features.
-    """
+    """Channel attention: x · σ(W₂ relu(W₁ mean(x))), with 1/16 of the channels in between (Hu et al. 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -97,9 +93,6 @@ class ResidualUnit(nn.Module):
 
 def ir_se50_layers(widths: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
     """Makes the stem and the residual units of IR-SE50.
-
-    Args:
-        widths: Channels of the stem and of the four stages.
 
     Returns:
         Both; an image (B, 3, H, W) becomes (B, C, H / 16, W / 16).

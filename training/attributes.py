@@ -76,9 +76,6 @@ def table_of(measures: dict[str, Tensor], names: Sequence[str]) -> str:
     Args:
         measures: From `measure_attributes`.
         names: Of the attributes.
-
-    Returns:
-        The table.
     """
     heads = [name.replace("_", " ") for name in measures]
     lines = [f"| attribute | {' | '.join(heads)} |", f"|---{'|---:' * len(heads)}|"]

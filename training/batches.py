@@ -64,9 +64,6 @@ class BatchRandom:
             module: What is trained.
             seed: Seed of the run.
             batch_idx: Of `training_step`.
-
-        Returns:
-            The numbers of this process and micro-batch.
         """
         trainer = module.trainer
         rng, parts = step_rng(seed, module.global_step, 0, module.device), trainer.accumulate_grad_batches

@@ -65,11 +65,6 @@ class DurableIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Streams beside the target, flushes, and renames; what lay there becomes `previous.ckpt`.
 
-        Args:
-            checkpoint: What to save.
-            path: The file.
-            storage_options: Not used.
-
         Raises:
             OSError: If it cannot be written, as on a full disk; earlier checkpoints stay as they are.
         """
@@ -106,9 +101,6 @@ def checkpoint_folder(trainer: Trainer) -> Path:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Finds the newest checkpoint that can be read to its end, and warns of those that cannot.
-
-    Args:
-        folder: Where the checkpoints of a run lie.
 
     Returns:
         The file; None if the run has none yet.
@@ -218,9 +210,6 @@ class Owner:
 
     def check_unchanged(self, present: str) -> None:
         """Refuses to write a result beside something else than it was trained for.
-
-        Args:
-            present: The hash of what lies there now.
 
         Raises:
             ValueError: If it is another one.

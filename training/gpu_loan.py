@@ -50,9 +50,6 @@ def write_parts(checkpoint: dict[str, Any], folder: str | Path) -> list[Path]:
         checkpoint: What Lightning saves: `state_dict`, `optimizer_states` of Adam with β₁ = 0, and its counters.
         folder: Where to; made if need be.
 
-    Returns:
-        The files.
-
     Raises:
         ValueError: If the optimisers are others, whose state would not survive.
     """
@@ -83,9 +80,6 @@ def write_parts(checkpoint: dict[str, Any], folder: str | Path) -> list[Path]:
 
 def read_parts(folder: str | Path) -> dict[str, Any]:
     """Reads what `write_parts` wrote.
-
-    Args:
-        folder: Where the parts lie.
 
     Returns:
         A checkpoint for `Trainer.fit(ckpt_path=…)`, once it is saved.
@@ -148,9 +142,6 @@ def pack_faces(source: str, folder: Path) -> list[Path]:
     Args:
         source: See `data.contents.find_data`.
         folder: Where to.
-
-    Returns:
-        The zips.
     """
     contents = Contents(source)
     paths: list[Path] = []
@@ -309,11 +300,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-        args: Arguments in place of those of the process.
-    """
+    """Runs the command line."""
     given = vars(parser().parse_args(args))
     command = given.pop("command")
     if command == "train":

@@ -18,14 +18,6 @@ class Ranger(torch.optim.RAdam):
 
     Lookahead (Zhang et al. 2019) keeps slow weights, and every k steps moves them by α towards the fast ones and the
     fast ones onto them. Gradient centralisation (Yong et al. 2020) takes the mean out of the gradient of every output.
-
-    Args:
-        params: Parameters.
-        lr: Learning rate.
-        betas: RAdam's.
-        eps: RAdam's.
-        every: Steps k between two moves of the slow weights.
-        alpha: How far they move.
     """
 
     def __init__(
@@ -92,9 +84,6 @@ def scheduled(
         trainer: Its `max_steps` are those of the run, also where they are raised for a run that goes on.
         warmup: See `warmup_cosine`.
         decay: See `warmup_cosine`.
-
-    Returns:
-        Optimiser and schedule.
     """
 
     def factor(step: int) -> float:

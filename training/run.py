@@ -120,9 +120,6 @@ def lock_run(folder: Path) -> IO[str]:
     Args:
         folder: Of the run; made if need be.
 
-    Returns:
-        The open lock, to be kept.
-
     Raises:
         ValueError: If another process trains there.
     """

@@ -115,11 +115,7 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Writes what another training can start from.
-
-    Args:
-        args: Arguments in place of those of the process.
-    """
+    """Writes what another training can start from."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m training.start", description=description, epilog=epilog,
@@ -164,10 +160,6 @@ def start_from(encoder: EncoderBase, path: str) -> None:
 
 def start_backbone(encoder: EncoderBase, file: str) -> None:
     """Takes the backbone of a face recognition network, see `PspVariant.load_backbone`.
-
-    Args:
-        encoder: Takes the weights.
-        file: A file, or its name.
 
     Raises:
         ValueError: If the encoder has another backbone.

@@ -54,9 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: Command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit status.
     """
     logging.basicConfig(format="note: %(message)s", level=logging.INFO)
     args = _parser().parse_args(arguments)

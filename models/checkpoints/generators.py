@@ -50,12 +50,6 @@ def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Gene
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads what a file says about a generator, whatever its layout; what it is follows from its content.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The checkpoint, its tensors on the CPU.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of no known layout, or not safe to read.
@@ -79,10 +73,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def make_generator(checkpoint: Checkpoint, path: str | Path) -> Generator:
     """Builds the generator of a checkpoint.
-
-    Args:
-        checkpoint: What the file says.
-        path: Named in errors.
 
     Returns:
         The generator on the CPU, float32, in eval mode, without gradients on its parameters.
@@ -169,12 +159,6 @@ def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:
 
 def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turns floating-point tensors into float16 on the CPU; others stay as they are.
-
-    Args:
-        tensors: Tensors by name.
-
-    Returns:
-        The same names.
 
     Raises:
         ValueError: If a tensor is not finite or too large for float16.

@@ -190,9 +190,6 @@ def find_generator(content: Any, path: Path) -> Checkpoint:
         content: What `safe_load` gives, or a safetensors file's tensors by name.
         path: Named in errors.
 
-    Returns:
-        The checkpoint.
-
     Raises:
         ValueError: If there is no generator, or one that this project's cannot hold.
     """

@@ -58,10 +58,6 @@ class Module(NamedTuple):
 def as_module(value: Any, name: str = "") -> Module | None:
     """Recognises a pickled module: of `torch_utils.persistence`, or of torch itself.
 
-    Args:
-        value: A value of a file's content.
-        name: Its name in the network.
-
     Returns:
         The module, None if it is none.
     """
@@ -75,13 +71,7 @@ def as_module(value: Any, name: str = "") -> Module | None:
 
 
 def walk(network: Module) -> list[Module]:
-    """Lists a module and all modules in it.
-
-    Args:
-        network: The outermost one.
-
-    Returns:
-        The modules, each before those in it.
+    """Lists a module and all modules in it, each before those in it.
 
     Raises:
         ValueError: If they multiply, or something else is in a module's place.

@@ -65,9 +65,6 @@ _NUMPY_SCALARS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "b
 def safe_load(path: str | Path) -> Any:
     """Reads a pickle, or a file of `torch.save` in today's zip format or the one before.
 
-    Args:
-        path: The file.
-
     Returns:
         Its content: tensors on the CPU in plain containers; anything else as an `Opaque`, or in it. The tensors lie in
         the mapped file, which must not be overwritten in place while they are used.
