@@ -42,8 +42,8 @@ def test_loan(tmp_path, monkeypatch, capsys) -> None:
     recipe = (ROOT / "configs" / "stylegan2_128.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text(recipe.replace("bf16-mixed", "32-true"))
     monkeypatch.setattr(training.gpu_loan, "PART_BYTES", 20_000)
-    monkeypatch.setattr(training.gpu_loan, "PART_BYTES", 220_000)
     main(["pack-faces", "--data", str(tmp_path / "faces.zip"), "--out", str(tmp_path / "packed")])
+    monkeypatch.setattr(training.gpu_loan, "PART_BYTES", 220_000)
     packed = sorted((tmp_path / "packed").glob("*.zip"))
     assert len(packed) > 1 and all(path.stat().st_size <= 20_000 for path in packed)
 

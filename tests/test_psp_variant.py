@@ -67,7 +67,7 @@ def test_full_size_has_the_parameters_of_the_paper() -> None:
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
 def test_official_weights_become_a_bundle_whose_codes_are_exactly_theirs(tmp_path, monkeypatch, capsys, kind) -> None:
     torch.save(checkpoint(8, kind), tmp_path / "psp.pt")
-    monkeypatch.setattr("models.psp.load_generator", lambda path: tiny_networks()[0])
+    monkeypatch.setattr("cli.psp_bundle.load_generator", lambda path: tiny_networks()[0])
     monkeypatch.setattr("sys.argv", ["psp_bundle", str(tmp_path / "psp.pt"), "--out", str(tmp_path / "bundle")])
     assert main() == 0
     theirs, ours = load_psp_encoder(tmp_path / "psp.pt"), load_bundle(tmp_path / "bundle").encoder
