@@ -1,7 +1,7 @@
 """Measures how far our generator is from the reference implementations, given the same weights.
 
 Random generators of the reference code, with random noise strengths, biases and mean latents too, are saved in its own
-way, read with `load_generator`, and both draw the same latents at truncation 0.7 with stored noise, in float32 on the
+way, read with `load_generator`, and both get the same latents at truncation 0.7 with stored noise, in float32 on the
 CPU. The references run with their own plain PyTorch operations in place of CUDA's. Exit status 1 if a pair differs by
 more than 1e-3 anywhere.
 
@@ -35,7 +35,7 @@ from models.checkpoints import load_generator
 TRUNCATION, TOLERANCE = 0.7, 1e-3
 CLAMP = 2.0  # low enough to be reached by some features of random networks; published networks have 256
 Case = tuple[int, int, int]  # resolution, channel multiplier, mapping depth
-Draw = Callable[[Tensor], Tensor]  # z (B, 512) -> images (B, 3, R, R)
+Generate = Callable[[Tensor], Tensor]  # z (B, 512) -> images (B, 3, R, R)
 
 
 @torch.no_grad()
@@ -49,8 +49,8 @@ def randomise(network: nn.Module) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=10.0 if name.startswith(("style.", "mapping.")) else 0.2)
 
 
-def rosinality_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, Path]:
-    """Makes a generator of rosinality's code and saves it next to `path`; gives what draws with it, and the file."""
+def rosinality_pair(module: ModuleType, case: Case, path: Path) -> tuple[Generate, Path]:
+    """Makes a generator of rosinality's code and saves it next to `path`; gives it as a function, and the file."""
     resolution, multiplier, depth = case
     network = module.Generator(resolution, 512, depth, channel_multiplier=multiplier).eval()
     randomise(network)
@@ -58,13 +58,13 @@ def rosinality_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, P
     path = path.with_suffix(".pt")
     torch.save({"g_ema": network.state_dict(), "latent_avg": average}, path)
 
-    def draw(z: Tensor) -> Tensor:
+    def generate(z: Tensor) -> Tensor:
         return network([z], truncation=TRUNCATION, truncation_latent=average, randomize_noise=False)[0]
 
-    return draw, path
+    return generate, path
 
 
-def nvidia_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, Path]:
+def nvidia_pair(module: ModuleType, case: Case, path: Path) -> tuple[Generate, Path]:
     """Makes a generator of NVIDIA's code and pickles it; as `rosinality_pair`."""
     resolution, multiplier, depth = case
     shape = {"channel_base": 16384 * multiplier, "channel_max": 512, "num_fp16_res": 4, "conv_clamp": CLAMP}
@@ -77,19 +77,19 @@ def nvidia_pair(module: ModuleType, case: Case, path: Path) -> tuple[Draw, Path]
     with open(path, "wb") as file:
         pickle.dump({"G": None, "D": None, "G_ema": network, "training_set_kwargs": None, "augment_pipe": None}, file)
 
-    def draw(z: Tensor) -> Tensor:
+    def generate(z: Tensor) -> Tensor:
         return network(z, None, truncation_psi=TRUNCATION, noise_mode="const", force_fp32=True)
 
-    return draw, path
+    return generate, path
 
 
 @torch.no_grad()
-def difference(draw: Draw, path: Path, seed: int) -> tuple[float, float]:
+def difference(generate: Generate, path: Path, seed: int) -> tuple[float, float]:
     """Compares the pictures of a reference with ours: the largest difference, and the reference's largest value."""
     generator = load_generator(path)
     count = 1 if generator.resolution == 1024 else 2
     z = torch.randn(count, generator.z_dim, generator=torch.Generator().manual_seed(seed))
-    reference = draw(z)
+    reference = generate(z)
     ours = generator(z, truncation_psi=TRUNCATION, noise_mode="const")
     return float((ours - reference).abs().max()), float(reference.abs().max())
 
@@ -105,8 +105,8 @@ def rows(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Cas
         module = load(Path(checkout).resolve())
         for case in itertools.product(arguments.resolutions, (1, 2), (2, 8)):
             torch.manual_seed(arguments.seed)
-            draw, path = make(module, case, folder / "network")
-            yield name, case, *difference(draw, path, arguments.seed)
+            generate, path = make(module, case, folder / "network")
+            yield name, case, *difference(generate, path, arguments.seed)
             path.unlink()
 
 

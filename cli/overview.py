@@ -45,7 +45,7 @@ class FaceResult:
 
 
 def write_overview(faces: Sequence[FaceResult], out: Path, overwrite: bool) -> bool:
-    """Draws the overview of the faces that were written, and says what to look at.
+    """Plots the overview of the faces that were written, and says what to look at.
 
     Args:
         faces: The first OVERVIEW_ROWS of them.

@@ -1,9 +1,9 @@
-"""Draws the sample inputs: faces of nobody, made by the bundle's own generator and downscaled.
+"""Makes the sample inputs: faces of nobody, made by the bundle's own generator and downscaled.
 
     python -m cli.sample_faces
     python -m cli.sample_faces --bundle runs/mine --out faces
 
-Real people's pictures stay out of the repository. Faces that the generator drew itself are easier for the encoder than
+Real people's pictures stay out of the repository. Faces that the generator made itself are easier for the encoder than
 photos; figures in the README are measured on photos of people it never saw.
 """
 

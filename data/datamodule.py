@@ -139,7 +139,7 @@ class FaceData(LightningDataModule):
             faces, h.seed, trainer.global_rank, trainer.world_size, seen * h.batch_size,
             epochs=coloured or not isinstance(faces, Faces), multiple=self._step_size(),
         )  # fmt: skip
-        sampler.set_epoch(epoch)  # Lightning sets it too, but only after workers have drawn their first batches.
+        sampler.set_epoch(epoch)  # Lightning sets it too, but only after workers have taken their first batches.
         return self._loader(faces, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Tensor]:

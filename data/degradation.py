@@ -109,7 +109,7 @@ class GaussianNoise(Degradation):
 
     def after(self, lr: Tensor, rng: Rng) -> Tensor:
         """Adds the noise, see `Degradation.after`."""
-        noise = _draw(rng, lr, lambda one: one.standard_normal(lr.shape[1:], dtype=np.float32))
+        noise = _sample(rng, lr, lambda one: one.standard_normal(lr.shape[1:], dtype=np.float32))
         return _rounded(lr + noise * (self.sigma / 127.5))
 
 
@@ -130,7 +130,7 @@ class SaltAndPepper(Degradation):
 
     def after(self, lr: Tensor, rng: Rng) -> Tensor:
         """Replaces the pixels, see `Degradation.after`."""
-        u = _draw(rng, lr, lambda one: one.random((1, *lr.shape[2:]), dtype=np.float32))  # (B, 1, s, s)
+        u = _sample(rng, lr, lambda one: one.random((1, *lr.shape[2:]), dtype=np.float32))  # (B, 1, s, s)
         pepper, salt = u < self.amount / 2, u >= 1 - self.amount / 2
         return _rounded(lr.masked_fill(pepper, -1.0).masked_fill(salt, 1.0))
 
@@ -151,7 +151,7 @@ class Jpeg(Degradation):
         return "jpeg" + ("" if self.quality == JPEG_QUALITY else f"{self.quality}")
 
     def after(self, lr: Tensor, rng: Rng) -> Tensor:
-        """Saves and reads, see `Degradation.after`; nothing is drawn from rng."""
+        """Saves and reads, see `Degradation.after`; nothing is taken from rng."""
         pixels = to_uint8(lr).permute(0, 2, 3, 1).cpu().numpy()  # (B, s, s, 3)
         read = np.stack([self._saved(face) for face in pixels])
         return from_uint8(torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()).to(lr)
@@ -165,7 +165,7 @@ class Jpeg(Degradation):
 
 @dataclass(frozen=True)
 class MotionBlur(Degradation):
-    """The face moved along a line while the shutter was open; the angle is drawn for every face.
+    """The face moved along a line while the shutter was open; the angle is random for every face.
 
     Attributes:
         length: Of the line in pixels of a face of 1024 px, 0 to 1024; scaled to the face's width.
@@ -181,12 +181,12 @@ class MotionBlur(Degradation):
     def before(self, faces: Tensor, rng: Rng) -> Tensor:
         """Blurs with reflected borders, see `Degradation.before`."""
         length = self.length * faces.shape[-1] / BLUR_FRAME
-        kernels = _draw(rng, faces, lambda one: line_kernel(length, one.uniform(0, 180)))  # (B, K, K)
+        kernels = _sample(rng, faces, lambda one: line_kernel(length, one.uniform(0, 180)))  # (B, K, K)
         return _convolve(faces, kernels[:, None].to(faces))
 
 
 def line_kernel(length: float, angle: float) -> np.ndarray:
-    """Draws a line of constant weight into a grid of pixels, antialiased.
+    """Plots a line of constant weight into a grid of pixels, antialiased.
 
     The line is sampled far denser than the grid, and every sample is shared bilinearly among the four pixels around it.
 
@@ -246,7 +246,7 @@ def find_degradation(name: str) -> Degradation:
 
 
 def random_degradation(rng: np.random.Generator, clean: float = 0.5) -> Degradation:
-    """Draws what happens to one batch of training: often nothing, otherwise one kind at any strength.
+    """Samples what happens to one batch of training: often nothing, otherwise one kind at any strength.
 
     The kinds are equally likely, their strengths uniform from next to nothing up to those of DEGRADATIONS (JPEG: any
     quality from 30 to 95).
@@ -269,8 +269,8 @@ def _rounded(lr: Tensor) -> Tensor:
     return from_uint8(to_uint8(lr)).to(lr)
 
 
-def _draw(rng: Rng, images: Tensor, one: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
-    """Draws for every image of a batch (B, …) what `one` draws for one; on the CPU, so that devices agree."""
+def _sample(rng: Rng, images: Tensor, one: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+    """Samples for every image of a batch (B, …) what `one` samples for one; on the CPU, so that devices agree."""
     sources = [rng] * len(images) if isinstance(rng, np.random.Generator) else list(rng)
     if len(sources) != len(images):
         raise ValueError(f"Expected one generator, or one for each of {len(images)} images, got {len(sources)}.")

@@ -55,7 +55,7 @@ def heat(values: ArrayLike, maximum: float) -> Image.Image:
 
 
 def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str], note: str = "") -> Image.Image:
-    """Draws one face: the input, its samples with their captions, and where they disagree.
+    """Plots one face: the input, its samples with their captions, and where they disagree.
 
     Args:
         lr: The low-resolution face (3, s, s) in [-1, 1], enlarged without smoothing.
@@ -80,7 +80,7 @@ def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str], note: 
 
 
 def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
-    """Draws one row per face: the input, then its samples, seven at most.
+    """Plots one row per face: the input, then its samples, seven at most.
 
     Args:
         faces: For each a title, the low-resolution face (3, s, s) and its samples (k, 3, R, R), in [-1, 1]; at
@@ -100,7 +100,7 @@ def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
 
 
 def strip_sheet(titles: Sequence[str], images: ArrayLike) -> Image.Image:
-    """Draws one row per face, with a face at every strength of an edit.
+    """Plots one row per face, with a face at every strength of an edit.
 
     Args:
         titles: One per strength.
@@ -119,7 +119,7 @@ def strip_sheet(titles: Sequence[str], images: ArrayLike) -> Image.Image:
 
 
 def matrix_picture(pages: Sequence[tuple[str, ArrayLike]], rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """Draws matrices of numbers in [-1, 1] below each other: red above 0, blue below, white at 0.
+    """Plots matrices of numbers in [-1, 1] below each other: red above 0, blue below, white at 0.
 
     Args:
         pages: A title and a matrix (rows, columns) each.

@@ -1,4 +1,4 @@
-"""Batches without content, for networks that learn from what another network draws, such as the flow over W."""
+"""Batches without content, for networks that learn from what another network makes, such as the flow over W."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Steps(LightningDataModule):
     Args:
         batch_size: Samples per step and process.
         val_batches: Batches per validation.
-        seed: Not used: the training draws its samples by its own seed.
+        seed: Not used: the training samples by its own seed.
     """
 
     def __init__(self, batch_size: int = 256, val_batches: int = 20, seed: int = 0) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data.operator import KEYS_A
-from export.drawing import draw
+from export.synthesis import synthesize
 from models.bundle import Bundle
 from models.encoder_base import EncoderBase, Encoding
 from models.generator import SynthesisNetwork
@@ -80,7 +80,7 @@ class UpsamplerGraph(nn.Module):
 
     def _generate(self, ws: Tensor, encoding: Encoding) -> Tensor:
         details = {size: rows.flatten(0, 1) for size, rows in encoding.details.items()}
-        return draw(self.synthesis, ws.flatten(0, 1), details).unflatten(0, ws.shape[:2])
+        return synthesize(self.synthesis, ws.flatten(0, 1), details).unflatten(0, ws.shape[:2])
 
 
 def _wide(values: Tensor) -> Tensor:

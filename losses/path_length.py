@@ -29,7 +29,7 @@ def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
     if ws.ndim != 3 or not ws.requires_grad:
         raise ValueError(
             f"Expected style codes (B, L, D) that require a gradient, got {tuple(ws.shape)} with "
-            f"requires_grad={ws.requires_grad}; draw the images from the very tensor that is passed here."
+            f"requires_grad={ws.requires_grad}; synthesize the images from the very tensor that is passed here."
         )
     height, width = images.shape[-2:]
     y = directions / math.sqrt(height * width)

@@ -17,7 +17,7 @@ from models.generator import Generator
 
 
 class SideOutputs(nn.Module):
-    """Draws a face at every resolution of a generator.
+    """Synthesizes a face at every resolution of a generator.
 
     Args:
         generator: The generator, on its device; its gradients pass, its weights stay.
@@ -36,7 +36,7 @@ class SideOutputs(nn.Module):
             self.r_squared[size] = r_squared
 
     def forward(self, ws: Tensor) -> list[Tensor]:
-        """Draws codes (B, L, D): pictures (B, 3, r, r) for r = 4, 8, …, R; the last one is the face itself."""
+        """Maps codes (B, L, D) to pictures (B, 3, r, r) for r = 4, 8, …, R; the last one is the face itself."""
         *sums, face = self._generator[0].synthesis.partial_sums(ws)
         maps = [self.get_buffer(f"map{size}") for size in self.sizes]
         return [*(_recolour(rgb, matrix) for rgb, matrix in zip(sums, maps, strict=True)), face]

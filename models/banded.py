@@ -1,4 +1,4 @@
-"""Draws the large blocks of the synthesis network band by band: the same picture, in less time and memory.
+"""Synthesizes the large blocks of the synthesis network band by band: the same picture, in less time and memory.
 
 On a CPU a 1024 px layer spends most of its time on memory, not on arithmetic: 134 MB of features are fetched anew from
 the system for every intermediate result, and pass through the caches several times. Here
@@ -40,14 +40,14 @@ def band_rows(channels: int, size: int, itemsize: int) -> int:
     return max(8, BAND_BYTES // (channels * size * itemsize) // 2 * 2)
 
 
-def draw_blocks(
+def synthesize_blocks(
     blocks: Sequence[SynthesisBlock],
     x: Tensor,
     rgb: Tensor,
     styles: Sequence[Sequence[Tensor]],
     noise: Sequence[Sequence[Tensor | None]],
 ) -> Tensor:
-    """Draws the last blocks of the synthesis network, one picture after the other.
+    """Synthesizes the last blocks of the synthesis network, one picture after the other.
 
     Args:
         blocks: The blocks, coarse to fine.
@@ -64,17 +64,17 @@ def draw_blocks(
         features, colour = x[i : i + 1], rgb[i : i + 1]
         for block, codes, maps in zip(blocks, styles, noise, strict=True):
             own = [None if n is None else n[min(i, n.shape[0] - 1)][None] for n in maps]
-            features, colour = _draw_block(
+            features, colour = _synthesize_block(
                 block, features, colour, [code[i : i + 1] for code in codes], own, block is not blocks[-1]
             )
         images.append(colour)
     return torch.cat(images)
 
 
-def _draw_block(
+def _synthesize_block(
     block: SynthesisBlock, x: Tensor, rgb: Tensor, ws: Sequence[Tensor], noise: Sequence[Tensor | None], keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Draws one block for one picture; returns its features (empty unless they are to be kept) and its colour."""
+    """Synthesizes one block for one picture; returns its features (empty unless they are to be kept) and its colour."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     x = x.to(dtype)
     up, same = block.conv0, block.conv1
@@ -123,7 +123,7 @@ def _rows(x: Tensor, top: int, bottom: int) -> Tensor:
 
 
 def _up(layer: SynthesisLayer, x: Tensor, kernel: Tensor, noise: Tensor | None, top: int, bottom: int) -> Tensor:
-    """Draws the rows [top, bottom), both even, of an upsampling layer from rows top/2 − 1 … bottom/2 of its input."""
+    """Computes rows [top, bottom), both even, of a layer that upsamples, from rows top/2 − 1 … bottom/2 of its input."""
     x = F.conv_transpose2d(x, kernel, stride=2, padding=(1, 0))  # rows top − 1 … bottom + 1
     taps = layer.upsampling_filter.to(x.dtype).expand(x.shape[1], 1, 4, 4)
     x = F.conv2d(x, taps, (layer.bias * SQRT2).to(x.dtype), padding=(0, 1), groups=x.shape[1])

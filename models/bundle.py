@@ -61,7 +61,7 @@ class Bundle:
         encoder: The encoder, in eval mode.
         device: Where both are.
         precision: "float32", or "bf16" for an encoder and searches that compute in bfloat16 where that is faster; what
-            is handed out is drawn in float32 all the same.
+            is handed out is synthesized in float32 all the same.
         latents_path: latents.safetensors, from which the flow is read when it is asked for; None for a bundle that is
             in no folder.
 

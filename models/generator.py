@@ -124,7 +124,7 @@ class SynthesisNetwork(nn.Module):
         return [layer for block in self.blocks for layer in block.layers]
 
     def make_noise(self, batch: int, rng: torch.Generator | None = None) -> list[Tensor]:
-        """Draws fresh noise maps for every layer.
+        """Samples fresh noise maps for every layer.
 
         Args:
             batch: Batch size B.
@@ -170,13 +170,13 @@ class SynthesisNetwork(nn.Module):
     ) -> Tensor:
         styles, noises = self._by_block(ws, noise_mode, noise)
         small = sum(size < banded.SMALLEST for size in self.resolutions) if banded.pays(ws) else len(self.blocks)
-        x, sums = self._draw(styles[:small], noises[:small], details)
+        x, sums = self._run_blocks(styles[:small], noises[:small], details)
         if small < len(self.blocks):
-            return banded.draw_blocks(self.blocks[small:], x, sums[-1], styles[small:], noises[small:])
+            return banded.synthesize_blocks(self.blocks[small:], x, sums[-1], styles[small:], noises[small:])
         return sums[-1]
 
     def partial_sums(self, ws: Tensor) -> list[Tensor]:
-        """Draws images, with what the colour outputs have added up to at every resolution.
+        """Synthesizes images, with what the colour outputs have added up to at every resolution.
 
         Args:
             ws: Style codes (B, L, D).
@@ -185,7 +185,7 @@ class SynthesisNetwork(nn.Module):
             Colours (B, 3, r, r) for r = 4, 8, …, R, with the stored noise maps. The last are the images; the others
             are not yet pictures, see `losses.side_outputs`. Those at r depend on the coarsest 2 log2(r) − 2 styles.
         """
-        return self._draw(*self._by_block(ws, "const", None))[1]
+        return self._run_blocks(*self._by_block(ws, "const", None))[1]
 
     def _by_block(
         self, ws: Tensor, noise_mode: str, noise: Sequence[Tensor | None] | None
@@ -198,13 +198,13 @@ class SynthesisNetwork(nn.Module):
         styles: list[Sequence[Tensor]] = [codes[start : 2 * i + 2] for i, start in enumerate(starts)]
         return styles, [maps[start : 2 * i + 1] for i, start in enumerate(starts)]
 
-    def _draw(
+    def _run_blocks(
         self,
         styles: Sequence[Sequence[Tensor]],
         noises: Sequence[Sequence[Tensor | None]],
         details: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> tuple[Tensor, list[Tensor]]:
-        """Draws the first blocks; gives the features of the last of them, and the colour after each."""
+        """Synthesizes the first blocks; gives the features of the last of them, and the colour after each."""
         x: Tensor | None = None
         sums: list[Tensor] = []
         kept = self.resolutions[: len(self.blocks) - (self.checkpointed if torch.is_grad_enabled() else 0)]
@@ -248,7 +248,7 @@ class SynthesisNetwork(nn.Module):
             if given.ndim != 4 or given.shape[1:] != (1, size, size) or given.shape[0] not in (1, batch):
                 raise ValueError(
                     f"Expected noise map {i} to be (B or 1, 1, {size}, {size}) with B = {batch}, "
-                    f"got {tuple(given.shape)}; `make_noise` draws maps of the right shapes."
+                    f"got {tuple(given.shape)}; `make_noise` makes maps of the right shapes."
                 )
 
 
@@ -318,5 +318,5 @@ class Generator(nn.Module):
         }
 
     def forward(self, z: Tensor, truncation_psi: float = 1.0, noise_mode: str = "const") -> Tensor:
-        """Draws images from latents z (B, Z); see `MappingNetwork.forward` and `SynthesisNetwork.forward`."""
+        """Synthesizes images from latents z (B, Z); see `MappingNetwork.forward` and `SynthesisNetwork.forward`."""
         return self.synthesis(self.mapping(z, truncation_psi), noise_mode)

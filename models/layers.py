@@ -247,7 +247,7 @@ class SynthesisLayer(nn.Module):
             self.register_buffer("upsampling_filter", upsampling_filter(), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """Draws the next features.
+        """Computes the next features.
 
         Args:
             x: Features (B, C_in, H, W).
@@ -366,7 +366,7 @@ class SynthesisBlock(nn.Module):
         noise: Sequence[Tensor | None],
         details: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draws one resolution.
+        """Computes one resolution.
 
         Args:
             x: Features of the block below (B, C_in, H/2, W/2), None for the first block.

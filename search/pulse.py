@@ -44,8 +44,8 @@ class PulseSettings:
             raise ValueError(f"Expected noise to be one of {', '.join(NOISE_KINDS)}, got {self.noise!r}.")
 
 
-# MM-PULSE (Hıdıroğlu, Turan, Yılmaz) is PULSE from k random codes, with noise that is not searched; its code draws the
-# noise anew at every step, here it is drawn once, so that the face that was found can be synthesized again.
+# MM-PULSE (Hıdıroğlu, Turan, Yılmaz) is PULSE from k random codes, with noise that is not searched; its code samples
+# the noise anew at every step, here it is sampled once, so that the face that was found can be synthesized again.
 SETTINGS = {"pulse": PulseSettings(), "mm-pulse": PulseSettings(noise="fixed")}
 
 

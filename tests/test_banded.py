@@ -70,8 +70,8 @@ def test_bfloat16_stays_close() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_bands_are_used_for_inference(monkeypatch, mode) -> None:
     calls = []
-    draw = banded.draw_blocks
-    monkeypatch.setattr(banded, "draw_blocks", lambda *a: calls.append(len(a[0])) or draw(*a))
+    synthesize = banded.synthesize_blocks
+    monkeypatch.setattr(banded, "synthesize_blocks", lambda *a: calls.append(len(a[0])) or synthesize(*a))
     generator = make()
     with mode():
         generator.synthesis(torch.randn(1, 10, 10))
@@ -94,7 +94,7 @@ def test_weights_and_codes_stay_as_they_were() -> None:
 @pytest.mark.parametrize("kind", ["training", "trace", "export", "compile"])
 def test_graphs_and_gradients_never_see_bands(monkeypatch, kind) -> None:
     generator, ws = make(), torch.randn(2, 10, 10)
-    monkeypatch.setattr(banded, "draw_blocks", lambda *a: pytest.fail("bands were used"))
+    monkeypatch.setattr(banded, "synthesize_blocks", lambda *a: pytest.fail("bands were used"))
     if kind == "training":
         generator.synthesis(ws)  # parameters ask for gradients
     with torch.no_grad():

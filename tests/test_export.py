@@ -24,10 +24,10 @@ from data.noise import face_noise
 from data.operator import Downscale, resize_matrix, trusted_part
 from evaluation.metrics import lr_psnr
 from export import graph
-from export.drawing import draw
 from export.onnxruntime_backend import FORMAT, OnnxBackend, find_provider
 from export.parity import check, upsample
 from export.quantise import FP16, INT8, store
+from export.synthesis import synthesize
 from models.bundle import Bundle, load_bundle, save_bundle
 from models.encoder import Encoder
 from models.generator import Generator
@@ -141,7 +141,7 @@ def test_the_exported_form_of_the_generator(conv_clamp: float | None) -> None:
         torch.nn.init.normal_(layer.bias)
         torch.nn.init.constant_(layer.noise_strength, 0.3)
     ws, details = torch.randn(3, synthesis.num_ws, 16), {8: torch.randn(3, 16, 8, 8)}
-    torch.testing.assert_close(draw(synthesis, ws, details), synthesis(ws, details=details), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(synthesize(synthesis, ws, details), synthesis(ws, details=details), atol=1e-5, rtol=1e-5)
 
 
 def test_the_file_says_what_it_is(folder: Path, bundle: Bundle, backend: OnnxBackend) -> None:

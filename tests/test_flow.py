@@ -93,7 +93,7 @@ def test_codes_are_blurred(generator, tmp_path) -> None:
     path = str(tmp_path / "g.safetensors")
     sharp, blurred = (FlowTraining(path, blocks=1, hidden=8, noise=noise) for noise in (0.0, 0.5))
     w, again, noisy = (
-        training.draw_codes(3000, torch.Generator().manual_seed(1)) for training in (sharp, sharp, blurred)
+        training.sample_codes(3000, torch.Generator().manual_seed(1)) for training in (sharp, sharp, blurred)
     )
     assert torch.equal(w, again)
     spread = (w - w.mean(dim=0)).square().mean().sqrt()

@@ -1,6 +1,6 @@
 """Adaptive discriminator augmentation: keeps the discriminator from learning a short dataset by heart.
 
-Every picture that the discriminator sees, real or drawn, passes through random flips, rotations, translations, scalings
+Every picture that the discriminator sees, real or not, passes through random flips, rotations, translations, scalings
 and colour changes, each with probability p. p rises while the discriminator is too sure of real pictures,
 E[sign D(real)] > target, and falls again otherwise; with enough data it stays at 0 and costs nothing.
 

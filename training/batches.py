@@ -23,20 +23,20 @@ def step_rng(seed: int, step: int, rank: int, device: torch.device | str) -> tor
 
     Args:
         seed: Seed of the run.
-        step: Step of the run; negative numbers for draws outside the steps, such as a fixed grid.
+        step: Step of the run; negative numbers for numbers outside the steps, such as a fixed grid.
         rank: This process among several.
         device: Where the numbers are needed.
 
     Returns:
         A generator seeded by a hash of the three, so that neighbouring seeds, steps and ranks do not overlap. Hashing
-        also keeps draws apart from weights that were initialised from the bare seed.
+        also keeps numbers apart from weights that were initialised from the bare seed.
     """
     words = np.random.SeedSequence((seed, step % 2**32, rank)).generate_state(2)
     return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
 class BatchRandom:
-    """Random numbers of a batch that several processes share: each draws those of all samples and keeps its own.
+    """Random numbers of a batch that several processes share: each samples those of all samples and keeps its own.
 
     A step is thereby the same step on any number of processes, and in any number of micro-batches. Process r of n has
     the samples r, r + n, r + 2n, …, as `DistributedSampler` deals them; micro-batches are one after the other.
@@ -70,11 +70,11 @@ class BatchRandom:
         return cls(rng, trainer.global_rank, trainer.world_size, batch_idx % parts, parts)
 
     def rand(self, count: int, *shape: int) -> Tensor:
-        """Draws from the uniform distribution on [0, 1), (count, …) for `count` samples of this process."""
+        """Samples from the uniform distribution on [0, 1), (count, …) for `count` samples of this process."""
         return self._own(torch.rand(self.total(count), *shape, device=self.rng.device, generator=self.rng))
 
     def randn(self, count: int, *shape: int) -> Tensor:
-        """Draws from the standard normal distribution, (count, …)."""
+        """Samples from the standard normal distribution, (count, …)."""
         return self._own(torch.randn(self.total(count), *shape, device=self.rng.device, generator=self.rng))
 
     def total(self, count: int) -> int:
@@ -114,13 +114,13 @@ def random_sizes(
     oversample_prob: float,
     rng: torch.Generator,
 ) -> list[int]:
-    """Draws LR sizes, uniform in their logarithm, some sizes more often than others.
+    """Samples LR sizes, uniform in their logarithm, some sizes more often than others.
 
     Args:
         count: How many.
         smallest: Smallest size in pixels.
         largest: Largest size in pixels.
-        oversampled: Sizes that are drawn with probability `oversample_prob` instead.
+        oversampled: Sizes that are taken with probability `oversample_prob` instead.
         oversample_prob: Probability in [0, 1].
         rng: Source of randomness.
 

@@ -6,7 +6,7 @@ with x̂ = g(E(D x)): pSp's losses and defaults for super-resolution (Richardson
 downscaling error. D downscales by random factors, most of them fractional, several of them in every batch.
 
 Coarse to fine (Zhou et al. 2022), two more terms supervise what is there before the fine styles are: `weight_partial`
-the face of a code whose finer layers, from a level drawn at random, are still the base code, by the first two losses;
+the face of a code whose finer layers, from a random level on, are still the base code, by the first two losses;
 `weight_side` the generator's side output at every resolution (`losses.side_outputs`), by its squared difference from
 the photo at that resolution.
 """
@@ -74,7 +74,7 @@ class EncoderTraining(OwnedTraining):
         min_lr_size: Smallest LR size in pixels.
         max_lr_size: Largest LR size in pixels; R if None.
         oversample_sizes: LR sizes that are trained more than others.
-        oversample_prob: How often one of them is drawn.
+        oversample_prob: How often one of them is taken.
         sizes_per_batch: Number of LR sizes in one step, dealt out over its processes and micro-batches.
         ema_steps: Half-life of the moving average, in steps.
         val_lr: LR sizes that validation measures.
@@ -154,7 +154,7 @@ class EncoderTraining(OwnedTraining):
         """
         faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
         if faces != self.encoder.resolution:
-            raise ValueError(f"Expected faces of {self.encoder.resolution} px as the generator draws, got {faces} px.")
+            raise ValueError(f"Expected faces of {self.encoder.resolution} px as the generator makes, got {faces} px.")
         self.to(memory_format=torch.channels_last)
         device = self.trainer.strategy.root_device  # Lightning moves this module only after set-up
         for network in (*self._generator, *self._lpips, *self._identity):
@@ -195,15 +195,15 @@ class EncoderTraining(OwnedTraining):
         lr_sizes = lr_sizes_of(groups)
         features = encoder.read(canvas, lr_sizes, torch.zeros_like(lr_sizes))
         ws = encoder.point(features)
-        *sides, drawn = self._sides[0](ws) if self._sides else [self._generator[0].synthesis(ws)]
+        *sides, images = self._sides[0](ws) if self._sides else [self._generator[0].synthesis(ws)]
 
-        losses = self._pixel_losses(drawn, faces)
+        losses = self._pixel_losses(images, faces)
         losses["latent"] = mean_latent_distance(ws, encoder.latents.w_avg).mean()
         with self._full_precision():
-            errors = [downscaling_error(drawn[g.rows], g.faces, g.operator) for g in groups]
+            errors = [downscaling_error(images[g.rows], g.faces, g.operator) for g in groups]
         losses["downscaling"] = torch.cat(errors).mean()
         if self._identity:
-            losses["identity"] = self._identity_of_some(drawn, faces, rng)
+            losses["identity"] = self._identity_of_some(images, faces, rng)
         if h["weight_partial"]:
             losses["partial"] = self._partial_loss(features, faces, rng)
         if sides:
@@ -213,9 +213,9 @@ class EncoderTraining(OwnedTraining):
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def _pixel_losses(self, drawn: Tensor, faces: Tensor) -> dict[str, Tensor]:
-        drawn, faces = self._compared(drawn), self._compared(faces)
-        return {"l2": (drawn - faces).square().mean(), "lpips": self._lpips_loss(drawn, faces)}
+    def _pixel_losses(self, images: Tensor, faces: Tensor) -> dict[str, Tensor]:
+        images, faces = self._compared(images), self._compared(faces)
+        return {"l2": (images - faces).square().mean(), "lpips": self._lpips_loss(images, faces)}
 
     def _compared(self, images: Tensor) -> Tensor:
         """Brings images to the size at which they are compared."""
@@ -225,18 +225,18 @@ class EncoderTraining(OwnedTraining):
         with self._full_precision():
             return Downscale(size)(images.float())
 
-    def _identity_of_some(self, drawn: Tensor, faces: Tensor, rng: torch.Generator) -> Tensor:
+    def _identity_of_some(self, images: Tensor, faces: Tensor, rng: torch.Generator) -> Tensor:
         count = max(1, round(len(faces) * self.hparams["identity_share"]))
         start = int(torch.randint(0, len(faces) - count + 1, (), generator=rng, device=rng.device))
         some = slice(start, start + count)
-        return self._identity_loss(self._compared(drawn[some]), self._compared(faces[some]))
+        return self._identity_loss(self._compared(images[some]), self._compared(faces[some]))
 
     def _partial_loss(self, features: Features, faces: Tensor, rng: torch.Generator) -> Tensor:
         """The first two losses of a code whose finer layers are the base code, from a random level on."""
         assert isinstance(self.encoder, ProPulseEncoder)
         level = int(torch.randint(0, self.encoder.levels, (), generator=rng, device=rng.device))
-        drawn = self._generator[0].synthesis(self.encoder.partial(features, level))
-        losses = self._pixel_losses(drawn, faces)
+        images = self._generator[0].synthesis(self.encoder.partial(features, level))
+        losses = self._pixel_losses(images, faces)
         return self.hparams["weight_l2"] * losses["l2"] + self.hparams["weight_lpips"] * losses["lpips"]
 
     def _side_loss(self, sides: list[Tensor], faces: Tensor) -> Tensor:
@@ -248,15 +248,15 @@ class EncoderTraining(OwnedTraining):
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, enabled=False)
 
-    def _lpips_loss(self, drawn: Tensor, faces: Tensor) -> Tensor:
+    def _lpips_loss(self, images: Tensor, faces: Tensor) -> Tensor:
         with torch.no_grad():
             target = self._lpips[0].features(faces)
-        return self._lpips[0].distance(self._lpips[0].features(drawn), target).mean()
+        return self._lpips[0].distance(self._lpips[0].features(images), target).mean()
 
-    def _identity_loss(self, drawn: Tensor, faces: Tensor) -> Tensor:
+    def _identity_loss(self, images: Tensor, faces: Tensor) -> Tensor:
         with torch.no_grad():
             target = self._identity[0](faces)
-        return identity_loss(self._identity[0](drawn), target).mean()
+        return identity_loss(self._identity[0](images), target).mean()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Improves the encoder, then its average; here, so that a checkpoint of this step holds both."""
@@ -274,17 +274,17 @@ class EncoderTraining(OwnedTraining):
                 operator = Downscale(size)
                 lr = operator(faces)
                 bicubic = upscale_bicubic(lr, self.encoder.resolution)
-            drawn = self.draw(lr)
+            images = self.sample(lr)
             scores = {
-                f"val/lpips_{size}": lpips(drawn, faces).mean(),
+                f"val/lpips_{size}": lpips(images, faces).mean(),
                 f"val/lpips_bicubic_{size}": lpips(bicubic, faces).mean(),
-                f"val/downscaling_error_{size}": downscaling_error(drawn.clamp(-1, 1), lr, operator).mean(),
+                f"val/downscaling_error_{size}": downscaling_error(images.clamp(-1, 1), lr, operator).mean(),
             }
             if self._identity:
-                scores[f"val/identity_{size}"] = 1 - self._identity_loss(drawn, faces)
+                scores[f"val/identity_{size}"] = 1 - self._identity_loss(images, faces)
             self.log_dict(scores, batch_size=len(faces), sync_dist=True)
             if batch_idx == 0 and isinstance(self.logger, TensorBoardLogger):
-                shown = torch.cat([self._nearest(lr[:8]), drawn[:8], faces[:8]]).clamp(-1, 1) / 2 + 0.5
+                shown = torch.cat([self._nearest(lr[:8]), images[:8], faces[:8]]).clamp(-1, 1) / 2 + 0.5
                 self.logger.experiment.add_image(f"faces_{size}", make_grid(shown.float(), nrow=8), self.global_step)
 
     def on_validation_epoch_end(self) -> None:
@@ -293,8 +293,8 @@ class EncoderTraining(OwnedTraining):
         for size in self.hparams["val_lr"]:
             self.log(f"val/lpips_ratio_{size}", means[f"val/lpips_{size}"] / means[f"val/lpips_bicubic_{size}"])
 
-    def draw(self, lr: Tensor) -> Tensor:
-        """The averaged encoder's best guess for LR faces (B, 3, s, s), drawn: (B, 3, R, R)."""
+    def sample(self, lr: Tensor) -> Tensor:
+        """The averaged encoder's point estimates for LR faces (B, 3, s, s): (B, 3, R, R)."""
         return self._generator[0].synthesis(self.encoder_ema(lr).ws[:, 0]).float()
 
     def _nearest(self, lr: Tensor) -> Tensor:

@@ -56,9 +56,9 @@ class FlowTraining(OwnedTraining):
         self.flow = FlowPrior(loaded.w_dim, blocks, hidden, whiten)
         self._generator: tuple[Generator] = (loaded,)  # in a tuple, so that it stays out of checkpoints
         self._noise = 0.0
-        w = self.draw_codes(FIT_CODES, step_rng(seed, -1_000_000, 0, "cpu"))
+        w = self.sample_codes(FIT_CODES, step_rng(seed, -1_000_000, 0, "cpu"))
         self._noise = noise * float((w - w.mean(dim=0)).square().mean().sqrt())
-        w = self.draw_codes(FIT_CODES, step_rng(seed, -1_000_000, 0, "cpu"))
+        w = self.sample_codes(FIT_CODES, step_rng(seed, -1_000_000, 0, "cpu"))
         self.flow.fit_scale(w)
         self._gaussian = gaussian_of(w)
 
@@ -75,8 +75,8 @@ class FlowTraining(OwnedTraining):
         return scheduled(adam, self.trainer)
 
     @torch.no_grad()
-    def draw_codes(self, count: int, rng: torch.Generator) -> Tensor:
-        """Draws blurred codes w (B, D)."""
+    def sample_codes(self, count: int, rng: torch.Generator) -> Tensor:
+        """Samples blurred codes w (B, D)."""
         z = torch.randn(count, self._generator[0].z_dim, device=rng.device, generator=rng)
         w = self._generator[0].mapping(z)[:, 0]
         return w + self._noise * torch.randn(w.shape, device=rng.device, generator=rng)
@@ -84,14 +84,14 @@ class FlowTraining(OwnedTraining):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss on as many fresh codes as the batch is long."""
         rng = step_rng(self.hparams["seed"], self.global_step, self.global_rank, self.device)
-        _, log_density = self.flow(self.draw_codes(len(batch[0]), rng))
+        _, log_density = self.flow(self.sample_codes(len(batch[0]), rng))
         loss = -log_density.mean() / self.flow.config["w_dim"]
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Measures the likelihood of codes that are not trained on, and how far ‖u‖² is from its D."""
-        w = self.draw_codes(len(batch[0]), step_rng(self.hparams["seed"], -1 - batch_idx, 0, self.device))
+        w = self.sample_codes(len(batch[0]), step_rng(self.hparams["seed"], -1 - batch_idx, 0, self.device))
         u, log_density = self.flow(w)
         dimension = w.shape[1]
         values = {

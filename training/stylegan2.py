@@ -5,7 +5,7 @@ al. 2020b), an exponential moving average of the generator. One synthesis per st
 discriminator learns from the faces first, then the generator through the discriminator that has just seen them, which
 saves a tenth of the work.
 
-All randomness of a step follows from (seed, step), so a run that was killed goes on exactly. Every process draws the
+All randomness of a step follows from (seed, step), so a run that was killed goes on exactly. Every process samples the
 random numbers of the whole batch and keeps those of its samples, and what a step averages it averages over all
 processes: the step is the same on any number of them, and in any number of parts.
 """
@@ -76,7 +76,7 @@ class StyleGAN2Training(LightningModule):
         r1_every: Steps between gradient penalties.
         path_length_weight: Weight of the path-length penalty; 0 switches it off.
         path_length_every: Steps between path-length penalties.
-        mixing_probability: Share of faces drawn from two codes, the second from a random layer on.
+        mixing_probability: Share of faces made from two codes, the second from a random layer on.
         ema_images: Half-life of the long moving average, in images: the one that is measured and exported.
         ema_images_short: Half-life of the short one, which is ahead while a run is young.
         ema_rampup: Both are at most this share of the images seen, unless the run starts from a generator of its size.
@@ -267,7 +267,7 @@ class StyleGAN2Training(LightningModule):
         self.log("augment/p", self.augment.p)
 
     def _generator_step(self, adam: Any, fake: list[View] | None, count: int) -> None:
-        """Improves the generator on views that carry its graph, or on the same ones drawn again, `count` each time."""
+        """Improves the generator on views that carry its graph, or makes the same ones again, `count` each time."""
         adam.zero_grad()
         judges = [self.discriminator] + ([self.feature_discriminator] if self.features is not None else [])
         for judge in judges:
@@ -367,7 +367,7 @@ class StyleGAN2Training(LightningModule):
         return without_autocast(self.device.type)
 
     def _codes(self, count: int, random: BatchRandom) -> Tensor:
-        """Draws style codes (B, L, D) with style mixing."""
+        """Samples style codes (B, L, D) with style mixing."""
         z = torch.stack([random.randn(count, self.generator.z_dim) for _ in range(2)])
         with self._full_precision():
             ws = self.generator.mapping(z.flatten(0, 1))

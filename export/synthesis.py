@@ -19,7 +19,7 @@ from models.generator import SynthesisNetwork
 from models.layers import SQRT2, SynthesisLayer, ToRGB, upsample_2x
 
 
-def draw(synthesis: SynthesisNetwork, ws: Tensor, details: Mapping[int, Tensor]) -> Tensor:
+def synthesize(synthesis: SynthesisNetwork, ws: Tensor, details: Mapping[int, Tensor]) -> Tensor:
     """Synthesizes what `SynthesisNetwork.forward` does with its stored noise maps; same arguments, same images."""
     codes = ws.unbind(dim=1)
     x = synthesis.blocks[0].const.expand(ws.shape[0], -1, -1, -1)
