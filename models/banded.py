@@ -123,7 +123,7 @@ def _rows(x: Tensor, top: int, bottom: int) -> Tensor:
 
 
 def _up(layer: SynthesisLayer, x: Tensor, kernel: Tensor, noise: Tensor | None, top: int, bottom: int) -> Tensor:
-    """Computes rows [top, bottom), both even, of a layer that upsamples, from rows top/2 − 1 … bottom/2 of its input."""
+    """Computes rows [top, bottom), both even, of an upsampling layer, from rows top/2 − 1 … bottom/2 of its input."""
     x = F.conv_transpose2d(x, kernel, stride=2, padding=(1, 0))  # rows top − 1 … bottom + 1
     taps = layer.upsampling_filter.to(x.dtype).expand(x.shape[1], 1, 4, 4)
     x = F.conv2d(x, taps, (layer.bias * SQRT2).to(x.dtype), padding=(0, 1), groups=x.shape[1])
