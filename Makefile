@@ -92,7 +92,7 @@ OF_BUNDLE = $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(GENERATOR),--g
 bundle: .venv/.installed ## Train all that a bundle holds; RESOLUTION=256 GENERATOR=FILE DATA=ZIP SPLIT=celebahq LABELS=FILE
 	@$(BIN)/python -m training.bundle $(OF_BUNDLE)
 
-edits: .venv/.installed ## Train both attribute classifiers, fit the directions of BUNDLE, measure them; goes on where it was interrupted
+edits: .venv/.installed ## Train both attribute classifiers, fit the directions of BUNDLE, measure them; resumes after an interruption
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml --seed_everything 1 --model.backbone regnety_002 \
 		--model.options null --trainer.max_steps 7200 --trainer.logger.init_args.name attributes_64_second

@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shlex
 import sys
 import tempfile
@@ -41,6 +40,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from data.console import print_error, print_line, run_command
 from data.contents import find_data
 from data.faces import Faces
 from data.files import check_replaceable, owned_file
@@ -119,25 +119,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_out(args, command)
     except ValueError as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        print_error(f"evaluate.py: error: {error}")
         return 2
-    try:
-        results = _run_folders(args, command) if args.folders else _run(args, command)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"evaluate.py: {error or type(error).__name__}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"evaluate.py: interrupted; the same command continues, the rest is in {args.out}", file=sys.stderr)
-        return 130
-    if results is None:  # another process tells
+
+    def run() -> int:
+        return _report(_run_folders(args, command) if args.folders else _run(args, command))
+
+    return run_command("evaluate.py", run, f"the same command continues, the rest is in {args.out}")
+
+
+def _report(results: Mapping[str, Any] | None) -> int:
+    """Prints the table; gives the exit status."""
+    if results is None:  # another process does
         return 0
     for line in results["unreadable"]:
-        print(f"evaluate.py: {line}", file=sys.stderr)
-    try:
-        print(table(results), end="", flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1 if results["unreadable"] else 0
+        print_error(f"evaluate.py: {line}")
+    for line in table(results).splitlines():
+        print_line(line)
+    return int(bool(results["unreadable"]))
 
 
 def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:

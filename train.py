@@ -8,8 +8,8 @@ Examples:
     tensorboard --logdir runs                                     # losses, grids of faces, distances
 
 A recipe names the class of the model and of the data and their arguments; every argument can be overridden on the
-command line, and `python train.py fit --config RECIPE --help` lists them. A run that was interrupted goes on exactly
-where its last checkpoint was made when the same command is given again; --checkpoint.every_n_steps says how often one
+command line, and `python train.py fit --config RECIPE --help` lists them. The same command resumes an interrupted run
+exactly where its last checkpoint was made; --checkpoint.every_n_steps says how often one
 is made. Several processes, started by torchrun or SLURM or by --trainer.devices, train one run.
 """
 
@@ -51,7 +51,7 @@ class CommandLine(LightningCLI):
                 find_data(given[name])
 
     def before_fit(self) -> None:
-        """Takes the run's folder, and goes on from its newest readable checkpoint."""
+        """Locks the run's folder, and resumes from its newest readable checkpoint."""
         trainer, folder = self.trainer, checkpoint_folder(self.trainer).parent
         check_followed(trainer.world_size, os.environ)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -54,11 +54,11 @@ def add_sampling_options(group: argparse._ArgumentGroup) -> None:
 
 def read_sampling(args: argparse.Namespace) -> Sampling:
     """Reads the options that `add_sampling_options` added; ValueError if one cannot be followed."""
-    k, drawn = args.k, None
+    k, sampled = args.k, None
     if args.select is not None:
         match = re.fullmatch(r"(\d+)-of-(\d+)", args.select)
-        k, drawn = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= k <= drawn <= MAX_K:
+        k, sampled = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= k <= sampled <= MAX_K:
             raise ValueError(
                 f"--select: expected K-of-N with 1 ≤ K ≤ N ≤ {MAX_K}, such as 4-of-16, got {args.select!r}"
             )
@@ -70,7 +70,7 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
         raise ValueError(f"--fidelity: expected 0 to 1, got {args.fidelity}")
     if args.noise_sigma is not None and not 0 <= args.noise_sigma <= 255:
         raise ValueError(f"--noise-sigma: expected 0 to 255 grey levels, got {args.noise_sigma}")
-    return Sampling(Wanted(drawn or k, args.seed, args.fidelity, args.noise_sigma), k)
+    return Sampling(Wanted(sampled or k, args.seed, args.fidelity, args.noise_sigma), k)
 
 
 def summarize_samples(samples: Samples, sampling: Sampling) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cuts faces out of photos as FFHQ shows them: what training, the referee and infer.py expect.
+"""Cuts faces out of photos as FFHQ shows them: what training, evaluation and infer.py expect.
 
     python -m data.align photo.jpg holiday/ --out faces                  # 1024 px, every face of every photo
     python -m data.align holiday --out faces --size 256 --largest        # one face a photo

@@ -99,22 +99,11 @@ def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
     return _arrange(rows, side)
 
 
-def strip_sheet(titles: Sequence[str], images: ArrayLike) -> Image.Image:
-    """Plots one row per face, with a face at every strength of an edit.
-
-    Args:
-        titles: One per strength.
-        images: Faces (k, n, 3, R, R) in [-1, 1], n strengths each.
-
-    Returns:
-        An RGB picture.
-    """
-    images = np.asarray(images)
+def strip_sheet(titles: Sequence[str], images: ArrayLike, smooth: bool = True) -> Image.Image:
+    """Plots faces (k, n, 3, R, R) in [-1, 1], k rows under n titles; enlarged smoothly, or pixel by pixel."""
+    images, how = np.asarray(images), Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
     side = _side(images)
-    rows = [
-        [(title, _tile(image, side, Image.Resampling.BICUBIC)) for title, image in zip(titles, row, strict=True)]
-        for row in images
-    ]
+    rows = [[(title, _tile(image, side, how)) for title, image in zip(titles, row, strict=True)] for row in images]
     return _arrange(rows, side)
 
 

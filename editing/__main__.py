@@ -6,8 +6,8 @@ Those that the project ships were made by
 
 which samples 50,000 faces, scores them with that classifier (configs/attributes_64.yaml trains it), fits a linear
 support vector machine for every attribute, learns how each style should follow its normal so that everything else stays
-(with LPIPS, whose weights it needs), and writes directions/NAME.npz into the bundle. After an interruption the same
-command goes on. With the same --classifier, others, and more samples:
+(with LPIPS, whose weights it needs), and writes directions/NAME.npz into the bundle. The same command
+resumes after an interruption. With the same --classifier, others, and more samples:
 
     python -m editing fit smile hat --bundle bundles/celeba64 --samples 100000
 

@@ -8,10 +8,10 @@ Half of the faces are the generator's own; the others are encodings of such face
 edits are for: with their details, and the correction of the unedited face carried over (`editing.apply`). s is 2 for
 half of the faces of either kind, towards the side where there is room, and 1 or −2 for a quarter each; the second mean
 is that of a batch. l_own is the edit's own logit, as if half of all faces had the attribute, towards the side that it
-goes to, and p_a the scores of all attributes that it shall leave alone, face by face and in the mean: what all faces
+goes to, and p_a the scores of all attributes that it shall leave alone, face by face and on average: what all faces
 share weighs more. One step for all styles cannot take apart what the generator has together in W; a step for each can,
-because layers differ in what they are for. The last line keeps what a strength means: a strength of 1 goes one standard
-deviation along the normal of the hyperplane, in the mean of the styles. All steps start as that of the hyperplane.
+because layers differ in what they are for. The last line keeps what a strength means: a strength of 1 moves one
+standard deviation along the normal of the hyperplane, averaged over the styles. All steps start as the hyperplane's.
 
 Learning a direction by what a network sees in its pictures: Goetschalckx et al. 2019 "GANalyze"; a shift for each layer
 of W+: Abdal et al. 2021 "StyleFlow", Patashnik et al. 2021 "StyleCLIP" (global directions).
@@ -156,7 +156,7 @@ class StepLearner:
             loss = self._loss(name, self.faces(number), strengths, strengths[:, None, None] * (u @ factor.T))
             (u.grad,) = torch.autograd.grad(loss, [u])
             optimizer.step()
-            with torch.no_grad():  # a · u stays 1 in the mean of the styles, which is n · d = σ
+            with torch.no_grad():  # the mean of a · u over styles stays 1, which is n · d = σ
                 u += (1 - (u @ normal).mean()) * normal
             if progress is not None:
                 progress(1)

@@ -1,8 +1,8 @@
-"""What was measured so far, on disk: an interrupted run goes on, and several processes share one.
+"""What was measured so far, on disk: an interrupted run continues, and several processes share one.
 
-A *cell* is one row of the table in one condition. Its faces are measured in batches; each batch is a file, complete or
-not there at all. The cache's folder is named by a hash of all that every figure depends on (the faces' pixels, seed,
-k, networks that measure), a cell by a hash of its method's recipe: what belongs to other circumstances is never read,
+An *entry* is one row of the table in one condition. Its faces are measured in batches; each is a file, complete or not
+there at all. The cache's folder is named by a hash of all that every figure depends on (the faces' pixels, seed,
+k, networks that measure), an entry by a hash of its method's recipe: what belongs to other circumstances is never read,
 and a search need not run again because an encoder changed.
 """
 
@@ -36,31 +36,31 @@ class Cache:
         self.parent = out / "cache"
         self.folder = self.parent / hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def path(self, cell: str, batch: slice) -> Path:
+    def path(self, entry: str, batch: slice) -> Path:
         """Names the file of a batch."""
-        return self.folder / cell / f"{batch.start:08}-{batch.stop:08}.npz"
+        return self.folder / entry / f"{batch.start:08}-{batch.stop:08}.npz"
 
-    def has(self, cell: str, batch: slice) -> bool:
+    def has(self, entry: str, batch: slice) -> bool:
         """Says whether a batch was measured."""
-        return self.path(cell, batch).is_file()
+        return self.path(entry, batch).is_file()
 
-    def write(self, cell: str, batch: slice, values: Mapping[str, Tensor]) -> None:
+    def write(self, entry: str, batch: slice, values: Mapping[str, Tensor]) -> None:
         """Keeps what was measured on a batch, arrays (b, …) by name."""
         arrays: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
-        with atomic_write(self.path(cell, batch)) as partial, partial.open("wb") as file:
+        with atomic_write(self.path(entry, batch)) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
-    def read(self, cell: str, total: int, batch: int) -> dict[str, Tensor]:
-        """Reads a cell of `total` faces, in their order; a name may be missing from some batches."""
+    def read(self, entry: str, total: int, batch: int) -> dict[str, Tensor]:
+        """Reads an entry of `total` faces, in their order; a name may be missing from some batches."""
         parts: dict[str, list[Tensor]] = {}
         for part in Processes().share(total, batch):
-            for name, value in self.read_batch(cell, part).items():
+            for name, value in self.read_batch(entry, part).items():
                 parts.setdefault(name, []).append(value)
         return {name: torch.cat(values) for name, values in parts.items()}
 
-    def read_batch(self, cell: str, batch: slice) -> dict[str, Tensor]:
+    def read_batch(self, entry: str, batch: slice) -> dict[str, Tensor]:
         """Reads what `write` kept of a batch."""
-        with np.load(self.path(cell, batch), allow_pickle=False) as file:
+        with np.load(self.path(entry, batch), allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
 
     def note(self, name: str, value: float | None = None) -> float | None:

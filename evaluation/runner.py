@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from data.figures import strip_sheet
 from data.image_io import from_uint8, to_uint8
 from data.operator import back_project
 from evaluation.cache import Cache, Processes
-from evaluation.figure import figure
 from evaluation.methods import Method
 from evaluation.metrics import MetricSuite, Values, attribute_rates, lr_psnr, summarize
 from evaluation.truth import Condition, TruthSet
@@ -78,7 +79,7 @@ class Runner:
         """Names the rows of a method."""
         return [name] * (self.rows != "only") + [name + PROJECTED] * (self.rows != "without")
 
-    def cell(self, row: str, condition: Condition) -> str:
+    def entry(self, row: str, condition: Condition) -> str:
         """Names a row in a condition by all it depends on."""
         return f"{condition.name}-{row}-{self.recipes[row.removesuffix(PROJECTED)][:16]}"
 
@@ -97,22 +98,22 @@ class Runner:
                 values = self.suite.measure(from_uint8(truth), images, lr)
                 values |= {"lr_psnr_clean": lr_psnr(images, clean).cpu(), "nfe": nfe.float().cpu(), "index": indices}
                 values |= {"shown": to_uint8(images[indices < SHOWN_FACES, :SHOWN_SAMPLES]).cpu()}
-                self.cache.write(self.cell(row, condition), part, values | {"noise_ratio": ratio.cpu()})
+                self.cache.write(self.entry(row, condition), part, values | {"noise_ratio": ratio.cpu()})
             if progress is not None:
                 progress.update(part.stop - part.start)
 
     def _has(self, row: str, condition: Condition, part: slice, ratio: Tensor) -> bool:
         """Whether a batch was measured, and where it was projected, under the same estimate of the noise."""
-        cell = self.cell(row, condition)
-        if not self.cache.has(cell, part) or not row.endswith(PROJECTED):
-            return self.cache.has(cell, part)
-        return torch.equal(self.cache.read_batch(cell, part)["noise_ratio"], ratio.cpu())
+        entry = self.entry(row, condition)
+        if not self.cache.has(entry, part) or not row.endswith(PROJECTED):
+            return self.cache.has(entry, part)
+        return torch.equal(self.cache.read_batch(entry, part)["noise_ratio"], ratio.cpu())
 
     # ---------------------------------------------------------------- afterwards
 
     def outcome(self, row: str, method: Method, condition: Condition) -> Outcome:
         """Puts together what all processes measured of one row, and takes its time unless that was done before."""
-        values = self.cache.read(self.cell(row, condition), len(self.truth), BATCH)
+        values = self.cache.read(self.entry(row, condition), len(self.truth), BATCH)
         shown = values.pop("shown")
         means: dict[str, Any] = summarize(values) | {"nfe": float(values["nfe"].mean())}
         means["lr_psnr_clean"] = float(values["lr_psnr_clean"].double().mean())
@@ -123,7 +124,7 @@ class Runner:
     def _seconds(self, row: str, method: Method, condition: Condition) -> float:
         """Gives the time for one face, as it was taken before, or takes it."""
         name, size = row.removesuffix(PROJECTED), self.truth.faces.resolution
-        times = {f"seconds-{self.cell(name, condition)}": lambda lr: method(lr, 1, self.seed).images}
+        times = {f"seconds-{self.entry(name, condition)}": lambda lr: method(lr, 1, self.seed).images}
         if row != name:
             blank = torch.zeros(1, 1, 3, size, size, device=self.suite.device)
             times[f"seconds-{condition.name}{PROJECTED}"] = lambda lr: project(blank, lr, noise_ratio(self.bundle, lr))
@@ -153,8 +154,16 @@ class Runner:
         return time.perf_counter() - start
 
     def figure(self, condition: Condition, shown: Mapping[str, Tensor]) -> Image.Image:
-        """Plots the first faces beside what each row made of them, by title, see `Outcome.shown`."""
+        """Plots the first faces: the input, what each row of the table made of it (`Outcome.shown`), and the truth."""
         count = len(next(iter(shown.values())))
         truth, indices = self.truth.batch(slice(0, count), self.suite.device)
         lr, _ = condition.inputs(truth, self.seed, indices)
-        return figure(truth.cpu(), to_uint8(lr).cpu(), shown)
+        titles, columns = (
+            [f"input {lr.shape[-1]} px"],
+            [F.interpolate(lr, truth.shape[-1], mode="nearest-exact")[:, None]],
+        )
+        for title, samples in shown.items():
+            titles += [title, *(f"{title}, {number}" for number in range(2, samples.shape[1] + 1))]
+            columns.append(from_uint8(samples).to(lr))
+        images = torch.cat([*columns, from_uint8(truth)[:, None]], dim=1)
+        return strip_sheet([*titles, "truth"], images.cpu(), smooth=False)

@@ -35,7 +35,7 @@ from models.bundle_info import DEFAULT_BUNDLE
 
 OPSET = 18  # the oldest that torch's exporter writes by itself; newer ones shut out older runtimes for nothing
 MODEL = "upsampler.onnx"
-_FOLDED = 4096  # values; larger constants would be stored besides the weights that they are computed from
+_FOLDED = 4096  # values; larger constants would be stored in addition to the weights that they are computed from
 
 DESCRIPTION = (
     "Photo upsampling: k faces for each low-resolution face, all of which downscale to it by a bicubic operator with "
@@ -118,7 +118,7 @@ def trace(
     from onnxscript.optimizer import optimize_ir
 
     with warnings.catch_warnings():
-        # Inputs that share a dimension are to share its name, which the exporter finds worth telling.
+        # Inputs that share a dimension are to share its name, which the exporter reports.
         warnings.filterwarnings("ignore", message=".*axis name.*will not be used")
         program = torch.onnx.export(
             graph.eval(),

@@ -3,7 +3,7 @@
 Most of onnxruntime's time is that of its convolutions, which leave little to gain. Between them come passes over the
 features, and copies into and out of the convolutions' layout; here are fewer of both:
 
-- bias and noise become one map before they meet the features, which is small beside those of a batch;
+- bias and noise become one map before they meet the features, which is small next to those of a batch;
 - the styles of a colour output scale its 3 x C kernel in place of the C features, and its 1x1 convolution is a matrix
   product, which takes the features as they lie.
 """

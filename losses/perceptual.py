@@ -118,7 +118,7 @@ class LPIPS(Frozen):
         >>> lpips = LPIPS()
         >>> with torch.no_grad():
         ...     target = lpips.features(faces)
-        >>> loss = lpips.distance(lpips.features(faces), target).mean()
+        >>> loss = lpips.distance(lpips.features(samples), target).mean()
     """
 
     shift: Tensor

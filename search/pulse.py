@@ -6,7 +6,7 @@ with the mean square in units of [0, 1], u (L, D) on the spheres of its start, A
 drop, and noise maps: the first ones trained, each on its own sphere, the last one zero.
 
 Unlike the published code, a search ends once it is within ε, and the evaluation with the smallest residual is kept; the
-code goes on with the geodesic term alone, and returns its last face.
+code continues with the geodesic term alone, and returns its last face.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from models.generator import SynthesisNetwork
 from search.loop import Codes, Problem, Rows, Search
 from search.optimizers import Adam
-from search.sphere import GaussianMap, OnSphere, geodesic_cross_as_published
+from search.sphere import GaussianMap, OnSphere, geodesic_cross
 
 NOISE_KINDS = ("zero", "fixed", "trainable")
 
@@ -69,8 +69,8 @@ def pulse_noise(synthesis: SynthesisNetwork, rngs: list[np.random.Generator], ki
         if kind == "zero" or i == synthesis.num_layers - 1:
             maps.append(torch.zeros(len(rngs), *shape, device=device))
         else:
-            drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
-            maps.append(torch.from_numpy(drawn).to(device))
+            sampled = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
+            maps.append(torch.from_numpy(sampled).to(device))
     return maps
 
 
@@ -102,7 +102,7 @@ def pulse(
 
     def loss(variables: Rows, codes: Codes, residuals: Tensor) -> Tensor:
         error = residuals.square().sum(dim=1).clamp(min=settings.epsilon)
-        return settings.l2 * error + settings.geocross * geodesic_cross_as_published(codes.ws)
+        return settings.l2 * error + settings.geocross * geodesic_cross(codes.ws)
 
     searched = min(settings.trainable_maps, len(noise) - 1) if settings.noise == "trainable" else 0
     maps = {f"noise {i}": tensor for i, tensor in enumerate(noise)}

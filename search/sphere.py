@@ -80,16 +80,8 @@ def squared_angles(ws: Tensor) -> Tensor:
 
 
 def geodesic_cross(ws: Tensor) -> Tensor:
-    """The geodesic cross loss as the paper writes it, Σ_{i<j} θ_ij² (N,) of codes (N, L, D).
+    """GEOCROSS of codes (N, L, D) at the scale of the published code, 512 / 8 · mean of θ_ij² over all pairs (N,).
 
-    Menon et al. 2020, GEOCROSS in the supplement.
-    """
-    return torch.triu(squared_angles(ws), diagonal=1).sum(dim=(1, 2))
-
-
-def geodesic_cross_as_published(ws: Tensor) -> Tensor:
-    """The geodesic cross loss of codes (N, L, D) at the scale of the published code: 512 / 8 · mean of θ_ij² (N,).
-
-    The weight 0.05 belongs to this scale. A style's zero angle to itself counts as a pair.
+    The paper writes Σ_{i<j} θ_ij². The weight 0.05 belongs to this scale, in which a style and itself are a pair.
     """
     return squared_angles(ws).mean(dim=(1, 2)) * (512 / 8)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from lightning import Callback, Trainer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.bundle import save_bundle
 from models.encoder import Encoder
@@ -48,6 +48,15 @@ class PixelDistance(Frozen):
         return self.distance(self.features(a), self.features(b))
 
 
+class PixelFeatures(nn.Module):
+    """Stands in for the network of the Fréchet distance: means of coarse pixels."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+
 class Record(Callback):
     """Keeps every batch's loss, and may stop the run like a kill would.
 
@@ -67,13 +76,13 @@ class Record(Callback):
             raise RuntimeError("killed")
 
 
-def write_faces(path: Path, count: int = 20) -> None:
-    """Writes a zip with smooth pictures of 32 px."""
-    rng = np.random.default_rng(0)
+def write_faces(path: Path, count: int = 20, grain: int = 4, seed: int = 0) -> None:
+    """Writes a zip with pictures of 32 px, enlarged from `grain` px of noise."""
+    rng = np.random.default_rng(seed)
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(count):
             with BytesIO() as buffer:
-                smooth = rng.integers(0, 256, (4, 4, 3), np.uint8)
+                smooth = rng.integers(0, 256, (grain, grain, 3), np.uint8)
                 Image.fromarray(smooth).resize((32, 32), Image.Resampling.BICUBIC).save(buffer, "png")
                 archive.writestr(f"{i:02}.png", buffer.getvalue())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import zipfile
 from io import BytesIO
@@ -10,17 +9,16 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-import yaml
-from lightning import Callback, Trainer
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from small_runs import Record
+from small_runs import train as run_small
 
 from data.labels import ATTRIBUTES
 from data.operator import Downscale
 from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, load_attributes, save_attributes
 from models.checkpoints import write_safetensors
-from train import main
 from training.attributes import measure_attributes, table_of
 
 TINY = {"backbone": "test_resnet", "resolution": 32}
@@ -145,19 +143,6 @@ def test_an_attribute_that_no_face_has_counts_for_nothing() -> None:
 # ---------------------------------------------------------------- training
 
 
-class Record(Callback):
-    """Keeps every step's loss, and may stop the run like a kill would."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.losses: list[float] = []
-        self.stop_after = stop_after
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.losses.append(float(outputs["loss"]))
-        if trainer.global_step == self.stop_after:
-            raise RuntimeError("killed")
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Bright and dark faces; every attribute says which is which, so that there is something to learn."""
@@ -176,39 +161,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def train(folder, monkeypatch, record: Record, run: str, steps: int, **model) -> None:
+def train(folder, monkeypatch, record: Record, run: str, steps: int, **options) -> None:
     """Runs the command line on a small recipe."""
-    faces = str(folder / "faces.zip")
-    recipe = {
-        "model": {
-            "class_path": "training.attributes.AttributeTraining",
-            "init_args": {**TINY, "warmup_steps": 1, "export_to": f"../{run}.safetensors", **model},
-        },
-        "data": {
-            "class_path": "data.labels.LabelledFaceData",
-            "init_args": {
-                "train": faces, "val": faces, "labels": str(folder / "labels.csv"), "resolution": 32, "batch_size": 8,
-            },
-        },
-        "trainer": {
-            "accelerator": "cpu", "max_steps": steps, "max_epochs": -1, "enable_progress_bar": False,
-            "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
-            "val_check_interval": 4, "check_val_every_n_epoch": None, "default_root_dir": str(folder / run),
-        },
-        "checkpoint": {"every_n_steps": 2},
-        "ckpt_path": "last",
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    original = Trainer.fit
-
-    @functools.wraps(original)  # the command line reads the signature
-    def fit(trainer, *args, **kwargs):
-        trainer.callbacks.insert(0, record)
-        return original(trainer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("lightning.Trainer.fit", fit)
-        main(["fit", "--config", str(folder / "recipe.yaml")])
+    model = {**TINY, "warmup_steps": 1, "export_to": f"../{run}.safetensors", **options}
+    faces = {name: str(folder / "faces.zip") for name in ("train", "val")}
+    data = {**faces, "labels": str(folder / "labels.csv"), "resolution": 32, "batch_size": 8}
+    run_small(
+        folder, monkeypatch, record, run, steps,
+        {"class_path": "training.attributes.AttributeTraining", "init_args": model},
+        {"class_path": "data.labels.LabelledFaceData", "init_args": data},
+        {"gradient_clip_val": 1.0, "val_check_interval": 4, "check_val_every_n_epoch": None},
+    )  # fmt: skip
 
 
 def test_it_learns_and_exports(folder, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from small_runs import CHANNELS, SMALL, D, PixelDistance, tiny_networks, write_faces
+from small_runs import CHANNELS, SMALL, D, PixelDistance, PixelFeatures, tiny_networks, write_faces
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -74,15 +74,6 @@ class Counter(Callback):
 
     def on_validation_batch_end(self, *args) -> None:
         self.counts["validation"] = self.counts.get("validation", 0) + 1
-
-
-class PixelFeatures(nn.Module):
-    """Stands in for the network of the Fréchet distance, so that no weights are needed."""
-
-    num_features = 12
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
 
 class PixelPerson(Frozen):

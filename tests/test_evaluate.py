@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import evaluate
 from data.faces import Faces
+from data.figures import GAP, TILE, TITLE
 from data.files import LEDGER
 from data.image_io import from_uint8, to_uint8, write_image
 from data.operator import Downscale, upscale_bicubic
-from evaluation import cache, figure, methods, metrics, options, runner
+from evaluation import cache, methods, metrics, options, runner
 from evaluation.methods import Output
 from models.encoder_base import face_noise
 
@@ -300,14 +301,14 @@ def test_the_same_seed_gives_the_same_figures(folder, tmp_path) -> None:
 def test_the_figure_shows_the_truth_last(folder, tmp_path) -> None:
     run(folder, tmp_path, "--lr", "16", "--projection", "without")
     truth = truths(folder)[: runner.SHOWN_FACES]
-    cell, step = figure.CELL, figure.CELL + 4
     pixels = np.array(Image.open(tmp_path / "faces_16.png"))
-    assert pixels.shape[:2] == (18 + runner.SHOWN_FACES * step, 7 * step)  # input, bicubic, amortized, truth
+    assert pixels.shape[:2] == (runner.SHOWN_FACES * (TILE + GAP + TITLE) + GAP, 7 * (TILE + GAP) + GAP)
     lr = to_uint8(Downscale(16)(from_uint8(truth)))
-    for column, shown in ((0, lr), (6, truth)):
+    for column, shown in ((0, lr), (6, truth)):  # between them bicubic and amortized
         for row, picture in enumerate(shown):
-            top, left, block = 18 + row * step, column * step, cell // picture.shape[-1]
-            part = pixels[top : top + cell : block, left : left + cell : block]
+            top, left = GAP + TITLE + row * (TILE + GAP + TITLE), GAP + column * (TILE + GAP)
+            block = TILE // picture.shape[-1]
+            part = pixels[top : top + TILE : block, left : left + TILE : block]
             assert np.array_equal(part, picture.permute(1, 2, 0).numpy())
 
 

@@ -341,8 +341,8 @@ def test_the_same_pixels_in_cpp(size: int, folder: Path, program: Path, backend:
     command = [program, folder / "upsampler.onnx", tmp_path / "face.ppm", tmp_path / "best.ppm"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wanted = backend.sample(lr, face_noise(lr, 1, backend.about.noise_dim, 0)).images[0, 0].transpose(1, 2, 0)
-    drawn = np.array(Image.open(tmp_path / "best.ppm")).astype(float)
-    assert drawn.shape == (SIZE, SIZE, 3) and np.abs(drawn - (wanted + 1) * 127.5).max() <= 1
+    made = np.array(Image.open(tmp_path / "best.ppm")).astype(float)
+    assert made.shape == (SIZE, SIZE, 3) and np.abs(made - (wanted + 1) * 127.5).max() <= 1
 
 
 @pytest.mark.parametrize("content", [b"P6\n4 5\n255\n", b"P6\n4 4\n255\nabc", b"P3\n4 4\n255\n", b""])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from models.checkpoints.generators import FORMAT, infer_config
 from models.generator import Generator
 from models.layers import upsampling_filter
 
-TRIAL = Path(__file__).resolve().parents[2] / "shared" / "weights" / "trial_prior64.pt"
 SHAPES = {
     "32 px": {"resolution": 32, "channels": [8, 6, 6, 4], "z_dim": 10, "w_dim": 12, "mapping_layers": 2},
     "64 px": {"resolution": 64, "channels": [8, 8, 8, 4, 4], "z_dim": 12, "w_dim": 10, "mapping_layers": 4},
@@ -104,17 +102,6 @@ def test_ada_layout_draws_the_same_pictures(tmp_path, shape) -> None:
     torch.testing.assert_close(loaded(z), generator(z))
 
 
-def test_trial_prior_is_read() -> None:
-    if not TRIAL.is_file():
-        pytest.skip(f"{TRIAL.name} is not on this machine")
-    generator = load_generator(TRIAL)
-    assert generator.resolution == 64 and generator.channels == (256, 256, 128, 64, 32)
-    assert (generator.z_dim, generator.w_dim, generator.mapping.num_layers, generator.num_ws) == (256, 256, 4, 10)
-    images = generator(torch.randn(4, 256, generator=torch.Generator().manual_seed(1)))
-    assert images.shape == (4, 3, 64, 64)
-    assert 0.2 < images.std() < 0.9  # faces; an unread tensor would leave grey or noise far out of range
-
-
 # --- refusals ---
 
 
@@ -190,12 +177,6 @@ def test_tensors_of_other_dimensions_are_named(tmp_path, name, shape) -> None:
         load_generator(tmp_path / "network.pt")
 
 
-def test_garbage_is_refused(tmp_path) -> None:
-    (tmp_path / "network.pt").write_bytes(b"not a network")
-    with pytest.raises(ValueError, match="network.pt"):
-        load_generator(tmp_path / "network.pt")
-
-
 @pytest.mark.parametrize("change", ["missing", "surplus", "misshaped"])
 def test_wrong_tensors_are_named(tmp_path, change) -> None:
     tensors, name = ada_tensors(make()), "synthesis.b16.conv0.affine.weight"
@@ -224,8 +205,3 @@ def test_impossible_resolution_is_refused(tmp_path) -> None:
     torch.save({"G_ema": tensors}, tmp_path / "network.pt")
     with pytest.raises(ValueError, match="48"):
         load_generator(tmp_path / "network.pt")
-
-
-def test_hash_is_sha256(tmp_path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import benchmarks.parity
 from models.checkpoints import load_generator, read_checkpoint
 from models.checkpoints.generators import make_generator
 from models.checkpoints.layouts import find_generator
@@ -320,19 +319,3 @@ def test_wrong_tensors_are_named_as_in_ada(change) -> None:
         file["convs.3.conv.modulation.weight"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"synthesis\.b16\.conv1\.affine\.weight"):
         read({"g_ema": file})
-
-
-def test_values_that_are_no_tensors_are_named() -> None:
-    with pytest.raises(ValueError, match=r"expected tensors of real.*'g_ema'.*'conv1\.noise\.weight' \(float\)"):
-        read({"g_ema": {**rosinality(make()), "conv1.noise.weight": 1.0}})
-
-
-# --- the benchmark that compares with the reference programs ---
-
-
-@pytest.mark.parametrize(("command", "hint"), [("", "clone one"), ("--rosinality .", "with model.py in it")])
-def test_parity_says_what_it_needs(tmp_path, monkeypatch, capsys, command, hint) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        benchmarks.parity.main(command.split())
-    assert hint in capsys.readouterr().err

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from psp_files import WIDTHS, checkpoint, tensors_of
 from small_runs import tiny_networks
-from test_psp_encoder import WIDTHS, checkpoint, tensors_of
 
 from cli.psp_bundle import main
 from models.bundle import load_bundle

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning import Callback
-from PIL import Image
+from small_runs import PixelFeatures, write_faces
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -22,15 +20,6 @@ from training.stylegan2 import StyleGAN2Training
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_64.yaml"
 FACES, BATCH, STEPS = 24, 4, 14  # six batches an epoch: the run ends in its third epoch
 METRIC = "fd_pixels"
-
-
-class PixelFeatures(nn.Module):
-    """Stands in for the network of the Fréchet distance, so that no weights are needed."""
-
-    num_features = 12
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
 
 class Killed(Exception):
@@ -83,12 +72,7 @@ def flat(network: nn.Module) -> Tensor:
 def faces(tmp_path_factory) -> Path:
     """A zip of random pictures."""
     path = tmp_path_factory.mktemp("faces") / "faces.zip"
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(FACES):
-            with BytesIO() as buffer:
-                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "png")
-                archive.writestr(f"{i:02d}.png", buffer.getvalue())
+    write_faces(path, FACES, grain=32)
     return path
 
 

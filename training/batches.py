@@ -107,32 +107,13 @@ def faces_from_bytes(batch: Tensor, random: BatchRandom | None = None) -> Tensor
 
 
 def random_sizes(
-    count: int,
-    smallest: int,
-    largest: int,
-    oversampled: Sequence[int],
-    oversample_prob: float,
-    rng: torch.Generator,
+    count: int, smallest: int, largest: int, oversampled: Sequence[int], prob: float, rng: torch.Generator
 ) -> list[int]:
-    """Samples LR sizes, uniform in their logarithm, some sizes more often than others.
-
-    Args:
-        count: How many.
-        smallest: Smallest size in pixels.
-        largest: Largest size in pixels.
-        oversampled: Sizes that are taken with probability `oversample_prob` instead.
-        oversample_prob: Probability in [0, 1].
-        rng: Source of randomness.
-
-    Returns:
-        Sizes in pixels; most make fractional factors.
-    """
+    """Samples LR sizes in pixels, uniform in their logarithm, or with probability `prob` one of those oversampled."""
     low, high = math.log(smallest - 0.5), math.log(largest + 0.5)
     u, choice, index = torch.rand(3, count, generator=rng, device=rng.device).tolist()
     return [
-        oversampled[int(i * len(oversampled))]
-        if oversampled and c < oversample_prob
-        else round(math.exp(low + x * (high - low)))
+        oversampled[int(i * len(oversampled))] if oversampled and c < prob else round(math.exp(low + x * (high - low)))
         for x, c, i in zip(u, choice, index, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Trains the generator and its discriminator: the prior over faces that everything else in the project rests on.
+"""Trains the generator, which everything else in the project rests on, and its discriminator.
 
 Non-saturating loss with lazy R1 and path-length regularisation (Karras et al. 2020), adaptive augmentation (Karras et
 al. 2020b), an exponential moving average of the generator. One synthesis per step serves both networks: the
