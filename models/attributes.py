@@ -72,14 +72,7 @@ class AttributeClassifier(nn.Module):
         self.register_buffer("rates", torch.full((len(self.names),), 0.5))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores faces.
-
-        Args:
-            images: Faces (B, 3, R, R) of any one size, FFHQ framing, in [-1, 1]; resized where needed.
-
-        Returns:
-            Logits (B, A), calibrated on faces among which an attribute is as frequent as in training (`rates`).
-        """
+        """Scores faces (B, 3, R, R) of any size in [-1, 1], FFHQ framing: calibrated logits (B, A), see `rates`."""
         return self.weighted(images) - self.log_weights
 
     def weighted(self, images: Tensor) -> Tensor:
@@ -96,14 +89,7 @@ class AttributeClassifier(nn.Module):
             return Downscale(self.resolution)(images) if larger else upscale_bicubic(images, self.resolution)
 
     def balanced(self, logits: Tensor) -> Tensor:
-        """Takes the training faces' frequencies out of calibrated logits: l − logit(r), 0 for "as if by chance".
-
-        Args:
-            logits: Calibrated logits (…, A).
-
-        Returns:
-            Logits (…, A), calibrated on faces of which half have each attribute.
-        """
+        """Turns calibrated logits (…, A) into those for faces of which half have each attribute, l − logit(r)."""
         return logits - self.rates.logit()
 
     @torch.inference_mode()
@@ -113,12 +99,7 @@ class AttributeClassifier(nn.Module):
 
 
 def save_attributes(classifier: AttributeClassifier, path: str | Path, notes: dict[str, str] | None = None) -> None:
-    """Writes a classifier in float16.
-
-    Args:
-        classifier: What to write.
-        path: Target, ends in .safetensors; replaced as a whole.
-        notes: Kept in the file's header, such as licence and training data.
+    """Writes a classifier in float16, with notes such as licence and training data in the file's header.
 
     Raises:
         ValueError: If a tensor is not finite or too large for float16.
@@ -132,11 +113,7 @@ def save_attributes(classifier: AttributeClassifier, path: str | Path, notes: di
 
 
 def load_attributes(path: str | Path, device: torch.device | str = "cpu") -> AttributeClassifier:
-    """Reads a classifier.
-
-    Args:
-        path: What `save_attributes` wrote.
-        device: Where to put it.
+    """Reads what `save_attributes` wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.

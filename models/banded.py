@@ -55,9 +55,6 @@ def synthesize_blocks(
         rgb: Its colour (B, 3, H, W).
         styles: Three style codes (B, D) per block: two convolutions and the colour output.
         noise: Two noise maps (B or 1, 1, H', W') or None per block.
-
-    Returns:
-        Images (B, 3, R, R).
     """
     images = []
     for i in range(x.shape[0]):

@@ -109,11 +109,7 @@ class Bundle:
         return Encoding(encoding.ws.float(), {size: d.float() for size, d in encoding.details.items()})
 
     def check_faces(self, lr: Tensor) -> None:
-        """Refuses what is no batch of low-resolution faces of this bundle.
-
-        Raises:
-            ValueError: If shape, type, size or values are wrong.
-        """
+        """Raises ValueError for what is no batch of low-resolution faces of this bundle."""
         smallest, largest = self.lr_sizes
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.shape[2] != lr.shape[3] or not lr.is_floating_point():
             raise ValueError(
@@ -252,10 +248,7 @@ def _read_flow(path: Path, generator_sha256: str) -> tuple[dict[str, str], dict[
 def add_to_latents(path: str | Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
     """Adds tensors to a bundle's latents.safetensors, in place of those of the same names, and renews bundle.json.
 
-    Args:
-        path: The bundle's folder; it is replaced only once the new one is complete.
-        tensors: Tensors by name.
-        notes: For the header of the file.
+    The bundle is replaced only once the new one is complete; `notes` go into the file's header.
 
     Raises:
         FileNotFoundError: If there is no bundle.
@@ -375,12 +368,8 @@ def _read_tensors(path: Path, generator_sha256: str, without: str | None = None)
 def make_encoder(config: dict[str, Any]) -> EncoderBase:
     """Makes an untrained encoder from what `config` of another one says.
 
-    Args:
-        config: Arguments of `models.encoder.Encoder`; with "variant" "psp" or "propulse" those of
-            `models.psp.PspVariant` or `models.propulse.ProPulseEncoder`.
-
-    Raises:
-        ValueError: If the variant is unknown, or has no such argument.
+    These are arguments of `models.encoder.Encoder`; with "variant" "psp" or "propulse" those of `models.psp.PspVariant`
+    or `models.propulse.ProPulseEncoder`. ValueError if the variant is unknown, or has no such argument.
     """
     from models.encoder import Encoder  # here, for what their backbones may import takes time
     from models.propulse import ProPulseEncoder

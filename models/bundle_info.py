@@ -30,12 +30,7 @@ _OPTIONAL_ENCODER_TYPES = {
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Reads and checks bundle.json.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not what this version of the software understands.
-    """
+    """Reads bundle.json; ValueError if it is not what this version of the software understands."""
     if not (path / INFO).is_file():
         raise FileNotFoundError(
             f"Expected a bundle at {path}, found no {INFO} there; name a folder that holds one, "
@@ -50,11 +45,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def check_info(info: Any, path: Path) -> None:
-    """Refuses notes that are missing, of a wrong type, or out of range.
-
-    Raises:
-        ValueError: If it is not what this version of the software understands.
-    """
+    """Raises ValueError for notes that are missing, of a wrong type, or out of range."""
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         found = info.get("format") if isinstance(info, dict) else type(info).__name__
         raise ValueError(
@@ -74,17 +65,7 @@ def check_info(info: Any, path: Path) -> None:
 
 
 def check_encoder(config: dict[str, Any], path: Path) -> None:
-    """Refuses settings of the wrong type, and backbones that timm would look for outside.
-
-    timm takes names such as "hf-hub:owner/model" for places on the network.
-
-    Args:
-        config: Arguments of `models.bundle.make_encoder`.
-        path: Named in errors.
-
-    Raises:
-        ValueError: If a setting has a wrong type or is out of range, or timm has no such backbone.
-    """
+    """Raises ValueError for settings of the wrong type, and for backbones that timm would look for on the network."""
     import timm  # late: it takes longer to import than to encode a face
 
     types = _ENCODER_TYPES | _OPTIONAL_ENCODER_TYPES

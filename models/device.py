@@ -24,10 +24,7 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 def choose_device(name: str) -> torch.device:
-    """Finds the device by its name, and checks that it can be used.
-
-    Args:
-        name: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1" …, or "mps".
+    """Finds a device by name: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1" … or "mps".
 
     Raises:
         ValueError: If the name is another one, or there is no such device here.
@@ -67,15 +64,7 @@ def memory_of(device: torch.device) -> int:
 
 
 def bytes_per_face(generator: Generator, gradient: bool) -> float:
-    """Estimates the memory that the synthesis of one face takes, in float32.
-
-    Args:
-        generator: With its resolution and widths.
-        gradient: Whether a backward pass follows.
-
-    Returns:
-        Bytes.
-    """
+    """Estimates the bytes that the synthesis of one face takes in float32, with a backward pass or without."""
     synthesis = generator.synthesis
     features = [
         width * size**2
@@ -90,27 +79,13 @@ def bytes_per_face(generator: Generator, gradient: bool) -> float:
 
 
 def faces_at_once(generator: Generator, gradient: bool = False, most: int = 64) -> int:
-    """Says how many faces to synthesize at once.
-
-    Args:
-        generator: On its device.
-        gradient: Whether a backward pass follows.
-        most: Never more: on small faces larger batches are no faster.
-
-    Returns:
-        1 to `most`; the same on every call on the same machine.
-    """
+    """Says how many faces to synthesize at once: 1 to `most`, the same on every call on the same machine."""
     fitting = SHARE * memory_of(generator.w_avg.device) / bytes_per_face(generator, gradient)
     return max(1, min(most, int(fitting)))
 
 
 def compile_if_possible(module: nn.Module, device: torch.device) -> bool:
-    """Compiles a module in place; its tensors keep their names.
-
-    Args:
-        module: What to compile, for one batch size.
-        device: Where it will run; only a CPU needs a compiler of its own.
-    """
+    """Compiles a module in place for one batch size; its tensors keep their names."""
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         warnings.warn("No C++ compiler found: training runs uncompiled, and slower.", stacklevel=2)
         return False

@@ -42,17 +42,9 @@ class ResidualBlock(nn.Module):
 
 
 def minibatch_stddev(x: Tensor, group_size: int = 4) -> Tensor:
-    """Appends the standard deviation over groups of samples as one more channel.
+    """Appends the standard deviation over groups of samples to features (B, C, H, W) as one more channel.
 
-    Args:
-        x: Features (B, C, H, W).
-        group_size: Samples per group; the largest divisor of B up to this is used.
-
-    Returns:
-        Features (B, C + 1, H, W).
-
-    References:
-        Karras et al. 2018, section 3.
+    A group has the largest divisor of B up to `group_size` (Karras et al. 2018, section 3).
     """
     batch, _, height, width = x.shape
     group = max(g for g in range(1, min(group_size, batch) + 1) if batch % g == 0)
@@ -82,14 +74,7 @@ class Discriminator(nn.Module):
         self.out = EqualLinear(channels[0], 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Judges images.
-
-        Args:
-            images: Images (B, 3, R, R) in [-1, 1].
-
-        Returns:
-            Logits (B,), higher means more real.
-        """
+        """Maps images (B, 3, R, R) in [-1, 1] to logits (B,); higher means more real."""
         x = self.blocks(self.from_rgb(images.contiguous(memory_format=torch.channels_last)))
         x = self.conv(minibatch_stddev(x))
         return self.out(self.fc(x.flatten(1))).squeeze(1).float()
@@ -99,15 +84,12 @@ class PooledFeatureDiscriminator(nn.Module):
     """Judges images by the features that a frozen network has of them: one small head per depth.
 
     A head halves what is larger than 8 px and gives a logit per place. Spectral normalisation keeps it from being
-    too sure; the norm is estimated by `normalise`, once a step, and not at every call.
+    too sure; the norm is estimated by `normalise`, once a step, and not at every call. Sauer et al. 2021, "Projected
+    GANs Converge Faster"; Kumari et al. 2022, "Ensembling Off-the-shelf Models for GAN Training".
 
     Args:
         widths: Channels of the features.
         hidden: Channels within a head.
-
-    References:
-        Sauer et al. 2021, "Projected GANs Converge Faster"; Kumari et al. 2022, "Ensembling Off-the-shelf Models for
-        GAN Training", for such a discriminator beside the usual one.
     """
 
     def __init__(self, widths: Sequence[int], hidden: int = 64) -> None:
@@ -126,14 +108,7 @@ class PooledFeatureDiscriminator(nn.Module):
         self.eval()
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Judges.
-
-        Args:
-            features: One tensor (B, C_i, H_i, W_i) per depth, of mean square about 1.
-
-        Returns:
-            Logits (B, P_i) per depth, one for each of P_i places; higher means more real.
-        """
+        """Maps features (B, C_i, H_i, W_i) per depth, of mean square about 1, to logits (B, P_i) of P_i places."""
         logits = []
         for head, x in zip(self.heads, features, strict=True):
             convs = list(head.children())

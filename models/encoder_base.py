@@ -22,29 +22,18 @@ COARSE_STYLES, MEDIUM_STYLES = 3, 4  # as in pSp; all further ones are fine
 
 
 class Features(NamedTuple):
-    """What an encoder sees in faces.
+    """What an encoder sees in faces."""
 
-    Attributes:
-        styles: Features for the coarse, medium and fine styles, one tensor each.
-        levels: Feature maps (B, C, S, S) for the details, coarse to fine; empty for encoders without.
-        known: LR size and noise level as the networks see them (B, 2).
-    """
-
-    styles: Sequence[Tensor]
-    levels: Sequence[Tensor]
-    known: Tensor
+    styles: Sequence[Tensor]  # features for the coarse, medium and fine styles, one tensor each
+    levels: Sequence[Tensor]  # maps (B, C, S, S) for the details, coarse to fine; may be empty
+    known: Tensor  # LR size and noise level as the networks see them (B, 2)
 
 
 class Encoding(NamedTuple):
-    """k explanations of each face.
+    """k explanations of each face."""
 
-    Attributes:
-        ws: Style codes (B, k, L, D).
-        details: By size r in pixels, what is added to the generator's features at r px (B, k, C, r, r); may be empty.
-    """
-
-    ws: Tensor
-    details: dict[int, Tensor]
+    ws: Tensor  # style codes (B, k, L, D)
+    details: dict[int, Tensor]  # by r, added to the generator's features at r px (B, k, C, r, r)
 
 
 def face_keys(lr: Tensor) -> list[int]:
@@ -54,16 +43,9 @@ def face_keys(lr: Tensor) -> list[int]:
 
 
 def face_noise(lr: Tensor, k: int, noise_dim: int, seed: int) -> Tensor:
-    """Samples the noise of k encodings; it depends on the seed and the face alone, never on the batch or on k.
+    """Samples the noise (B, k, E) of k encodings of faces (B, 3, s, s); the first is 0, for the point estimate.
 
-    Args:
-        lr: LR faces (B, 3, s, s) in [-1, 1].
-        k: Encodings per face; the first is the point estimate, whose noise is 0.
-        noise_dim: Width E.
-        seed: Seed, at least 0.
-
-    Returns:
-        Noise (B, k, E), float32 on the CPU, the same on every machine.
+    It depends on the seed and the face alone, never on the batch, on k or on the machine; float32 on the CPU.
     """
     return torch.from_numpy(noise.face_noise(_array(lr), k, noise_dim, seed))
 
@@ -104,9 +86,6 @@ class EncoderBase(nn.Module):
             canvas: LR faces as `on_canvas` gives them (B, 3, canvas, canvas), in [-1, 1].
             size: Their LR sizes in pixels (B,).
             sigma: Standard deviation of their noise in grey levels of 255 (B,).
-
-        Returns:
-            What was seen.
         """
         raise NotImplementedError
 

@@ -52,16 +52,7 @@ CROP_LEFT, CROP_TOP, CROP_SIZE = 0.110, 0.114, 0.780
 
 
 class Unit(nn.Module):
-    """A convolution, batch normalisation and, where asked, a PReLU.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: 1 and 3 are padded to keep the size, 7 is not padded.
-        stride: 2 halves the size.
-        groups: Equal to the channels for a depthwise convolution.
-        activate: End with a PReLU.
-    """
+    """A convolution, batch normalisation and, where asked, a PReLU; kernels of 1 and 3 keep the size, 7 has no padding."""
 
     def __init__(
         self,
@@ -90,14 +81,7 @@ class Unit(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """An inverted bottleneck: expand by 1x1, filter each channel by 3x3, project by 1x1.
-
-    Args:
-        in_channels: Channels of the input.
-        width: Channels in between.
-        out_channels: Channels of the output.
-        stride: 1 adds the input to the output, 2 halves the size and adds nothing.
-    """
+    """An inverted bottleneck: expand by 1x1, filter each channel by 3x3, project by 1x1; stride 1 adds the input."""
 
     def __init__(self, in_channels: int, width: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -140,14 +124,11 @@ class MobileFaceNet(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path | str, sha256: str | None = None) -> MobileFaceNet:
-        """Loads the network.
+        """Loads the network in evaluation mode, with normalisations folded into the convolutions.
 
         Args:
             path: A `.pt` with a dictionary of tensors by MXNet names.
             sha256: Checksum of the tensors, see `models.pretrained.check_tensors`; None accepts any.
-
-        Returns:
-            The network in evaluation mode, with normalisations folded into the convolutions.
 
         Raises:
             ValueError: If the file holds other tensors than this network's.
@@ -168,13 +149,7 @@ class MobileFaceNet(nn.Module):
         return network.to(memory_format=torch.channels_last)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Embeds faces.
-
-        Args:
-            faces: Faces (B, 3, 112, 112) RGB in [-1, 1], aligned by five points as ArcFace does.
-
-        Returns:
-            Embeddings (B, 128) of unit norm.
+        """Embeds RGB faces (B, 3, 112, 112) in [-1, 1], aligned by five points as ArcFace does: unit vectors (B, 128).
 
         Raises:
             ValueError: If the faces have another size.
@@ -191,14 +166,7 @@ class MobileFaceNet(nn.Module):
 
 
 def read_mxnet_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Reads tensors by their MXNet names.
-
-    Args:
-        path: A `.pt` with a dictionary of tensors.
-
-    Raises:
-        ValueError: If the file is none; no code in it is executed.
-    """
+    """Reads a `.pt` of tensors by their MXNet names; no code in it is executed. ValueError if it is something else."""
     tensors = safe_load(path)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"Expected {path} to hold a dict of MobileFaceNet's tensors by name; replace it.")
@@ -242,19 +210,11 @@ def rename_mxnet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=32)
 def crop_matrix(size: int, start: float, extent: float, out: int) -> Tensor:
-    """Builds the antialiased bilinear resampling of part of a row, as a matrix.
+    """Builds the antialiased bilinear resampling of part of a row as a matrix (out, n) whose rows sum to 1.
 
     Pillow's convention: a triangle of half-width max(1, scale) around each output's centre, cut at the picture's
-    border and normalised. A matrix, because the part need not begin and end on whole pixels.
-
-    Args:
-        size: Pixels n of the row.
-        start: Where the part begins, as a fraction of the row.
-        extent: Length of the part, as a fraction of the row.
-        out: Pixels of the result.
-
-    Returns:
-        The matrix (out, n) on the CPU; its rows sum to 1.
+    border and normalised. A matrix, because the part need not begin and end on whole pixels; `start` and `extent` are
+    fractions of the row of n = `size` pixels.
     """
     scale = extent * size / out
     centres = start * size + (torch.arange(out, dtype=torch.float64) + 0.5) * scale  # (out,)
@@ -264,13 +224,7 @@ def crop_matrix(size: int, start: float, extent: float, out: int) -> Tensor:
 
 
 def crop_face(images: Tensor) -> Tensor:
-    """Cuts the part out of a face in FFHQ framing that ArcFace's five-point alignment would show.
-
-    Args:
-        images: Images (B, 3, R, R), FFHQ framing.
-
-    Returns:
-        Faces (B, 3, 112, 112), in the images' range; differentiable.
+    """Cuts (B, 3, 112, 112) out of faces (B, 3, R, R) in FFHQ framing, as ArcFace's five-point alignment would show.
 
     Raises:
         ValueError: If the images are not square.
@@ -297,17 +251,7 @@ class FaceEmbedder(Frozen):
         self.freeze().to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeds faces.
-
-        Args:
-            images: Images (B, 3, R, R) in [-1, 1], FFHQ framing.
-
-        Returns:
-            Embeddings (B, E) of unit norm; their scalar product compares two persons.
-
-        Raises:
-            ValueError: If the images are not square.
-        """
+        """Embeds images (B, 3, R, R) in [-1, 1], FFHQ framing: unit vectors (B, E), compared by their dot product."""
         if images.ndim != 4 or images.shape[2] != images.shape[3]:
             raise ValueError(
                 f"Expected square images (B, 3, R, R), got {tuple(images.shape)}; crop them to FFHQ framing."
@@ -316,10 +260,7 @@ class FaceEmbedder(Frozen):
 
 
 def load_face_embedder(name: str) -> Frozen:
-    """Loads one of the networks.
-
-    Args:
-        name: "mobilefacenet", "ir_se50" or "inception_resnet".
+    """Loads "mobilefacenet", "ir_se50" or "inception_resnet".
 
     Returns:
         A network that maps images (B, 3, R, R) in [-1, 1], FFHQ framing, to embeddings (B, E) of unit norm.
@@ -371,14 +312,11 @@ def mtcnn_crop(images: Tensor) -> Tensor:
 
 
 def load_mobilefacenet(path: Path | str | None = None) -> FaceEmbedder:
-    """Loads MobileFaceNet behind `crop_face`.
+    """Loads MobileFaceNet behind `crop_face`; embeddings of 128 numbers.
 
     Args:
         path: The weights, see `MobileFaceNet.from_file`; None looks for `mobilefacenet_y1.pt` with
             `models.pretrained.find_weights`, and accepts only the published tensors.
-
-    Returns:
-        The network; its embeddings have 128 numbers.
 
     Raises:
         FileNotFoundError: If there are no weights; says which file to put where.

@@ -74,11 +74,7 @@ class FlowPrior(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, w: Tensor) -> None:
-        """Measures the affine map.
-
-        Args:
-            w: Codes (N, D) like those that the flow is to learn, N well above D.
-        """
+        """Measures the affine map on codes (N, D) like those that the flow is to learn, N well above D."""
         if self.whiten:
             mean, factor = gaussian_of(w)
             self.mean.copy_(mean)
@@ -106,10 +102,7 @@ class FlowPrior(nn.Module):
 
 
 def gaussian_of(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Measures the Gaussian of v = lrelu₅(w), as `models.latents` does.
-
-    Args:
-        w: Codes (N, D).
+    """Measures the Gaussian of v = lrelu₅(w), as `models.latents` does, on codes (N, D).
 
     Returns:
         Mean μ (D,) and factor F (D, D) of the covariance, lower triangular, in double precision.
@@ -122,35 +115,14 @@ def gaussian_of(w: Tensor) -> tuple[Tensor, Tensor]:
 def flow_tensors(flow: FlowPrior) -> dict[str, Tensor]:
     """Gives what has to be stored: the networks in float16, the affine map in float32, in which small numbers count.
 
-    The masks follow from the settings.
-
-    Args:
-        flow: The flow.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        ValueError: If a number exceeds float16.
+    The masks follow from the settings. ValueError if a number exceeds float16.
     """
     state = {name: t.detach().cpu().contiguous() for name, t in flow.state_dict().items() if t.is_floating_point()}
     return to_half(state) | {name: state[name] for name in ("mean", "scale")}
 
 
 def flow_from(tensors: dict[str, Tensor], config: dict[str, Any], where: str) -> FlowPrior:
-    """Builds a flow from stored tensors.
-
-    Args:
-        tensors: From `flow_tensors`.
-        config: Arguments of `FlowPrior`.
-        where: Where they come from, for messages.
-
-    Returns:
-        The flow, frozen.
-
-    Raises:
-        ValueError: If they do not fit.
-    """
+    """Builds a frozen flow from `flow_tensors` and the arguments of `FlowPrior`; ValueError if they do not fit."""
     try:
         flow = FlowPrior(**config)
         missing = {name for name, t in flow.state_dict().items() if t.is_floating_point()} ^ tensors.keys()
@@ -169,14 +141,11 @@ def save_flow(flow: FlowPrior, path: Path, generator_sha256: str) -> None:
 
 
 def load_flow(path: str | Path, generator_sha256: str | None = None) -> FlowPrior:
-    """Reads a flow, from its own file or from a bundle's latents.safetensors.
+    """Reads a flow, frozen, on the CPU, from its own file or from a bundle's latents.safetensors.
 
     Args:
         path: The file.
         generator_sha256: Of the generator's file that it must belong to; None accepts any.
-
-    Returns:
-        The flow, frozen, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -209,17 +178,7 @@ _LOADED: dict[tuple[str, str], FlowPrior] = {}
 
 
 def flow_of(bundle: Bundle) -> FlowPrior:
-    """Gives a bundle's flow; it is read when it is first asked for.
-
-    Args:
-        bundle: The bundle.
-
-    Returns:
-        The flow, on the bundle's device.
-
-    Raises:
-        ValueError: If the bundle has none; says how to train one.
-    """
+    """Gives a bundle's flow on its device, read when it is first asked for; ValueError if it has none."""
     key = bundle.hash, str(bundle.device)
     if key not in _LOADED:
         if bundle.latents_path is None:
@@ -229,14 +188,7 @@ def flow_of(bundle: Bundle) -> FlowPrior:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Puts a flow into a bundle.
-
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-
-    Returns:
-        The exit status: 0, or 1 with a message.
-    """
+    """Puts a flow into a bundle; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="default: bundles/celeba64")
     parser.add_argument("--flow", type=Path, required=True, help="flow.safetensors of a training")

@@ -26,10 +26,7 @@ NOISE_MODES = ("const", "random", "none")
 def channels_by_resolution(resolution: int, base: int = 32768, maximum: int = 512) -> tuple[int, ...]:
     """Gives the feature widths of StyleGAN2, min(base / r, maximum) for r = 4, 8, …, resolution.
 
-    Args:
-        resolution: Output size in pixels, a power of two.
-        base: Channels times resolution; 32768 is the official value, 16384 that of ADA's small configurations.
-        maximum: Upper limit.
+    The official base is 32768; ADA's small configurations have 16384.
     """
     return tuple(min(base // 2**i, maximum) for i in range(2, int(math.log2(resolution)) + 1))
 
@@ -124,15 +121,7 @@ class SynthesisNetwork(nn.Module):
         return [layer for block in self.blocks for layer in block.layers]
 
     def make_noise(self, batch: int, rng: torch.Generator | None = None) -> list[Tensor]:
-        """Samples fresh noise maps for every layer.
-
-        Args:
-            batch: Batch size B.
-            rng: Source of randomness on the network's device; the global one if None.
-
-        Returns:
-            One map (B, 1, H, W) per layer, standard normal.
-        """
+        """Samples standard normal noise maps (B, 1, H, W), one per layer."""
         device = self.layers[0].noise_const.device
         return [
             torch.randn(batch, 1, layer.resolution, layer.resolution, device=device, generator=rng)
@@ -177,9 +166,6 @@ class SynthesisNetwork(nn.Module):
 
     def partial_sums(self, ws: Tensor) -> list[Tensor]:
         """Synthesizes images, with what the colour outputs have added up to at every resolution.
-
-        Args:
-            ws: Style codes (B, L, D).
 
         Returns:
             Colours (B, 3, r, r) for r = 4, 8, …, R, with the stored noise maps. The last are the images; the others

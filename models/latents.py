@@ -33,15 +33,10 @@ LR_SIZES = (8, 12, 16, 24)  # in px, of a 64 px generator; the probes take turns
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """P, as a change of the identity along a few directions.
+    """P, as a change of the identity along a few directions."""
 
-    Attributes:
-        directions: Eigenvectors of H (L · D, r), orthonormal.
-        gains: P along them (r,), in (0, 1]; 1 along all others.
-    """
-
-    directions: Tensor
-    gains: Tensor
+    directions: Tensor  # eigenvectors of H (L · D, r), orthonormal
+    gains: Tensor  # P along them (r,), in (0, 1]; 1 along all others
 
     def apply(self, x: Tensor) -> Tensor:
         """P x for offsets (N, L, D)."""
@@ -118,13 +113,7 @@ class LatentStatistics(nn.Module):
 
     @torch.no_grad()
     def fit(self, generator: Generator, samples: int = 100_000, seed: int = 0) -> None:
-        """Measures the statistics on mapped samples.
-
-        Args:
-            generator: Whose mapping network is sampled.
-            samples: Number of codes.
-            seed: Of the samples.
-        """
+        """Measures the statistics on so many codes that the generator's mapping network gives for a seed."""
         rng = np.random.default_rng((seed, samples))
         parts = []
         for start in range(0, samples, 10_000):

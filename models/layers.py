@@ -78,28 +78,12 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Filters every channel after a transposed convolution, which leaves one row and one column too many.
-
-    Args:
-        x: Features (B, C, H + 1, W + 1).
-        kernel: The filter (4, 4).
-
-    Returns:
-        Features (B, C, H, W).
-    """
+    """Filters every channel after a transposed convolution: (B, C, H + 1, W + 1) to (B, C, H, W)."""
     return convolve(x, _per_channel(kernel, x), padding=1, groups=x.shape[1])
 
 
 def upsample_2x(x: Tensor, kernel: Tensor) -> Tensor:
-    """Doubles the size by zero insertion and a filter.
-
-    Args:
-        x: Images or features (B, C, H, W).
-        kernel: The filter (4, 4); of sum 4 it keeps the mean.
-
-    Returns:
-        (B, C, 2H, 2W).
-    """
+    """Doubles the size of (B, C, H, W) by zero insertion and a filter (4, 4), which keeps the mean if its sum is 4."""
     return convolve(x, _per_channel(kernel, x), stride=2, padding=1, groups=x.shape[1], transposed=True)
 
 
@@ -277,11 +261,7 @@ class SynthesisLayer(nn.Module):
         return [noise, bias]
 
     def modulate(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Scales by the style and convolves.
-
-        Args:
-            x: Features (B, C_in, H, W).
-            w: Style codes (B, D).
+        """Scales features (B, C_in, H, W) by the style of codes (B, D) and convolves.
 
         Returns:
             W * (s x) (B, C_out, H', W'), and the factors d √2 (B, C_out, 1, 1) that are still to multiply it.

@@ -26,39 +26,25 @@ CARDS = Path(__file__).with_name("cards.yaml")
 
 @dataclass(frozen=True)
 class Card:
-    """Where a published generator comes from.
+    """Where a published generator comes from."""
 
-    Attributes:
-        name: Short name, such as "ffhq256".
-        file: Its name on this machine.
-        url: Where it is downloaded from; None if only by hand.
-        source: The page that names the address or leads to the file.
-        sha256: What the file should have, 64 hexadecimal digits; None if its publisher does not say.
-        resolution: Size of the pictures in pixels.
-        layout: Whose layout the file has.
-        licence: On which terms, in short.
-        licence_url: The whole text.
-        note: What it generates, and what it was trained on.
-    """
-
-    name: str
-    file: str
-    url: str | None
-    source: str
-    sha256: str | None
-    resolution: int
+    name: str  # such as "ffhq256"
+    file: str  # its name on this machine
+    url: str | None  # where it is downloaded from; None if only by hand
+    source: str  # the page that names the address or leads to the file
+    sha256: str | None  # 64 hexadecimal digits; None if its publisher does not say
+    resolution: int  # size of the pictures in pixels
     layout: str
-    licence: str
+    licence: str  # on which terms, in short
     licence_url: str
-    note: str
+    note: str  # what it generates, and what it was trained on
 
 
 def weight_folders() -> list[Path]:
     """Lists the folders that are searched, in order.
 
-    Returns:
-        $AMORTIZED_PULSE_WEIGHTS if set, torch.hub's checkpoints, `weights/` in the repository, and the folders of a
-        `shared/` directory beside it.
+    $AMORTIZED_PULSE_WEIGHTS if set, torch.hub's checkpoints, `weights/` in the repository, and the folders of a
+    `shared/` directory next to it.
     """
     folders = [Path(os.environ[VARIABLE]).expanduser()] if os.environ.get(VARIABLE) else []
     shared = ROOT.parent / "shared"
@@ -110,14 +96,10 @@ def find_weights(*names: str, url: str | None = None, source: str = "") -> Path:
 def download(url: str, path: Path, sha256: str | None = None) -> Path:
     """Downloads a file by torch.hub; it appears under its name only once it is complete.
 
-    Args:
-        url: Where from.
-        path: Where to.
-        sha256: First digits of its SHA-256, or all of them; None if they are not known.
-
     Raises:
         OSError: If the server cannot be reached, or refuses.
-        ValueError: If what came has another checksum, or is a web page; nothing is kept then.
+        ValueError: If the file does not have the first digits of SHA-256 that are given, or is a web page; nothing is
+            kept then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -134,17 +116,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> Path:
 
 
 def read_cards(path: Path | None = None) -> dict[str, Card]:
-    """Reads the cards of published generators.
-
-    Args:
-        path: A YAML file of them; that of the project if None.
-
-    Returns:
-        The cards by name, in the order of the file.
-
-    Raises:
-        ValueError: If a card lacks a field, or has one too many.
-    """
+    """Reads the cards of published generators by name, in the order of the file; ValueError if a field is wrong."""
     path = path or CARDS
     cards = {}
     for name, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -156,11 +128,7 @@ def read_cards(path: Path | None = None) -> dict[str, Card]:
 
 
 def find_card(name: str) -> Card:
-    """Finds a card by its name.
-
-    Raises:
-        ValueError: If there is none; names those that there are.
-    """
+    """Finds a card by its name; ValueError if there is none."""
     cards = read_cards()
     if name not in cards:
         raise ValueError(f"Expected one of {', '.join(cards)}, got {name!r}; see `python -m models.checkpoints list`.")
@@ -168,16 +136,7 @@ def find_card(name: str) -> Card:
 
 
 def card_of(path: Path, sha256: str, resolution: int) -> Card | None:
-    """Recognises a file by its sha256, or, where its card has none, by its name and resolution.
-
-    Args:
-        path: The file.
-        sha256: Its sha256.
-        resolution: Size of the pictures that it generates, in pixels.
-
-    Returns:
-        Its card, None if there is none.
-    """
+    """Recognises a file by its sha256, or, where its card has none, by its name and resolution; None for no card."""
     cards = list(read_cards().values())
     by_hash = [card for card in cards if card.sha256 == sha256]
     by_name = [c for c in cards if c.sha256 is None and (c.file, c.resolution) == (path.name, resolution)]
@@ -185,15 +144,12 @@ def card_of(path: Path, sha256: str, resolution: int) -> Card | None:
 
 
 def fetch(card: Card, folder: Path | None = None) -> tuple[Path, str]:
-    """Gives the file of a card; downloads it if it is not there.
+    """Gives path and sha256 of the file of a card; downloads it if it is not there.
 
     Args:
         card: The card.
         folder: Where it is looked for and put; if None, it is looked for in all folders of weights, and put into the
             first.
-
-    Returns:
-        Its path and its sha256.
 
     Raises:
         FileNotFoundError: If it cannot be downloaded; says which file to put where.
@@ -222,17 +178,7 @@ def fetch(card: Card, folder: Path | None = None) -> tuple[Path, str]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: str, path: Path | str, what: str) -> None:
-    """Refuses tensors that are not the expected ones, whatever file they came in.
-
-    Args:
-        tensors: Tensors by name.
-        expected: Their `tensors_sha256`.
-        path: Where they were read from, for the error message.
-        what: What they should be, for the error message.
-
-    Raises:
-        ValueError: If the checksum is another one.
-    """
+    """Raises ValueError for tensors whose `tensors_sha256` is not the expected one, whatever file they came in."""
     found = tensors_sha256(tensors)
     if found != expected:
         raise ValueError(
@@ -246,9 +192,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
     The SHA-256 over name, number type, shape and bytes of each tensor, in the order of the names. The step counters
     of batch normalisation (`num_batches_tracked`) are left out: old files lack them, and evaluation never reads them.
-
-    Returns:
-        64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -63,18 +63,12 @@ class ProPulseEncoder(EncoderBase):
         return self.partial(features, self.levels)
 
     def partial(self, features: Features, level: int) -> Tensor:
-        """Maps what was seen to codes whose finer layers are still the base code.
+        """Maps what was seen to codes (B, L, D) whose finer layers are still the base code.
 
         Args:
             features: See `read`.
             level: How many of the generator's resolutions 4, 8, …, R have layers of their own, two each: 0 gives the
                 base code alone, `levels` the point estimate.
-
-        Returns:
-            Style codes (B, L, D).
-
-        Raises:
-            ValueError: If the level is out of range.
         """
         if not 0 <= level <= self.levels:
             raise ValueError(f"Expected a level from 0 to {self.levels}, got {level}.")

@@ -60,13 +60,7 @@ class Squeeze(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """A unit of IR-SE: normalise, convolve, PReLU, convolve, normalise, weigh the channels; added to its input.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: 2 halves the size, 1 keeps it.
-    """
+    """A unit of IR-SE: normalise, convolve, PReLU, convolve, normalise, weigh the channels; added to its input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -92,11 +86,7 @@ class ResidualUnit(nn.Module):
 
 
 def ir_se50_layers(widths: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]:
-    """Makes the stem and the residual units of IR-SE50.
-
-    Returns:
-        Both; an image (B, 3, H, W) becomes (B, C, H / 16, W / 16).
-    """
+    """Makes the stem and the residual units of IR-SE50, from images (B, 3, H, W) to (B, C, H / 16, W / 16)."""
     below, *stages = widths
     stem = nn.Sequential(nn.Conv2d(3, below, 3, padding=1, bias=False), nn.BatchNorm2d(below), nn.PReLU(below))
     units = []
@@ -108,12 +98,7 @@ def ir_se50_layers(widths: Sequence[int]) -> tuple[nn.Sequential, nn.Sequential]
 
 
 class Map2Style(nn.Module):
-    """Reads one style from a level of the pyramid: convolutions of stride 2 down to one place, and a linear layer.
-
-    Args:
-        width: Channels of the level, and width D of the style.
-        size: Height and width of the level, a power of two.
-    """
+    """Reads one style from a level of the pyramid: convolutions of stride 2 down to one place, and a linear layer."""
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
@@ -160,13 +145,7 @@ class PspEncoder(nn.Module):
         return 16 if style < FIRST_MEDIUM else 8 if style < FIRST_FINE else 4
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encodes faces.
-
-        Args:
-            images: Faces (B, 3, 256, 256) in [-1, 1], aligned as the encoder's training data.
-
-        Returns:
-            Style codes (B, L, D), the mean latent added.
+        """Encodes faces (B, 3, 256, 256) in [-1, 1], aligned as in its training: styles (B, L, D), w̄ added.
 
         Raises:
             ValueError: If the images have another shape.
@@ -207,9 +186,6 @@ def load_psp_encoder(path: str | Path, device: torch.device | str = "cpu", kind:
         path: The `.pt` file.
         device: Where to put it.
         kind: "psp" or "e4e", for files that do not say; both have the same tensors. None for what the file says.
-
-    Returns:
-        The encoder, in eval mode, without gradients on its parameters; its `kind` says which it is.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -321,12 +297,7 @@ class PspVariant(EncoderBase):
         return F.interpolate(lr, size=(SIZE, SIZE), mode="bilinear", antialias=True)
 
     def read(self, canvas: Tensor, size: Tensor, sigma: Tensor) -> Features:
-        """Looks at faces of 256 px (B, 3, 256, 256).
-
-        Args:
-            canvas: LR faces as `on_canvas` gives them.
-            size: Not looked at.
-            sigma: Not looked at.
+        """Looks at faces of 256 px (B, 3, 256, 256); size and noise are not looked at.
 
         Returns:
             Levels of the pyramid (B, C, 16, 16), (B, C, 32, 32) and (B, C, 64, 64) as features for the styles.
@@ -350,9 +321,6 @@ class PspVariant(EncoderBase):
     def load_backbone(self, file: str | Path = BACKBONE) -> None:
         """Takes the backbone from a face recognition network, as pSp's training does; the heads stay as they are.
 
-        Args:
-            file: A file, or the name of one that `models.pretrained.find_weights` finds.
-
         Raises:
             FileNotFoundError: If there is no such file; says which file to put where.
             ValueError: If it holds another network.
@@ -371,9 +339,6 @@ class PspVariant(EncoderBase):
     @torch.no_grad()
     def load_psp(self, path: str | Path) -> None:
         """Takes all weights from a checkpoint of pSp or e4e; its codes stay exactly its codes.
-
-        Args:
-            path: The `.pt` file.
 
         Raises:
             FileNotFoundError: If there is no such file.

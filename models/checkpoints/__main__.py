@@ -50,11 +50,7 @@ MEAN = "mapping.w_avg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Command line without the program's name; that of the process if None.
-    """
+    """Runs the command; returns the exit status."""
     logging.basicConfig(format="note: %(message)s", level=logging.INFO)
     args = _parser().parse_args(arguments)
     try:

@@ -72,10 +72,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def make_generator(checkpoint: Checkpoint, path: str | Path) -> Generator:
-    """Builds the generator of a checkpoint.
-
-    Returns:
-        The generator on the CPU, float32, in eval mode, without gradients on its parameters.
+    """Builds the generator of a checkpoint on the CPU, float32, in eval mode, without gradients on its parameters.
 
     Raises:
         ValueError: If the tensors do not make a StyleGAN2 generator.
@@ -103,15 +100,7 @@ def make_generator(checkpoint: Checkpoint, path: str | Path) -> Generator:
 
 @torch.no_grad()
 def mean_latent(generator: Generator, samples: int = MEAN_SAMPLES) -> Tensor:
-    """Estimates the mean of w.
-
-    Args:
-        generator: The generator.
-        samples: Number of latents z that are mapped; the same ones every time.
-
-    Returns:
-        w̄ (D,).
-    """
+    """Estimates the mean of w (D,) from latents z that are the same every time."""
     rng = torch.Generator().manual_seed(0)
     total = torch.zeros(generator.w_dim, dtype=torch.float64)
     for start in range(0, samples, 10_000):
@@ -121,14 +110,7 @@ def mean_latent(generator: Generator, samples: int = MEAN_SAMPLES) -> Tensor:
 
 
 def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:
-    """Reads the shape of a generator off its tensors.
-
-    Args:
-        tensors: Tensors by their StyleGAN2-ADA names.
-        path: Named in errors.
-
-    Returns:
-        The arguments of `Generator` that the tensors tell.
+    """Reads the arguments of `Generator` off its tensors by their StyleGAN2-ADA names.
 
     Raises:
         ValueError: If names or dimensions are not those of a StyleGAN2 generator.
@@ -158,11 +140,7 @@ def infer_config(tensors: dict[str, Tensor], path: str | Path) -> dict:
 
 
 def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turns floating-point tensors into float16 on the CPU; others stay as they are.
-
-    Raises:
-        ValueError: If a tensor is not finite or too large for float16.
-    """
+    """Turns floating-point tensors into float16 on the CPU; ValueError if one is not finite or too large for it."""
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"Expected finite tensors, got some that are not finite (NaN or ∞): {', '.join(broken)}.")
@@ -208,13 +186,7 @@ def save_generator(
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: str | Path, notes: dict[str, str]) -> None:
-    """Writes tensors so that the same content gives the same bytes, and thus the same hash.
-
-    Args:
-        tensors: Tensors by name.
-        path: Target. It is replaced as a whole, so a kill leaves the old file.
-        notes: Kept in the file's header.
-    """
+    """Writes tensors so that the same content gives the same bytes; the file is replaced as a whole."""
     content = save(tensors, notes)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])

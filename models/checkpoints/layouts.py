@@ -59,29 +59,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Dialect:
-    """The words of a layout.
-
-    Attributes:
-        layout: Its name.
-        anchors: Names by which it is recognised; a whole generator has them all.
-        mapping: The mapping network; its layer i has the number i + 1, since the normalisation is number 0.
-        const: The learned constant.
-        first: The layer at 4 px.
-        further: All other layers, numbered from 0.
-        conv: A modulated convolution within a layer or colour output.
-        strength: The strength of the noise within a layer.
-        noise: The noise maps, up to their number.
-    """
+    """The words of a layout."""
 
     layout: str
-    anchors: tuple[str, ...]
-    mapping: str = ""
-    const: str = ""
-    first: str = ""
-    further: str = ""
-    conv: str = ""
-    strength: str = ""
-    noise: str = ""
+    anchors: tuple[str, ...]  # by which it is recognised; a whole generator has them all
+    mapping: str = ""  # its layer i has the number i + 1, since the normalisation is number 0
+    const: str = ""  # the learned constant
+    first: str = ""  # the layer at 4 px
+    further: str = ""  # all other layers, numbered from 0
+    conv: str = ""  # a modulated convolution within a layer or colour output
+    strength: str = ""  # of the noise within a layer
+    noise: str = ""  # maps, up to their number
 
     @property
     def parts(self) -> set[str]:
@@ -184,11 +172,7 @@ class _Found(NamedTuple):
 
 
 def find_generator(content: Any, path: Path) -> Checkpoint:
-    """Finds the generator in a file's content. Nothing is copied where the numbers stay the same.
-
-    Args:
-        content: What `safe_load` gives, or a safetensors file's tensors by name.
-        path: Named in errors.
+    """Finds the generator in a file's content: what `safe_load` gives, or tensors by name; copies no numbers.
 
     Raises:
         ValueError: If there is no generator, or one that this project's cannot hold.

@@ -22,17 +22,11 @@ _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 
 
 class Module(NamedTuple):
-    """A module as a file describes it.
+    """A module as a file describes it."""
 
-    Attributes:
-        name: Its name in the network, such as "synthesis.b8.conv0"; empty for the network.
-        kind: Name of its class.
-        state: Its attributes.
-    """
-
-    name: str
-    kind: str
-    state: dict[Any, Any]
+    name: str  # in the network, such as "synthesis.b8.conv0"; empty for the network
+    kind: str  # name of its class
+    state: dict[Any, Any]  # its attributes
 
     @property
     def children(self) -> dict[Any, Any]:
@@ -56,11 +50,7 @@ class Module(NamedTuple):
 
 
 def as_module(value: Any, name: str = "") -> Module | None:
-    """Recognises a pickled module: of `torch_utils.persistence`, or of torch itself.
-
-    Returns:
-        The module, None if it is none.
-    """
+    """Recognises a pickled module, of `torch_utils.persistence` or of torch itself; None if it is none."""
     if type(value) is not Opaque:
         return None
     kind, state = value.kind, value.state
@@ -71,11 +61,7 @@ def as_module(value: Any, name: str = "") -> Module | None:
 
 
 def walk(network: Module) -> list[Module]:
-    """Lists a module and all modules in it, each before those in it.
-
-    Raises:
-        ValueError: If they multiply, or something else is in a module's place.
-    """
+    """Lists a module and all modules in it, each before those in it; ValueError if they multiply."""
     modules: list[Module] = []
     stack = [(network, 0)]
     while stack:
@@ -92,14 +78,10 @@ def walk(network: Module) -> list[Module]:
 
 
 def generator_of(modules: list[Module]) -> tuple[dict[str, Tensor], float | None]:
-    """Gives what a network of NVIDIA's computes as tensors of ours, or refuses it.
+    """Gives what a network of NVIDIA's computes as tensors of ours and `conv_clamp`, or refuses it.
 
-    Args:
-        modules: What `walk` gives. Modules of other people's code, without NVIDIA's attributes, are taken as they are.
-
-    Returns:
-        The tensors by name, and `conv_clamp`. Number types of layers (`num_fp16_res`) are ignored on purpose:
-        inference in float32 is at least as exact.
+    Modules of other people's code, without NVIDIA's attributes, are taken as they are. Number types of layers
+    (`num_fp16_res`) are ignored on purpose: inference in float32 is at least as exact.
 
     Raises:
         ValueError: If a layer has settings that ours has not.

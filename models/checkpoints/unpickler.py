@@ -92,13 +92,7 @@ def safe_load(path: str | Path) -> Any:
 
 
 class Opaque(dict):
-    """Stands for an object whose class is not known here; it does nothing.
-
-    Attributes:
-        kind: Full name of the class or function that would have made it.
-        args: What that would have been called with.
-        state: What the object's attributes would have been set to; its items, if any, are those of the dictionary.
-    """
+    """Stands for an object whose class is not known here; it does nothing."""
 
     __slots__ = ("args", "kind", "state")
 
