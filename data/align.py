@@ -101,14 +101,7 @@ class Task:
 
 
 def align(path: Path, task: Task) -> tuple[Image.Image, list[tuple[Square, Image.Image]]]:
-    """Cuts the faces out of one photo.
-
-    Args:
-        path: The photo.
-        task: What is to be done.
-
-    Returns:
-        The photo, and of each face its square and the picture.
+    """Cuts the faces out of one photo: the photo, and of each face its square and the picture.
 
     Raises:
         ValueError: If the photo cannot be read, or shows no face, or none that is large enough.
@@ -309,11 +302,7 @@ def _settings(args: argparse.Namespace, smallest: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Aligns the photos that the command line names.
-
-    Returns:
-        The exit status: 0, or 1 if a photo failed.
-    """
+    """Aligns the photos that the command line names; the exit status is 1 if one failed."""
     parser = _parser()
     args = parser.parse_args(arguments)
     if not 0 <= args.confidence <= 1:

@@ -18,29 +18,17 @@ LOCAL_HEADER = 30  # bytes before a member's name, which ends with the lengths o
 
 
 class Member(NamedTuple):
-    """Where a member lies.
+    """Where a member lies, sizes in bytes."""
 
-    Attributes:
-        offset: Of its local header, in bytes.
-        size: Of what is stored, in bytes.
-        crc: Checksum of its content.
-        method: Of its compression; -1 where only `zipfile` can read it, or say why not.
-    """
-
-    offset: int
-    size: int
-    crc: int
-    method: int
+    offset: int  # of its local header
+    size: int  # of what is stored
+    crc: int  # checksum of its content
+    method: int  # of its compression; -1 where only `zipfile` can read it, or say why not
 
 
 @lru_cache(maxsize=4)
 def read_directory(path: Path, modified_ns: int, wanted: Callable[[str], bool]) -> dict[str, Member]:
-    """Reads which members a zip has, sorted by name.
-
-    Args:
-        path: The zip.
-        modified_ns: When it was modified last, so that a file that changed is read anew.
-        wanted: Tells the names that are kept.
+    """Reads which members a zip has whose names are wanted, sorted by name; anew if the file was modified.
 
     Raises:
         zipfile.BadZipFile: If it is no complete zip.

@@ -21,14 +21,10 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.1, 0.1, 0.15, 0.01
 
 
 class ColourJitter(Dataset[Tensor]):
-    """Faces whose brightness, contrast, saturation and hue differ a little in every epoch.
+    """Faces, uint8 (3, R, R), whose brightness, contrast, saturation and hue differ a little in every epoch.
 
     The change follows from seed, epoch and picture alone: whichever worker makes it, and whether or not the run was
     interrupted before, it is the same.
-
-    Args:
-        faces: The faces, uint8 (3, R, R).
-        seed: Seed of the run.
     """
 
     def __init__(self, faces: Faces, seed: int = 0) -> None:
@@ -41,14 +37,7 @@ class ColourJitter(Dataset[Tensor]):
         return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        """Gives a face as it looks in an epoch.
-
-        Args:
-            key: Epoch and index, as `data.datamodule.ResumableSampler` gives them with `epochs`.
-
-        Returns:
-            The face, uint8 (3, R, R).
-        """
+        """Gives a face, uint8 (3, R, R), by epoch and index, as `ResumableSampler` gives them with `epochs`."""
         epoch, index = key
         if self._jitter is None:
             self._jitter = _make_jitter()

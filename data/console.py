@@ -25,15 +25,12 @@ def format_error(error: BaseException) -> str:
 
 
 def run_command(name: str, run: Callable[[], int], kept: str = "nothing was written") -> int:
-    """Runs a command; what goes wrong ends it with one line, Ctrl-C in good order.
+    """Runs a command and gives its exit status; failures end it with one line and 1, Ctrl-C with 130.
 
     Args:
         name: Of the command, for that line.
         run: Gives the exit status.
         kept: What Ctrl-C leaves.
-
-    Returns:
-        That status; 1 if something went wrong, 130 after Ctrl-C.
     """
     try:
         return run()

@@ -34,16 +34,10 @@ def data_folders() -> list[Path]:
 
 
 def find_data(name: str | Path) -> Path:
-    """Finds a dataset by path or by name.
+    """Finds a zip, a folder or a Parquet file by path or by name.
 
     The path itself comes first, then the name in the folder named by AMORTIZED_PULSE_DATA, in `datasets/` of the
-    repository, and in `../shared/data` beside it.
-
-    Args:
-        name: A zip, a folder or a Parquet file.
-
-    Returns:
-        The path that exists.
+    repository, and in `../shared/data` next to it.
 
     Raises:
         FileNotFoundError: If there is none; the message says what to put where.
@@ -61,14 +55,7 @@ def find_data(name: str | Path) -> Path:
 
 
 def is_face_file(name: str) -> bool:
-    """Tells pictures by their names from hidden files, what macOS adds to zips, and the masks of CelebAMask-HQ.
-
-    Args:
-        name: A path within the data set, with "/".
-
-    Returns:
-        Whether it is a picture of a face.
-    """
+    """Tells pictures by their paths from hidden files, what macOS adds to zips, and the masks of CelebAMask-HQ."""
     path = PurePosixPath(name)
     hidden = any(part[0] == "." or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and _is_no_mask(name)
@@ -139,13 +126,7 @@ class Contents:
             raise UnreadableImage(f"{self.source}: {name}: cannot be read ({error}); remove it.") from error
 
     def companion(self, name: str) -> bytes:
-        """Reads a text that belongs to the data set: from within it, beside it, or where data is looked for.
-
-        Args:
-            name: The file's name, without folders.
-
-        Returns:
-            Its content.
+        """Reads a text that belongs to the data set: from within it, next to it, or where data is looked for.
 
         Raises:
             FileNotFoundError: If there is none; says what to put where.

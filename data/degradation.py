@@ -33,15 +33,7 @@ Rng = np.random.Generator | Sequence[np.random.Generator]
 
 
 def face_rngs(seed: int, faces: Sequence[int]) -> list[np.random.Generator]:
-    """Makes one source of randomness per face, so that a face meets the same noise in whatever batch it comes.
-
-    Args:
-        seed: Seed of the run.
-        faces: The faces' places in the data set, B of them.
-
-    Returns:
-        B generators.
-    """
+    """Makes one source of randomness per face of the data set, so that it meets the same noise in whatever batch."""
     return [np.random.default_rng((seed, face)) for face in faces]
 
 
@@ -55,27 +47,14 @@ class Degradation:
         return "clean"
 
     def before(self, faces: Tensor, rng: Rng) -> Tensor:
-        """Degrades faces before they are downscaled.
+        """Degrades faces (B, 3, R, R) in [-1, 1] before they are downscaled; same shape and range, not rounded.
 
-        Args:
-            faces: Faces (B, 3, R, R) in [-1, 1].
-            rng: One generator, which is used face by face, or B of them.
-
-        Returns:
-            Faces of the same shape and range, not rounded.
+        `rng` is one generator, which is used face by face, or B of them.
         """
         return faces
 
     def after(self, lr: Tensor, rng: Rng) -> Tensor:
-        """Degrades downscaled faces.
-
-        Args:
-            lr: LR faces (B, 3, s, s) in [-1, 1] but for overshoot, which is clamped.
-            rng: One generator, which is used face by face, or B of them.
-
-        Returns:
-            LR faces of the same shape in [-1, 1], on the 8-bit grid like a picture that was saved.
-        """
+        """Degrades downscaled faces (B, 3, s, s) in [-1, 1] and puts them on the 8-bit grid of a saved picture."""
         return _rounded(lr)
 
     def __call__(self, faces: Tensor, operator: Callable[[Tensor], Tensor], rng: Rng) -> Tensor:
@@ -94,13 +73,9 @@ class Degradation:
 
 @dataclass(frozen=True)
 class GaussianNoise(Degradation):
-    """Independent normal noise on every number of the LR picture.
+    """Independent normal noise on every number of the LR picture."""
 
-    Attributes:
-        sigma: Standard deviation in levels of 255, at least 0.
-    """
-
-    sigma: float
+    sigma: float  # standard deviation in levels of 255, at least 0
 
     @property
     def name(self) -> str:
@@ -115,13 +90,9 @@ class GaussianNoise(Degradation):
 
 @dataclass(frozen=True)
 class SaltAndPepper(Degradation):
-    """Pixels, with all their colours, that turn white or black, each kind as often.
+    """Pixels, with all their colours, that turn white or black, each kind as often."""
 
-    Attributes:
-        amount: The probability in [0, 1] with which a pixel does.
-    """
-
-    amount: float = 0.05
+    amount: float = 0.05  # the probability in [0, 1] with which a pixel does
 
     @property
     def name(self) -> str:
@@ -137,13 +108,9 @@ class SaltAndPepper(Degradation):
 
 @dataclass(frozen=True)
 class Jpeg(Degradation):
-    """The LR picture saved as JPEG (by Pillow, colours at half resolution) and read again.
+    """The LR picture saved as JPEG (by Pillow, colours at half resolution) and read again."""
 
-    Attributes:
-        quality: 1 to 95, in libjpeg's scale.
-    """
-
-    quality: int = JPEG_QUALITY
+    quality: int = JPEG_QUALITY  # 1 to 95, in libjpeg's scale
 
     @property
     def name(self) -> str:
@@ -165,13 +132,9 @@ class Jpeg(Degradation):
 
 @dataclass(frozen=True)
 class MotionBlur(Degradation):
-    """The face moved along a line while the shutter was open; the angle is random for every face.
+    """The face moved along a line while the shutter was open; the angle is random for every face."""
 
-    Attributes:
-        length: Of the line in pixels of a face of 1024 px, 0 to 1024; scaled to the face's width.
-    """
-
-    length: float = 100.0
+    length: float = 100.0  # in pixels of a face of 1024 px, 0 to 1024
 
     @property
     def name(self) -> str:
@@ -186,16 +149,10 @@ class MotionBlur(Degradation):
 
 
 def line_kernel(length: float, angle: float) -> np.ndarray:
-    """Plots a line of constant weight into a grid of pixels, antialiased.
+    """Plots an antialiased line of constant weight into a kernel (K, K), float32, K odd, which sums to 1.
 
     The line is sampled far denser than the grid, and every sample is shared bilinearly among the four pixels around it.
-
-    Args:
-        length: In pixels, at least 0; may be fractional.
-        angle: In degrees, counter-clockwise from the horizontal.
-
-    Returns:
-        Kernel (K, K), float32, K odd, which sums to 1 and is symmetric about its centre.
+    Its length is in pixels and may be fractional, its angle in degrees, counter-clockwise from the horizontal.
     """
     half = math.ceil(length / 2)
     count = 16 * max(1, math.ceil(length))
@@ -217,11 +174,9 @@ DEGRADATIONS: dict[str, Degradation] = {
 
 
 def find_degradation(name: str) -> Degradation:
-    """Finds a degradation by the name that a command line gives.
+    """Finds one of DEGRADATIONS by name, or another strength of it.
 
-    Args:
-        name: One of DEGRADATIONS, or another strength: "noise10", "jpeg30" (quality), "salt-and-pepper0.1" (share),
-            "motion-blur40" (px of 1024).
+    These are "noise10", "jpeg30" (quality), "salt-and-pepper0.1" (share), "motion-blur40" (px of 1024).
 
     Raises:
         ValueError: If there is none of that name, or its strength is out of range; lists the names.
@@ -246,14 +201,10 @@ def find_degradation(name: str) -> Degradation:
 
 
 def random_degradation(rng: np.random.Generator, clean: float = 0.5) -> Degradation:
-    """Samples what happens to one batch of training: often nothing, otherwise one kind at any strength.
+    """Samples what happens to one batch of training: with probability `clean` nothing, otherwise one kind.
 
     The kinds are equally likely, their strengths uniform from next to nothing up to those of DEGRADATIONS (JPEG: any
     quality from 30 to 95).
-
-    Args:
-        rng: Source of randomness; of the step alone, for a run that resumes exactly.
-        clean: Probability in [0, 1] that nothing happens.
     """
     choice, kind, strength = rng.random(3)
     if choice < clean:

@@ -109,10 +109,7 @@ class Faces(Dataset[Tensor]):
         return self.load(index)[1]
 
     def load(self, index: int) -> tuple[int, Tensor]:
-        """Gives a picture, or where broken ones are replaced the next that can be read.
-
-        Returns:
-            The index of the one that is given, and the picture, uint8 (3, R, R).
+        """Gives a picture, uint8 (3, R, R), and its index; where broken ones are replaced the next that can be read.
 
         Raises:
             ValueError: If it cannot be read and must not be replaced, or most pictures cannot be read.
@@ -145,14 +142,7 @@ class Faces(Dataset[Tensor]):
         return self._cache[index]
 
     def images(self, count: int | None = None) -> Tensor:
-        """Gives the first pictures at once.
-
-        Args:
-            count: How many, at least 1; all of them if None, or if there are fewer.
-
-        Returns:
-            Images (n, 3, R, R) in [-1, 1].
-        """
+        """Gives the first pictures at once, (n, 3, R, R) in [-1, 1]; all of them if None."""
         return from_uint8(torch.stack([self[i] for i in range(len(self))[:count]]))
 
     def _decode(self, index: int) -> Tensor:

@@ -28,27 +28,12 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def disagreement(images: ArrayLike) -> np.ndarray:
-    """Measures where samples differ: the standard deviation over k of each pixel, mean over colours.
-
-    Args:
-        images: Samples (k, 3, R, R) in [-1, 1], clamped here.
-
-    Returns:
-        Map (R, R), in units of [0, 1] pictures, 0 for a single sample.
-    """
+    """Measures where samples (k, 3, R, R) differ: the deviation over k, mean over colours, a map (R, R) on [0, 1]."""
     return (np.asarray(images).clip(-1, 1) / 2).std(axis=0).mean(axis=0)
 
 
 def heat(values: ArrayLike, maximum: float) -> Image.Image:
-    """Colours a map from black (0) over purple, red and orange to nearly white (maximum and above).
-
-    Args:
-        values: Map (H, W), not negative.
-        maximum: The value at the light end, above 0.
-
-    Returns:
-        An RGB picture of the same size.
-    """
+    """Colours a map (H, W) from black (0) over purple, red and orange to nearly white (maximum and above)."""
     place = np.clip(np.asarray(values) / maximum, 0, 1) * (len(_RAMP) - 1)
     channels = [np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c]) for c in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
@@ -85,9 +70,6 @@ def overview(faces: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Image.Image:
     Args:
         faces: For each a title, the low-resolution face (3, s, s) and its samples (k, 3, R, R), in [-1, 1]; at
             least one, with the same R.
-
-    Returns:
-        An RGB picture.
     """
     side = _side(np.asarray(faces[0][2]))
     rows = []
@@ -111,12 +93,9 @@ def matrix_picture(pages: Sequence[tuple[str, ArrayLike]], rows: Sequence[str], 
     """Plots matrices of numbers in [-1, 1] below each other: red above 0, blue below, white at 0.
 
     Args:
-        pages: A title and a matrix (rows, columns) each.
+        pages: A title and a matrix (rows, columns) each; from ±0.1 on cells bear their number.
         rows: Names of the rows.
         columns: Names of the columns, written upright.
-
-    Returns:
-        An RGB picture; cells from ±0.1 on also bear their number.
     """
     cell, font = 34, ImageFont.load_default()
     left = int(max(font.getlength(name) for name in rows)) + 2 * GAP
@@ -150,12 +129,7 @@ def _diverging(value: float) -> tuple[int, int, int]:
 
 
 def save_overview(picture: Image.Image, path: Path) -> None:
-    """Writes an overview as PNG, marked as one of ours for `data.image_io.is_result`.
-
-    Args:
-        picture: From `overview`.
-        path: The file.
-    """
+    """Writes an overview as PNG, marked as one of ours for `data.image_io.is_result`."""
     notes = PngInfo()
     notes.add_text("Software", RESULT)
     picture.save(path, format="PNG", pnginfo=notes)

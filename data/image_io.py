@@ -92,14 +92,7 @@ def read_image(source: Path | str | BinaryIO, name: str = "") -> np.ndarray:
 
 
 def read_bytes(source: Path | str | BinaryIO, name: str = "") -> np.ndarray:
-    """Reads a picture as bytes: `to_uint8(read_image(…))`, quicker for pictures of 8 bit.
-
-    Args:
-        source: See `read_image`.
-        name: See `read_image`.
-
-    Returns:
-        Image (H, W, 3), uint8.
+    """Reads a picture as bytes (H, W, 3): `to_uint8(read_image(…))`, quicker for pictures of 8 bit.
 
     Raises:
         UnreadableImage: See `read_image`.
@@ -327,13 +320,7 @@ def centre_square(height: int, width: int) -> tuple[slice, slice]:
 
 
 def to_uint8(images: Any) -> Any:
-    """Converts images to bytes, round(127.5 (x + 1)), clamped, halves to even.
-
-    Args:
-        images: Images (…, 3, H, W), floating point in [-1, 1]; a tensor or an array.
-
-    Returns:
-        Images of the same shape and kind, uint8.
+    """Converts images (…, 3, H, W) to bytes, round(127.5 (x + 1)), clamped, halves to even; a tensor or an array.
 
     Raises:
         ValueError: If the images are not floating point, since bytes taken for [-1, 1] would all turn white.
@@ -351,13 +338,7 @@ def to_uint8(images: Any) -> Any:
 
 
 def from_uint8(images: Any) -> Any:
-    """Converts bytes to images, x / 127.5 - 1.
-
-    Args:
-        images: Images (…, 3, H, W), uint8; a tensor or an array.
-
-    Returns:
-        Images of the same shape and kind, float32 in [-1, 1]; to_uint8 gives the same bytes back.
+    """Converts bytes (…, 3, H, W) to images, float32 x / 127.5 - 1; to_uint8 gives the same bytes back.
 
     Raises:
         ValueError: If the images are not uint8.
@@ -375,11 +356,7 @@ def to_picture(image: np.ndarray) -> Image.Image:
 
 
 def write_image(image: Any, path: Path | str) -> None:
-    """Writes one image as an 8-bit PNG, the same bytes for the same image.
-
-    Args:
-        image: Image (3, H, W) in [-1, 1], clamped; a tensor or an array.
-        path: The file; its folder must exist.
+    """Writes an image (3, H, W) in [-1, 1] as an 8-bit PNG, the same bytes for the same image.
 
     Raises:
         ValueError: If image is not (3, H, W), or holds NaN.

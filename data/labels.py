@@ -36,26 +36,13 @@ ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class Labels:
-    """The attributes of pictures.
+    """The attributes of pictures."""
 
-    Attributes:
-        names: Of the attributes.
-        values: By the picture's name without suffix, 1 where it has an attribute and 0 where not, uint8 (A,).
-    """
-
-    names: tuple[str, ...]
-    values: dict[str, np.ndarray]
+    names: tuple[str, ...]  # of the attributes
+    values: dict[str, np.ndarray]  # by the name without suffix, 1 where it has an attribute, else 0, uint8 (A,)
 
     def of(self, pictures: list[str], source: Path | str) -> np.ndarray:
-        """Gives the labels of pictures, uint8 (N, A).
-
-        Args:
-            pictures: Their file names, with or without folders.
-            source: Where they are from, for the message.
-
-        Raises:
-            ValueError: If one of them has no labels.
-        """
+        """Gives the labels of pictures by their file names, uint8 (N, A); ValueError if one has none."""
         stems = [Path(name).stem for name in pictures]
         missing = [name for name, stem in zip(pictures, stems, strict=True) if stem not in self.values]
         if missing:
@@ -154,11 +141,7 @@ class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
         return len(self.faces)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Gives a face, uint8 (3, R, R), and its labels, uint8 (A,).
-
-        Args:
-            key: Epoch and index, as `data.datamodule.ResumableSampler` gives them with `epochs`; or the index alone.
-        """
+        """Gives a face, uint8 (3, R, R), and its labels, uint8 (A,), by epoch and index, or by the index alone."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index, face = self.faces.load(index)
         if self._transform is not None:
@@ -171,17 +154,11 @@ class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
 
 
 def random_crops(resolution: int, crop: float) -> Any:
-    """Makes the change that training faces go through: mirrored every second time, and cropped a little.
+    """Makes the change of training faces, uint8 (R, R, 3): mirrored every second time, and cropped a little.
 
     Args:
         resolution: Size R of the faces in pixels, before and after.
         crop: The smallest part of the area that is kept, in (0, 1].
-
-    Returns:
-        An `albumentations.Compose` for uint8 (R, R, 3).
-
-    Raises:
-        ValueError: If crop is out of range.
     """
     if not 0 < crop <= 1:
         raise ValueError(f"Expected a crop that keeps a part of the area in (0, 1], got {crop}.")

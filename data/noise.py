@@ -17,15 +17,7 @@ _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Maps counters to random words by Philox4x32-10.
-
-    Args:
-        counter: Words (N, 4) below 2³².
-        key: Two words below 2³².
-
-    Returns:
-        Words (N, 4), uint32.
-    """
+    """Maps counters (N, 4) to random words (N, 4), uint32, by Philox4x32-10 with a key of two words."""
     a, b, c, d = (word.astype(np.uint64) for word in counter.T)
     first, second = (np.uint64(word) for word in key)
     for _ in range(10):
@@ -36,15 +28,9 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def standard_normal(count: int, stream: int, key: tuple[int, int]) -> np.ndarray:
-    """Samples standard normal numbers: Philox by a counter, then Box and Muller (1958).
+    """Samples standard normal numbers (count,), float32: Philox by a counter, then Box and Muller (1958).
 
-    Args:
-        count: How many.
-        stream: Below 2³²; other streams are independent.
-        key: Two words below 2³².
-
-    Returns:
-        Numbers (count,), float32.
+    Other streams, below 2³², are independent; the key is two words below 2³².
     """
     blocks = -(-count // 4)
     counter = np.zeros((blocks, 4), np.uint32)
@@ -56,15 +42,7 @@ def standard_normal(count: int, stream: int, key: tuple[int, int]) -> np.ndarray
 
 
 def face_key(face: np.ndarray, seed: int) -> tuple[int, int]:
-    """Hashes a face: the exclusive or of Philox over its bytes, 12 of them in each counter.
-
-    Args:
-        face: Bytes (3, s, s).
-        seed: Key of the hash, from 0.
-
-    Returns:
-        Two words, the key of the face's noise.
-    """
+    """Hashes a face (3, s, s) to two words: the exclusive or of Philox over its bytes, 12 of them in each counter."""
     content = face.tobytes()
     words = np.frombuffer(content + bytes(-len(content) % 12), "<u4").reshape(-1, 3)
     counter = np.concatenate([np.arange(len(words), dtype=np.uint32)[:, None], words], axis=1)
@@ -73,16 +51,9 @@ def face_key(face: np.ndarray, seed: int) -> tuple[int, int]:
 
 
 def face_noise(lr: np.ndarray, k: int, noise_dim: int, seed: int) -> np.ndarray:
-    """Samples the noise of k encodings; it depends on the seed and the face alone, never on the batch or on k.
+    """Samples the noise (B, k, E) of k encodings of faces (B, 3, s, s); the first is 0, for the point estimate.
 
-    Args:
-        lr: LR faces (B, 3, s, s) in [-1, 1].
-        k: Encodings per face; the first is the point estimate, whose noise is 0.
-        noise_dim: Width E.
-        seed: Seed, from 0.
-
-    Returns:
-        Noise (B, k, E), float32, the same on every machine.
+    It depends on the seed and the face alone, never on the batch, on k or on the machine.
     """
     noise = np.zeros((len(lr), k, noise_dim), np.float32)
     for row, face in zip(noise, to_uint8(lr), strict=True):

@@ -101,14 +101,7 @@ class Downscale(nn.Module):
         self.lr_size = int(lr_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Downscales.
-
-        Args:
-            images: Images (B, C, H, H) with H ≥ s, of any range; the range of the output is that of the input, but for
-                overshoot.
-
-        Returns:
-            Low-resolution images (B, C, s, s).
+        """Downscales images (B, C, H, H) of any range, H ≥ s, to (B, C, s, s).
 
         Raises:
             ValueError: If the images are not a square batch, or smaller than s.
@@ -127,14 +120,7 @@ class Downscale(nn.Module):
 
 
 def upscale_bicubic(lr: Tensor, size: int) -> Tensor:
-    """Enlarges images by bicubic interpolation with a = -0.5, the baseline beside which faces are shown.
-
-    Args:
-        lr: Images (B, C, s, s) of any range.
-        size: Width in pixels of the output, at least s.
-
-    Returns:
-        Images (B, C, size, size), not clamped.
+    """Enlarges images (B, C, s, s) to (B, C, size, size) by bicubic interpolation with a = -0.5; not clamped.
 
     Raises:
         ValueError: If the images are not a square batch, or larger than size.
@@ -183,15 +169,7 @@ def _eigenbasis(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lift(residual: Tensor, size: int) -> Tensor:
-    """Gives the smallest images that downscale to a picture, A⁺ r A⁺ᵀ.
-
-    Args:
-        residual: Pictures r (B, C, s, s).
-        size: Width R of the images in pixels, R ≥ s.
-
-    Returns:
-        Images (B, C, R, R).
-    """
+    """Gives the smallest images (B, C, R, R) that downscale to pictures r (B, C, s, s): A⁺ r A⁺ᵀ."""
     up = torch.from_numpy(_pseudo_inverse(size, int(residual.shape[-1]))).to(residual)  # A⁺ (R, s)
     return up @ residual @ up.T
 

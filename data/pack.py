@@ -30,16 +30,7 @@ BATCH = 16
 
 
 def pack(faces: Faces, out: Path, workers: int = 0) -> None:
-    """Writes packed faces, completely or not at all.
-
-    Args:
-        faces: What to pack.
-        out: The folder; must not exist.
-        workers: Decoding processes.
-
-    Raises:
-        OSError: If there is no room.
-    """
+    """Writes packed faces, completely or not at all, into a folder that must not exist; OSError if there is no room."""
     shape = (len(faces), 3, faces.resolution, faces.resolution)
     check_names(faces.names)
     loader = DataLoader(faces, BATCH, num_workers=affordable_workers(workers, BATCH * int(np.prod(shape[1:]))))
@@ -57,11 +48,7 @@ def pack(faces: Faces, out: Path, workers: int = 0) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Returns:
-        The exit status: 0; 1 with a message if the faces could not be packed.
-    """
+    """Runs the command line; the exit status is 1 if the faces could not be packed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="zip or folder of square faces")
     add_split_options(parser, part="train")

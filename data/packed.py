@@ -15,11 +15,7 @@ ARRAY, NAMES = "faces.npy", "names.txt"
 
 
 class PackedFaces:
-    """Reads packed faces.
-
-    Raises:
-        ValueError: If they do not belong together.
-    """
+    """Reads packed faces; ValueError if they do not belong together."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

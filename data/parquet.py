@@ -12,11 +12,7 @@ INSTALL = "pip install pyarrow, which reads and writes Parquet"
 
 
 def load_pyarrow() -> tuple[ModuleType, ModuleType]:
-    """Imports pyarrow and pyarrow.parquet.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
+    """Imports pyarrow and pyarrow.parquet; ValueError if they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -62,11 +58,7 @@ class ParquetPictures:
         return {**self.__dict__, "_file": None, "_group": (-1, [])}
 
     def __getitem__(self, name: str) -> bytes:
-        """Reads a picture as it was encoded.
-
-        Raises:
-            ValueError: If the row is damaged or empty.
-        """
+        """Reads a picture as it was encoded; ValueError if the row is damaged or empty."""
         arrow, _ = load_pyarrow()
         row = self.rows[name]
         group = bisect_right(self._starts, row) - 1

@@ -32,17 +32,9 @@ def _reflect(positions: np.ndarray, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=128)
 def resize_weights(size_in: int, size_out: int) -> np.ndarray:
-    """Computes the matrix A that resizes a row of pixels, y = A x; see `data.operator.resize_matrix`.
+    """Computes the matrix A of `data.operator.resize_matrix`, cached, so it cannot be written to.
 
-    Args:
-        size_in: Pixels in a row, at least 1.
-        size_out: Pixels wanted, at least 1.
-
-    Returns:
-        Matrix (size_out, size_in), computed in float64 and rounded to float32; cached, so it cannot be written to.
-
-    Raises:
-        ValueError: If a size is below 1.
+    In float64, rounded to float32. ValueError if a size is below 1.
     """
     if size_in < 1 or size_out < 1:
         raise ValueError(f"Expected sizes of at least 1 pixel, got {size_in} -> {size_out}.")
@@ -63,14 +55,7 @@ def resize_weights(size_in: int, size_out: int) -> np.ndarray:
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Brings square images to another size: the operator D where it shrinks, bicubic interpolation where it enlarges.
-
-    Args:
-        images: Images (…, H, H), of any range.
-        size: Width in pixels of the output.
-
-    Returns:
-        Images (…, size, size), float32, not clamped.
+    """Resizes square images (…, H, H) to (…, size, size), float32: D where it shrinks, bicubic where it enlarges.
 
     Raises:
         ValueError: If the images are not square.

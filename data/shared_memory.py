@@ -17,10 +17,9 @@ def free_shared_memory() -> float:
 
 
 def affordable_workers(workers: int, batch_bytes: int) -> int:
-    """Gives as many workers as shared memory has room for; too many of them would be killed by a bus error.
+    """Gives as many workers as shared memory has room for, with a warning if fewer; 0 means none.
 
-    Returns:
-        That number or less, with a warning; 0 means that batches are made in the training process.
+    Too many of them would be killed by a bus error.
     """
     free = free_shared_memory()
     affordable = min(workers, int(min(free, 2.0**62)) // (IN_FLIGHT * batch_bytes))

@@ -51,14 +51,9 @@ _RAW = {
 
 
 def describe_bytes(head: bytes, name: str = "") -> str | None:
-    """Names a file by its first bytes.
+    """Names a file by its first 300 bytes, and for raw pictures of cameras its suffix; None if nothing is known.
 
-    Args:
-        head: At least 300 bytes from its start, or all of it.
-        name: Its name; the suffix tells raw pictures of cameras apart.
-
-    Returns:
-        What it is and what to do, as "a web page; download the file itself"; None if nothing is known.
+    It says what it is and what to do, as "a web page; download the file itself".
     """
     if not head:
         return "an empty file; copy or download it again"

@@ -47,13 +47,7 @@ Companion = Callable[[str], bytes]
 
 
 def celeba_part(number: int) -> str:
-    """Gives the part that CelebA's own partition puts a picture into; no person occurs in two.
-
-    Args:
-        number: Of the picture, 1 to 202,599.
-
-    Returns:
-        "train", "val" or "test".
+    """Gives the part, train, val or test, of a picture from 1 to 202,599 of CelebA; no person occurs in two.
 
     Raises:
         ValueError: If CelebA has no such picture.
@@ -64,13 +58,7 @@ def celeba_part(number: int) -> str:
 
 
 def ffhq_part(number: int) -> str:
-    """Gives the part of a picture of FFHQ: the first 60,000 are for training, 10,000 for validation.
-
-    Args:
-        number: Of the picture, 0 to 69,999.
-
-    Returns:
-        "train" or "val".
+    """Gives the part of a picture from 0 to 69,999 of FFHQ: the first 60,000 are for training, the others val.
 
     Raises:
         ValueError: If FFHQ has no such picture.
@@ -84,9 +72,6 @@ def read_mapping(text: str) -> dict[int, int]:
     """Reads the content of CelebA-HQ-to-CelebA-mapping.txt, lines of "idx orig_idx orig_file" below a header.
 
     A mapping other than the published one is taken with a warning.
-
-    Args:
-        text: The file's content.
 
     Returns:
         Number in CelebA (1 to 202,599) of each picture of CelebA-HQ (0 to 29,999).
@@ -203,15 +188,7 @@ def _split_by_lists(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def check_sizes(split: str, parts: dict[str, list[str]]) -> list[str]:
-    """Says which parts of a standard split are not as large as they should be.
-
-    Args:
-        split: Its name; splits of one's own have no size to be checked.
-        parts: From `split_names`.
-
-    Returns:
-        One line for each such part.
-    """
+    """Says in a line each which parts of a standard split are not as large as they should be."""
     sizes = SIZES.get(split, {})
     return [
         f"{split}, {part}: {len(names)} pictures of {sizes[part]}"
@@ -228,11 +205,6 @@ def _written(line: str, known: Mapping[str, str | None]) -> str:
 def write_lists(parts: dict[str, list[str]], folder: Path, overwrite: bool = False) -> None:
     """Writes train.txt, val.txt and test.txt, one name in each line; empty parts are left out.
 
-    Args:
-        parts: The names in each part.
-        folder: Where; made if need be.
-        overwrite: Whether lists of an earlier call may be replaced.
-
     Raises:
         ValueError: If a list must not be replaced; none is written then.
     """
@@ -246,12 +218,7 @@ def write_lists(parts: dict[str, list[str]], folder: Path, overwrite: bool = Fal
 
 
 def add_split_options(parser: argparse._ActionsContainer, part: str = "val") -> None:
-    """Adds --split and --part, which every program that reads faces hands on to `data.faces.Faces`.
-
-    Args:
-        parser: Of the program, or a group of its options.
-        part: The part that is read by default.
-    """
+    """Adds --split and --part, which every program that reads faces hands on to `data.faces.Faces`."""
     parser.add_argument(
         "--split",
         metavar="NAME",
@@ -262,11 +229,7 @@ def add_split_options(parser: argparse._ActionsContainer, part: str = "val") -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the lists of a standard split.
-
-    Returns:
-        The exit status: 0; 1 if the lists could not be made, or the data set is not complete.
-    """
+    """Writes the lists of a standard split; the exit status is 1 if that fails, or the data set is not complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("split", choices=SIZES)
     parser.add_argument("source", help="the data set, a folder or a zip")

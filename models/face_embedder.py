@@ -52,7 +52,7 @@ CROP_LEFT, CROP_TOP, CROP_SIZE = 0.110, 0.114, 0.780
 
 
 class Unit(nn.Module):
-    """A convolution, batch normalisation and, where asked, a PReLU; kernels of 1 and 3 keep the size, 7 has no padding."""
+    """A convolution, batch normalisation and, where asked, a PReLU; kernels of 1 and 3 keep the size, 7 is unpadded."""
 
     def __init__(
         self,
