@@ -50,31 +50,19 @@ GREY = 127.5  # grey levels in a unit of [-1, 1]
 
 
 class Inputs(NamedTuple):
-    """LR faces of one size.
+    """LR faces of one size."""
 
-    Attributes:
-        lr: LR faces (b, 3, s, s) in [-1, 1], on the 8-bit grid.
-        sigma: Root mean square of what a degradation did to them, in grey levels (b,); 0 for clean ones.
-    """
-
-    lr: Tensor
-    sigma: Tensor
+    lr: Tensor  # (b, 3, s, s) in [-1, 1], on the 8-bit grid
+    sigma: Tensor  # root mean square of what a degradation did to them, in grey levels (b,)
 
 
 class Synthesized(NamedTuple):
-    """Faces before and after the projection.
+    """Faces before and after the projection."""
 
-    Attributes:
-        encoding: Where they come from.
-        raw: The generator's faces (B, k, 3, R, R).
-        images: The projected faces (B, k, 3, R, R), in [-1, 1].
-        lacking: Mean square of y − D(raw) (B, k).
-    """
-
-    encoding: Encoding
-    raw: Tensor
-    images: Tensor
-    lacking: Tensor
+    encoding: Encoding  # where they come from
+    raw: Tensor  # the generator's faces (B, k, 3, R, R)
+    images: Tensor  # the projected faces (B, k, 3, R, R), in [-1, 1]
+    lacking: Tensor  # mean square of y − D(raw) (B, k)
 
 
 class AmortizedTraining(OwnedTraining):
@@ -203,11 +191,7 @@ class AmortizedTraining(OwnedTraining):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Moves the frozen networks to the device.
-
-        Raises:
-            ValueError: If data and generator have different resolutions, or the precision is float16's.
-        """
+        """Moves the frozen networks to the device; ValueError if sizes or precision do not fit."""
         if self.trainer.precision == "16-mixed":
             raise ValueError("Expected precision bf16-mixed or 32-true: float16 would need its gradients scaled.")
         faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]

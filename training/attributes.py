@@ -71,12 +71,7 @@ def measure_attributes(logits: Tensor, labels: Tensor, balanced: Tensor) -> dict
 
 
 def table_of(measures: dict[str, Tensor], names: Sequence[str]) -> str:
-    """Writes the measures as a table in Markdown, one row per attribute and their mean.
-
-    Args:
-        measures: From `measure_attributes`.
-        names: Of the attributes.
-    """
+    """Writes the measures as a table in Markdown, one row per attribute and their mean."""
     heads = [name.replace("_", " ") for name in measures]
     lines = [f"| attribute | {' | '.join(heads)} |", f"|---{'|---:' * len(heads)}|"]
     rows = [*zip(names, torch.stack(list(measures.values())).T.tolist(), strict=True)]
@@ -135,11 +130,7 @@ class AttributeTraining(LightningModule):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Takes the frequencies of the attributes from the training faces.
-
-        Raises:
-            ValueError: If the labels are not CelebA's forty, or the faces have another size.
-        """
+        """Takes the frequencies of the attributes from the training faces; ValueError if they do not fit."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.val_faces.names != ATTRIBUTES:
             raise ValueError(

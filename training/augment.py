@@ -19,16 +19,7 @@ from training.batches import BatchRandom
 
 
 def augment(images: Tensor, p: float, random: BatchRandom) -> Tensor:
-    """Applies each change to each picture with probability p; differentiable.
-
-    Args:
-        images: Images (B, 3, H, W) in [-1, 1].
-        p: Probability in [0, 1].
-        random: Source of randomness, on the images' device.
-
-    Returns:
-        Images (B, 3, H, W).
-    """
+    """Applies each change to each picture (B, 3, H, W) in [-1, 1] with probability p; differentiable."""
     batch = images.shape[0]
 
     def uniform() -> Tensor:

@@ -19,17 +19,10 @@ from data.operator import Downscale
 
 
 def step_rng(seed: int, step: int, rank: int, device: torch.device | str) -> torch.Generator:
-    """Makes the source of all random choices of one training step.
+    """Makes the source of all random choices of one training step on one process.
 
-    Args:
-        seed: Seed of the run.
-        step: Step of the run; negative numbers for numbers outside the steps, such as a fixed grid.
-        rank: This process among several.
-        device: Where the numbers are needed.
-
-    Returns:
-        A generator seeded by a hash of the three, so that neighbouring seeds, steps and ranks do not overlap. Hashing
-        also keeps numbers apart from weights that were initialised from the bare seed.
+    It is seeded by a hash of the three, so that neighbouring seeds, steps and ranks do not overlap, and numbers stay
+    apart from weights that were initialised from the bare seed. Negative steps are for numbers outside of the run.
     """
     words = np.random.SeedSequence((seed, step % 2**32, rank)).generate_state(2)
     return torch.Generator(device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
@@ -58,13 +51,7 @@ class BatchRandom:
 
     @classmethod
     def of_step(cls, module: LightningModule, seed: int, batch_idx: int) -> BatchRandom:
-        """Gives the numbers of a training step under Lightning's `accumulate_grad_batches`.
-
-        Args:
-            module: What is trained.
-            seed: Seed of the run.
-            batch_idx: Of `training_step`.
-        """
+        """Gives the numbers of a training step under Lightning's `accumulate_grad_batches`."""
         trainer = module.trainer
         rng, parts = step_rng(seed, module.global_step, 0, module.device), trainer.accumulate_grad_batches
         return cls(rng, trainer.global_rank, trainer.world_size, batch_idx % parts, parts)
@@ -90,15 +77,7 @@ class BatchRandom:
 
 
 def faces_from_bytes(batch: Tensor, random: BatchRandom | None = None) -> Tensor:
-    """Turns bytes into images and mirrors every second one, by chance.
-
-    Args:
-        batch: Faces uint8 (B, 3, R, R).
-        random: Source of the mirroring, on the batch's device; none is mirrored if None.
-
-    Returns:
-        Images (B, 3, R, R) in [-1, 1], channels last.
-    """
+    """Turns faces, uint8 (B, 3, R, R), into images in [-1, 1], channels last, half of them mirrored by chance."""
     images = batch / 127.5 - 1
     if random is not None:
         mirrored = random.rand(len(images), 1, 1, 1) < 0.5
@@ -125,37 +104,20 @@ def deal_sizes(sizes: Sequence[int], count: int, random: BatchRandom) -> list[in
         sizes: Sizes in pixels, the same in all of them.
         count: Number of faces in this micro-batch of this process.
         random: Says which faces of the step these are.
-
-    Returns:
-        The size of each face (count,).
     """
     return [sizes[position * len(sizes) // random.total(count)] for position in random.positions(count)]
 
 
 class LowResolution(NamedTuple):
-    """A group of LR faces of one size, and where they came from in the batch.
+    """A group of LR faces of one size, and where they came from in the batch."""
 
-    Attributes:
-        rows: The part of the batch.
-        faces: LR faces (b, 3, s, s) in [-1, 1], on the 8-bit grid like a picture that was saved.
-        operator: What made them.
-    """
-
-    rows: slice
-    faces: Tensor
-    operator: Downscale
+    rows: slice  # the part of the batch
+    faces: Tensor  # LR faces (b, 3, s, s) in [-1, 1], on the 8-bit grid
+    operator: Downscale  # what made them
 
 
 def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LowResolution]:
-    """Downscales the images of a batch to different sizes.
-
-    Args:
-        images: Images (B, 3, R, R) in [-1, 1].
-        sizes: LR size of each image (B,), or of as many equal parts of the batch.
-
-    Returns:
-        One group for each run of equal sizes.
-    """
+    """Downscales images (B, 3, R, R), each or in equal parts, to the sizes: one group for each run of equal sizes."""
     each = [sizes[i * len(sizes) // len(images)] for i in range(len(images))]
     groups, start = [], 0
     for size, same in itertools.groupby(each):

@@ -25,28 +25,15 @@ RUNS, CONFIGS = Path("runs"), Path("configs")
 
 
 class Step(NamedTuple):
-    """One step.
+    """One step."""
 
-    Attributes:
-        name: Of the step, and of the folder of what it trains.
-        command: Arguments of Python.
-        rehearsal: Arguments that try the same in a minute; None where there is nothing to try.
-    """
-
-    name: str
-    command: list[str]
-    rehearsal: list[str] | None = None
+    name: str  # of the step, and of the folder of what it trains
+    command: list[str]  # arguments of Python
+    rehearsal: list[str] | None = None  # arguments that try the same in a minute
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:
-    """Lists the steps.
-
-    Args:
-        args: Of `main`.
-
-    Returns:
-        The steps, in order.
-    """
+    """Lists the steps in order."""
     size = args.resolution
     bundle = RUNS / f"amortized_{size}" / "bundle"
     own = _given(args, {"generator": "--model.generator"})
@@ -92,14 +79,9 @@ def _training(name: str, recipe: str, options: list[str], rehearsed: list[str] |
 
 
 def run(steps: Sequence[Step], done: Path) -> None:
-    """Rehearses what has not begun, then does what is not done.
+    """Rehearses what has not begun, then does what is not done; ValueError if a step fails.
 
-    Args:
-        steps: The steps.
-        done: File that keeps the commands that have ended well, one a line.
-
-    Raises:
-        ValueError: If a step fails; it has told why.
+    `done` is a file that keeps the commands that have ended well, one a line.
     """
     finished = done.read_text(encoding="utf-8").splitlines() if done.is_file() else []
     left = [step for step in steps if shlex.join(step.command) not in finished]
@@ -121,11 +103,7 @@ def _call(title: str, command: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Returns:
-        The exit status: 0; 1 if a step failed.
-    """
+    """Runs the command line; the exit status is 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--resolution", type=int, default=64, choices=(64, 256, 1024), help="of the generator (%(default)s)")

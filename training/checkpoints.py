@@ -63,7 +63,7 @@ class DurableIO(TorchCheckpointIO):
     """Writes a checkpoint completely or not at all, and reads it without a second copy in memory."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Streams beside the target, flushes, and renames; what lay there becomes `previous.ckpt`.
+        """Streams next to the target, flushes, and renames; what lay there becomes `previous.ckpt`.
 
         Raises:
             OSError: If it cannot be written, as on a full disk; earlier checkpoints stay as they are.
@@ -100,10 +100,7 @@ def checkpoint_folder(trainer: Trainer) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Finds the newest checkpoint that can be read to its end, and warns of those that cannot.
-
-    Returns:
-        The file; None if the run has none yet.
+    """Finds the newest checkpoint that can be read to its end, and warns of those that cannot; None if there is none.
 
     Raises:
         ValueError: If there are checkpoints, all of them damaged: the run would start from zero.
@@ -196,24 +193,14 @@ class NonFiniteGuard(Callback):
 
 @dataclass(frozen=True)
 class Owner:
-    """The generator or the bundle that a run is about.
+    """The generator or the bundle that a run is about."""
 
-    Attributes:
-        key: Where checkpoints keep its hash: "generator_sha256" or "bundle_hash".
-        hash: Its hash when the run began.
-        path: Where it lies.
-    """
-
-    key: str
-    hash: str
-    path: str
+    key: str  # where checkpoints keep its hash: "generator_sha256" or "bundle_hash"
+    hash: str  # when the run began
+    path: str  # where it lies
 
     def check_unchanged(self, present: str) -> None:
-        """Refuses to write a result beside something else than it was trained for.
-
-        Raises:
-            ValueError: If it is another one.
-        """
+        """Raises ValueError if a result would be written next to something else than it was trained for."""
         if present != self.hash:
             raise ValueError(f"Expected {self.path} to stay as it was; it changed during the training.")
 
@@ -228,11 +215,7 @@ class OwnedTraining(LightningModule):
         checkpoint[self.owner.key] = self.owner.hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on with another generator or bundle.
-
-        Raises:
-            ValueError: If the checkpoint was made with another one.
-        """
+        """Raises ValueError for a checkpoint of another generator or bundle."""
         if checkpoint[self.owner.key] != self.owner.hash:
             raise ValueError(
                 f"Expected the {self.owner.key.partition('_')[0]} that this run began with, {self.owner.path} has "

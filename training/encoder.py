@@ -147,11 +147,7 @@ class EncoderTraining(OwnedTraining):
     # ---------------------------------------------------------------- set-up
 
     def setup(self, stage: str) -> None:
-        """Puts the frozen networks where the training runs.
-
-        Raises:
-            ValueError: If the faces have another size than the generator's.
-        """
+        """Puts the frozen networks where the training runs; ValueError if the faces have another size than theirs."""
         faces = self.trainer.datamodule.hparams["resolution"]  # type: ignore[attr-defined]
         if faces != self.encoder.resolution:
             raise ValueError(f"Expected faces of {self.encoder.resolution} px as the generator makes, got {faces} px.")

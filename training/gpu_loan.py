@@ -44,14 +44,10 @@ CONTIGUOUS, CHANNELS_LAST = "root", "root_channels_last"
 
 
 def write_parts(checkpoint: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Writes a checkpoint in parts; those of an earlier state are replaced.
-
-    Args:
-        checkpoint: What Lightning saves: `state_dict`, `optimizer_states` of Adam with β₁ = 0, and its counters.
-        folder: Where to; made if need be.
+    """Writes a checkpoint of Lightning in parts; those of an earlier state are replaced.
 
     Raises:
-        ValueError: If the optimisers are others, whose state would not survive.
+        ValueError: If the optimisers are not Adam with β₁ = 0, and their state would not survive.
     """
     folder = Path(folder)
     tensors = {f"weights/{name}": _short(name, tensor) for name, tensor in checkpoint["state_dict"].items()}
@@ -79,14 +75,7 @@ def write_parts(checkpoint: dict[str, Any], folder: str | Path) -> list[Path]:
 
 
 def read_parts(folder: str | Path) -> dict[str, Any]:
-    """Reads what `write_parts` wrote.
-
-    Returns:
-        A checkpoint for `Trainer.fit(ckpt_path=…)`, once it is saved.
-
-    Raises:
-        FileNotFoundError: If there is no state.
-    """
+    """Reads what `write_parts` wrote: a checkpoint for `Trainer.fit(ckpt_path=…)`, once it is saved."""
     folder = Path(folder)
     notes = json.loads((folder / NOTES).read_text())
     tensors: dict[str, Tensor] = {}
@@ -137,12 +126,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_128.yaml"
 
 
 def pack_faces(source: str, folder: Path) -> list[Path]:
-    """Copies the pictures of a zip or a folder, as they are, into zips of at most 16 MB.
-
-    Args:
-        source: See `data.contents.find_data`.
-        folder: Where to.
-    """
+    """Copies the pictures of a data set, as they are, into zips of at most 16 MB."""
     contents = Contents(source)
     paths: list[Path] = []
     pictures = []
@@ -172,13 +156,7 @@ def unpack_faces(folder: Path) -> Path:
 
 
 class Report(Callback):
-    """Prints the speed and the losses, and writes the state, every so many seconds.
-
-    Args:
-        out: Where to write the state.
-        print_seconds: Between two lines.
-        save_seconds: Between two states.
-    """
+    """Prints the speed and the losses, and writes the state, every so many seconds."""
 
     def __init__(self, out: Path, print_seconds: float = 10, save_seconds: float = 120) -> None:
         self.out = out

@@ -63,9 +63,6 @@ def warmup_cosine(step: int, total: int, warmup: int = 0, decay: bool = True) ->
         total: Steps T of the run; 0 or less for a run without end, which does not decay.
         warmup: Steps t_w over which it rises.
         decay: Whether it falls; if not, only the first factor counts.
-
-    Returns:
-        The factor, in [0, 1].
     """
     rise = min(1.0, (step + 1) / max(1, warmup))
     if not decay:
@@ -77,14 +74,7 @@ def warmup_cosine(step: int, total: int, warmup: int = 0, decay: bool = True) ->
 def scheduled(
     optimiser: torch.optim.Optimizer, trainer: Trainer, warmup: int = 0, decay: bool = True
 ) -> OptimizerLRScheduler:
-    """Lets an optimiser follow `warmup_cosine`, step by step, in the form that Lightning takes.
-
-    Args:
-        optimiser: With the peak learning rate.
-        trainer: Its `max_steps` are those of the run, also where they are raised for a run that goes on.
-        warmup: See `warmup_cosine`.
-        decay: See `warmup_cosine`.
-    """
+    """Lets an optimiser follow `warmup_cosine` up to the trainer's `max_steps`, in the form that Lightning takes."""
 
     def factor(step: int) -> float:
         return warmup_cosine(step, trainer.max_steps, warmup, decay)
@@ -107,11 +97,7 @@ def average_gradients(trainer: Trainer, parameters: Iterable[Tensor]) -> None:
 def update_average(average: nn.Module, current: nn.Module, halflife: float, step: int) -> None:
     """Moves an averaged network towards the current one, batch statistics included, which would not fit otherwise.
 
-    Args:
-        average: The average, changed in place.
-        current: What is trained.
-        halflife: In steps; early in a run it is a tenth of the run.
-        step: Of the run.
+    The half-life is in steps; early in a run it is a tenth of the run.
     """
     update = get_ema_multi_avg_fn(0.5 ** (1 / min(halflife, 0.1 * step + 1)))
     averaged, new = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (average, current))

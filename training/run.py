@@ -26,27 +26,15 @@ COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM
 
 
 class Launch(NamedTuple):
-    """What a launcher started.
+    """What a launcher started."""
 
-    Attributes:
-        launcher: Its name.
-        per_node: Processes on each machine.
-        nodes: Machines.
-    """
-
-    launcher: str
-    per_node: int
+    launcher: str  # its name
+    per_node: int  # processes on each machine
     nodes: int
 
 
 def find_launch(environment: Mapping[str, str]) -> Launch | None:
-    """Reads from the environment whether torchrun or SLURM started this process, and how many.
-
-    Args:
-        environment: `os.environ`.
-
-    Returns:
-        What was started; None otherwise.
+    """Reads from the environment whether torchrun or SLURM started this process, and how many; None otherwise.
 
     Raises:
         ValueError: If SLURM is to start several processes and did not.
@@ -65,11 +53,7 @@ def find_launch(environment: Mapping[str, str]) -> Launch | None:
 
 
 def follow_launch(trainer: Any, launch: Launch | None) -> None:
-    """Sets a trainer up for the processes that a launcher started, and batch normalisation for the device.
-
-    Args:
-        trainer: Arguments of `lightning.Trainer`; changed in place.
-        launch: From `find_launch`.
+    """Sets a trainer's arguments up for the processes that a launcher started, and batch normalisation for the device.
 
     Raises:
         ValueError: If the arguments ask for another number of devices.
@@ -89,15 +73,7 @@ def follow_launch(trainer: Any, launch: Launch | None) -> None:
 
 
 def check_followed(world_size: int, environment: Mapping[str, str]) -> None:
-    """Refuses a trainer that knows nothing of processes that were started beside this one.
-
-    Args:
-        world_size: The trainer's.
-        environment: `os.environ`.
-
-    Raises:
-        ValueError: If a launcher started more processes.
-    """
+    """Raises ValueError if a launcher started more processes than the trainer knows of."""
     for name in COUNTS:
         count = _slurm_tasks(environment) if name == "SLURM_NTASKS" else int(environment.get(name) or 1)
         if count > 1 and count != world_size:
@@ -116,9 +92,6 @@ def _slurm_tasks(environment: Mapping[str, str]) -> int:
 
 def lock_run(folder: Path) -> IO[str]:
     """Takes a run's folder for this process, until the file is closed or the process ends, however it ends.
-
-    Args:
-        folder: Of the run; made if need be.
 
     Raises:
         ValueError: If another process trains there.

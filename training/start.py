@@ -32,14 +32,7 @@ FEATURES = "features."  # before the names of the discriminator of frozen featur
 
 
 def start_generator(generator: Generator, path: str) -> bool:
-    """Copies the weights of a generator of the same size or of half of it.
-
-    Args:
-        generator: Takes the weights.
-        path: A file that `models.load_generator` reads.
-
-    Returns:
-        Whether the generator has grown: the file's was of half the size.
+    """Copies the weights of a generator of the same size, or of half of it: then True, for it has grown.
 
     Raises:
         ValueError: If the file's generator is neither the same nor this one without its last block.
@@ -65,10 +58,7 @@ def start_discriminator(
 ) -> None:
     """Copies the weights of a discriminator of the same shape, and of the one of frozen features where the file has it.
 
-    Args:
-        discriminator: Takes the weights.
-        path: A safetensors file of its state dict, in any float type, such as `save_start` writes.
-        features: Takes the weights whose names start with "features.".
+    The file is what `save_start` writes, or another safetensors file of a state dict.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -82,12 +72,9 @@ def start_discriminator(
 
 
 def save_start(state_dict: Mapping[str, Tensor], folder: str | Path, average: str = "generator_ema") -> None:
-    """Writes generator and discriminators in float16, for another training to start from.
+    """Writes generator.safetensors and discriminator.safetensors in float16, for another training to start from.
 
-    Args:
-        state_dict: Of `training.stylegan2.StyleGAN2Training`.
-        folder: Where to write generator.safetensors and discriminator.safetensors.
-        average: Which generator: "generator_ema", "generator_ema_short", or "generator", the one that is trained.
+    `average` is "generator_ema", "generator_ema_short", or "generator", the one that is trained.
     """
     folder = Path(folder)
     notes = {"images_seen": str(int(state_dict["images_seen"]))}
@@ -136,11 +123,7 @@ if __name__ == "__main__":
 
 
 def start_from(encoder: EncoderBase, path: str) -> None:
-    """Copies the weights of another encoder; the latent statistics stay.
-
-    Args:
-        encoder: Takes the weights.
-        path: A bundle; or, for the variant "psp", a checkpoint of pSp.
+    """Copies the weights of another encoder, of a bundle or, for "psp", of a checkpoint; the latent statistics stay.
 
     Raises:
         ValueError: If that encoder is of another shape.
@@ -159,11 +142,7 @@ def start_from(encoder: EncoderBase, path: str) -> None:
 
 
 def start_backbone(encoder: EncoderBase, file: str) -> None:
-    """Takes the backbone of a face recognition network, see `PspVariant.load_backbone`.
-
-    Raises:
-        ValueError: If the encoder has another backbone.
-    """
+    """Takes the backbone of a face recognition network, see `PspVariant.load_backbone`."""
     if not isinstance(encoder, PspVariant):
         raise ValueError("Expected the variant 'psp' for init_backbone; leave it out, or train that variant.")
     encoder.load_backbone(file)

@@ -48,15 +48,10 @@ class Stream(IntEnum):
 
 
 class View(NamedTuple):
-    """Faces as the discriminators see them.
+    """Faces as the discriminators see them."""
 
-    Attributes:
-        images: Augmented images (B, 3, R, R).
-        features: A frozen network's features of these, if there is a discriminator for them.
-    """
-
-    images: Tensor
-    features: tuple[Tensor, ...]
+    images: Tensor  # augmented (B, 3, R, R)
+    features: tuple[Tensor, ...]  # a frozen network's of these, if there is a discriminator for them
 
 
 class StyleGAN2Training(LightningModule):
