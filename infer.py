@@ -6,7 +6,7 @@ Faces as they are, from files and folders; each gets a folder of its own in out/
     python infer.py samples -o demo
 
 Faces by the thousand: from archives or lists with a line each, on two GPUs, into files of 1000 faces each. The same
-command goes on where it was cut, and failed.jsonl names what could not be made; torchrun works as well:
+command continues where it was cut, and failed.jsonl names what could not be made; torchrun works as well:
 
     python infer.py faces.zip faces.parquet faces.txt --devices 2 --archive tar
 

@@ -150,7 +150,7 @@ class Run:
             self._fail(path, error)
 
     def _stream(self, items: Sequence[Item], place: Path) -> None:
-        """Makes faces in folders of `place`; reading and writing go on while others are computed."""
+        """Makes faces in folders of `place`; reads and writes while others are computed."""
         waiting: deque[tuple[Job | PhotoFolder, Future[list[FaceResult]]]] = deque()
         with ThreadPoolExecutor(WRITERS) as writers:
             for batch in self._batches(items, place):

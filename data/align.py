@@ -9,8 +9,8 @@ INPUT is photos or folders. The largest face of photo.jpg becomes photo.png, the
 are found by MTCNN, whose weights come with the package facenet-pytorch; nothing is downloaded. With --landmarks nothing
 is searched: the file gives five points for each picture, as CelebA's lists do.
 
-A photo without a face, or one that cannot be read, is named with the reason; the others go on, and the exit status is 1
-at the end. A photo whose faces are there already is passed by, so an interrupted call goes on when it is repeated.
+A photo without a face, or one that cannot be read, is named with the reason; the others continue, and the exit status
+is 1 at the end. A photo whose faces are there already is skipped, so a repeated call continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from data.report import folder_names
 
 MARK = "amortized-pulse/face/1"  # in the files, under "Software"
 SHEET_TILE = 160  # px
-FURTHER_FACES = 6  # beside the first, on the sheet
+FURTHER_FACES = 6  # after the first, on the sheet
 
 Finder = Callable[[Path, Image.Image], np.ndarray]
 
@@ -86,7 +86,7 @@ class Task:
     Attributes:
         find: Gives the five points of each face (n, 5, 2) of a photo, the largest first.
         size: Width in pixels of the faces.
-        smallest_square: Faces whose square has fewer pixels a side are passed by: they would be blurred.
+        smallest_square: Faces whose square has fewer pixels a side are skipped: they would be blurred.
         largest: Take the first face alone.
         overwrite: Replace faces that are there.
         settings: All that the result depends on besides the photo, in words: other settings are another job.

@@ -17,7 +17,7 @@ from data.packed import PackedFaces
 from data.parquet import ParquetPictures
 
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"  # of CelebAMask-HQ
-# Of CelebAMask-HQ, which has 400,000 of them beside its 30,000 faces: the folder, and the names where it was renamed.
+# Of CelebAMask-HQ, which has 400,000 of them besides its 30,000 faces: the folder, and the names where it was renamed.
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"
 MASK = re.compile(
     r"\d{5}_(skin|nose|mouth|cloth|hair|hat|eye_g|ear_r|neck|neck_l|[lr]_(brow|eye|ear)|[ul]_lip)\.png", re.IGNORECASE
@@ -141,5 +141,5 @@ class Contents:
                 return (folder / name).read_bytes()
         origin = " It comes with CelebAMask-HQ (https://github.com/switchablenorms/CelebAMask-HQ)." * (name == MAPPING)
         raise FileNotFoundError(
-            f"Expected {name} in {self.source}, beside it, or in {ROOT / 'datasets'}; not found.{origin} Put it there."
+            f"Expected {name} in {self.source}, next to it, or in {ROOT / 'datasets'}; not found.{origin} Put it there."
         )

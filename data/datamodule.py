@@ -54,7 +54,7 @@ class ResumableSampler(DistributedSampler):
 
 
 def progress(trainer: Trainer) -> tuple[int, int]:
-    """Gives the epoch that a run goes on with, and the batches of it that are done."""
+    """Gives the epoch that a run resumes with, and the batches of it that are done."""
     loop = trainer.fit_loop
     batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress.current.ready
     if batches.is_last_batch:

@@ -49,7 +49,7 @@ def face_sheet(lr: ArrayLike, images: ArrayLike, captions: Sequence[str], note: 
         note: A line below all, in as many rows as it needs; empty for none.
 
     Returns:
-        An RGB picture; more than eight tiles go on in further rows.
+        An RGB picture; more than eight tiles take further rows.
     """
     lr, images = np.asarray(lr), np.asarray(images)
     side = _side(images)

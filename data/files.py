@@ -1,8 +1,8 @@
 """Files that appear as a whole or not at all, and the owner's rule: nothing is replaced that we did not write.
 
-What we wrote into a folder stands in a ledger in it, a JSON file with the SHA-256 of each file. A file is replaced only
+What we wrote into a folder is listed in its ledger, a JSON file with the SHA-256 of each file. A file is replaced only
 if the ledger knows its content, so that one which somebody changed since is theirs, and only if the user said
---overwrite or the same job goes on. All commands write through `owned_file` and `owned_folder`.
+--overwrite or the same job continues. All commands write through `owned_file` and `owned_folder`.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         path: Where the file belongs; its folder is made if it is not there.
 
     Yields:
-        The path to write to: of the same name, in a temporary folder beside `path`, which goes with what is left in it.
+        The path to write to: of the same name, in a temporary folder next to `path`, which is removed in the end.
         Nobody but the user may look into that folder, but the file has the permissions of any new file.
     """
     path = Path(path)
-    with _beside(path) as partial:
+    with _next_to(path) as partial:
         yield partial
         partial.replace(path)
 
@@ -99,13 +99,13 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
         replace: Whether the new one takes the place of an older one, which is there, whole, until then.
 
     Yields:
-        The folder to fill, empty, in a temporary one beside `path`.
+        The folder to fill, empty, in a temporary one next to `path`.
 
     Raises:
         OSError: If something is there that must not be replaced.
     """
     path = Path(os.path.abspath(path))
-    with _beside(path) as partial:
+    with _next_to(path) as partial:
         partial.mkdir()
         yield partial
         if replace and path.exists():
@@ -134,7 +134,7 @@ def owned_file(
     """
     path = Path(path)
     check_replaceable(path, overwrite, job, ours and ours(path))
-    with _beside(path.parent / "files") as partial:
+    with _next_to(path.parent / "files") as partial:
         partial.mkdir()
         yield partial / path.name
         with locked(path.parent):
@@ -169,7 +169,7 @@ def owned_folder(
     """
     folder = Path(os.path.abspath(folder))
     check_folder(folder, overwrite, ledger, names, job)
-    with _beside(folder) as partial:
+    with _next_to(folder) as partial:
         partial.mkdir()
         yield partial
         names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
@@ -336,8 +336,8 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Gives a path of the same name in a temporary folder beside `path`, which goes with what is left in it."""
+def _next_to(path: Path) -> Iterator[Path]:
+    """Gives a path of the same name in a temporary folder next to `path`, which goes with what is left in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_partials_once(path.parent)
     with ExitStack() as stack:

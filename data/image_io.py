@@ -136,7 +136,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     """Converts a picture to RGB, by its colour profile if it has a usable one."""
     given = colour_profile(image.info.get("icc_profile"))
     if given is not None:
-        # Only these modes have profiles; a palette's colours, or those beside an alpha channel, are RGB or grey.
+        # Only these modes have profiles; a palette's colours, or those with an alpha channel, are RGB or grey.
         plain = {"L": "L", "LA": "L", "CMYK": "CMYK", "1": "L"}.get(image.mode, "RGB")
         try:
             intent = ImageCms.Intent.RELATIVE_COLORIMETRIC

@@ -56,11 +56,11 @@ class Labels:
 def read_labels(path: str | Path, contents: Contents | None = None) -> Labels:
     """Reads CelebA's list_attr_celeba.txt, or a table (.csv, .csv.gz) with a column `file`.
 
-    In a table, the columns whose names are CelebA's attributes count, others are passed by.
+    In a table, the columns whose names are CelebA's attributes count, others are skipped.
 
     Args:
         path: The file, see `data.contents.find_data`.
-        contents: A data set in which, or beside which, the file may lie instead, as in CelebAMask-HQ.zip.
+        contents: A data set in which, or next to which, the file may lie instead, as in CelebAMask-HQ.zip.
 
     Raises:
         FileNotFoundError: If there is no such file.

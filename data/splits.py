@@ -109,7 +109,7 @@ def split_names(split: str, names: Sequence[str], companion: Companion) -> dict[
         split: "celeba", "celebahq", "ffhq", or a folder with train.txt, val.txt, test.txt (those that there are), which
             hold a picture's name or stem in each line.
         names: The pictures of the data set, paths within it.
-        companion: Reads another file of the data set by name; `data.faces.Faces` looks for it within and beside.
+        companion: Reads another file of the data set by name; `data.faces.Faces` looks for it in and next to it.
 
     Returns:
         The names in each part, in the order given.

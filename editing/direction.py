@@ -132,7 +132,7 @@ def write_direction(direction: EditDirection, path: Path, overwrite: bool = Fals
 
 
 def is_direction_file(path: Path) -> bool:
-    """Says whether `write_direction` wrote a file, by what stands in it."""
+    """Says whether `write_direction` wrote a file, by its content."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return json.loads(str(arrays["info"]))["format"] == FORMAT

@@ -75,7 +75,7 @@ def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
 class FrechetDistance(Callback):
     """Measures the Fréchet distance of the averaged generator of a `StyleGAN2Training` at every validation.
 
-    A run goes on without it where the network's weights are not to be had.
+    A run continues without it where the network's weights are missing.
 
     Args:
         metric: See `frechet_metric`.

@@ -5,7 +5,7 @@ the system for every intermediate result, and pass through the caches several ti
 
 - a band of rows goes through the whole block (both convolutions, noise, activation, colour) while it is in the cache;
 - style and demodulation go into one kernel per picture, which costs nothing at these sizes, since a kernel is small
-  beside the features, and saves a pass over the features for each;
+  next to the features, and saves a pass over the features for each;
 - the last block's features are never stored: only its colour is wanted.
 
 For inference alone, since it works in place. The exported and the trained network use the blocks' own `forward`.

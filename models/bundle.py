@@ -7,7 +7,7 @@
                            float16; and a flow over them in float16, if one was added, see `models.flow`
 
 The encoder and the statistics mean nothing to another generator, so both name the generator's sha256 in their headers,
-and are refused beside another one.
+and are refused next to another one.
 """
 
 from __future__ import annotations

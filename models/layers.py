@@ -256,7 +256,7 @@ class SynthesisLayer(nn.Module):
         if noise is None:
             return [bias]
         noise = noise * (self.noise_strength * SQRT2)  # (B or 1, 1, H', W')
-        if noise.shape[0] < rows:  # one map that all images share is small beside their features
+        if noise.shape[0] < rows:  # one map that all images share is small next to their features
             return [(noise + bias).contiguous(memory_format=torch.channels_last)]
         return [noise, bias]
 

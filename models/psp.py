@@ -1,4 +1,4 @@
-"""The encoders of pSp and e4e, so that their published weights can be measured beside ours.
+"""The encoders of pSp and e4e, so that their published weights can be compared with ours.
 
 An IR-SE50 backbone (the residual units of Deng et al. 2019 with the channel attention of Hu et al. 2018) gives
 features at 1/4, 1/8 and 1/16 of a face of 256 px; a feature pyramid (Lin et al. 2017) merges them, and one
@@ -242,7 +242,7 @@ def _empty(tensors: dict[str, Tensor], kind: str, path: Path) -> PspEncoder:
     if channels != 3:
         raise ValueError(
             f"{path}: expected an encoder of colour pictures, got one that reads {channels} channels: sketches or "
-            "label maps (label_nc, input_nc), or a picture beside a first guess; only those of 3 channels are read."
+            "label maps (label_nc, input_nc), or a picture with a first guess; only those of 3 channels are read."
         )
     with torch.device("meta"):
         return PspEncoder(count, kind, [kernel.shape[0] for kernel in kernels])

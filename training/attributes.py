@@ -98,7 +98,7 @@ class AttributeTraining(LightningModule):
         weight_power: γ: 0 counts every face the same, 1 makes up for the rareness of an attribute in full.
         ema_steps: Half-life of the moving average, in steps.
         export_to: File where the averaged classifier is saved in float16 at every validation and at the end, relative
-            to the run's folder, with a table of the measures beside it; None for nowhere.
+            to the run's folder, with a table of the measures next to it; None for nowhere.
         notes: Licence and training data, for the file.
         seed: Of the first weights; the data has its own.
     """

@@ -1,6 +1,6 @@
 """A batch of a training step: its random numbers, mirrored faces, and low-resolution inputs of mixed sizes.
 
-Random numbers depend on the step alone, so that an interrupted run goes on exactly.
+Random numbers depend on the step alone, so that an interrupted run resumes exactly.
 """
 
 from __future__ import annotations

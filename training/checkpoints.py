@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk, a small $TMPDIR or NaN cannot damage, and that go on with their own generator.
+"""Checkpoints that a kill, a full disk, a small $TMPDIR or NaN cannot damage, and that resume with their own generator.
 
 Two files lie in `checkpoints/` of a run's folder: `last.ckpt`, and `previous.ckpt` from the save before. A save streams
 tensor by tensor into a third file in the same folder, flushes it to the disk, and only then renames.
@@ -45,7 +45,7 @@ class Checkpoints(Checkpoint):
             (folder / PARTIAL).unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes where the run goes on."""
+        """Notes where the run resumes."""
         self.began_at = self._saved_step = trainer.global_step
         self.last_model_path = str(trainer.ckpt_path or "")
 

@@ -5,7 +5,7 @@ On the machine at home, pack the faces and the newest state; both are files of a
     python -m training.gpu_loan pack-state --checkpoint runs/stylegan2_128/checkpoints/last.ckpt --out .gpu/state
 On the GPU, where they have been copied to, part by part if need be; without a state the recipe starts afresh:
     python -m training.gpu_loan train --faces .gpu/faces --state .gpu/state --minutes 8 --out OUT
-At home again, where `train.py fit` goes on from it:
+At home again, where `train.py fit` resumes from it:
     python -m training.gpu_loan unpack-state --state OUT --out runs/stylegan2_128/checkpoints/last.ckpt
 
 The GPU needs torch, torchvision, lightning, safetensors, Pillow and PyYAML, and nothing from the network: SqueezeNet's

@@ -5,7 +5,7 @@ al. 2020b), an exponential moving average of the generator. One synthesis per st
 discriminator learns from the faces first, then the generator through the discriminator that has just seen them, which
 saves a tenth of the work.
 
-All randomness of a step follows from (seed, step), so a run that was killed goes on exactly. Every process samples the
+All randomness of a step follows from (seed, step), so a run that was killed resumes exactly. Every process samples the
 random numbers of the whole batch and keeps those of its samples, and what a step averages it averages over all
 processes: the step is the same on any number of them, and in any number of parts.
 """
@@ -297,7 +297,7 @@ class StyleGAN2Training(LightningModule):
         for i in range(self.hparams["micro_batches"]):
             random = self._random(Stream.PATH, i)
             ws = self._codes(count, random)
-            # `.forward` passes by the compiled synthesis: compiled graphs cannot be differentiated twice.
+            # `.forward` goes around the compiled synthesis: compiled graphs cannot be differentiated twice.
             with self._full_precision():
                 images = self.generator.synthesis.forward(ws, noise=self._noise(count, random))
                 lengths = path_lengths(images, ws, random.randn(*images.shape))

@@ -1,6 +1,6 @@
 """Looks into files of StyleGAN2 weights, converts them, and downloads published ones.
 
-What is in a file, whoever wrote it (no code that it may hold is executed):
+What is in a file of whatever program (no code that it may hold is executed):
 
     python -m models.checkpoints inspect network-snapshot-025000.pkl stylegan2-ffhq-config-f.pt
 
@@ -177,7 +177,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _notes(checkpoint: Checkpoint, path: Path, resolution: int, args: argparse.Namespace) -> dict[str, str]:
-    """Gathers what is kept beside the tensors: what the user says, else what the file says, else what its card says."""
+    """Gathers what is kept with the tensors: what the user says, else what the file says, else what its card says."""
     digest = sha256_of(path)
     card = card_of(path, digest, resolution)
     own = checkpoint.notes

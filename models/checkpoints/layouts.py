@@ -332,7 +332,7 @@ def _mean_latent(found: _Found, content: Any) -> Tensor | None:
     are an encoder's offsets and not the mean of w, so None lets the reader measure that from the mapping network.
     """
     average = found.values.get(f"{found.prefix}latent_avg", found.values.get("latent_avg"))
-    for key in ("", *found.keys):  # beside the tensors, or outside of one or both keys
+    for key in ("", *found.keys):  # next to the tensors, or outside of one or both keys
         content = content.get(key) if key and isinstance(content, dict) else content
         if average is None and isinstance(content, dict):
             average = content.get("latent_avg")

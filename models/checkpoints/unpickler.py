@@ -325,7 +325,7 @@ def _read_plain(data: memoryview, limits: _Limits) -> tuple[Any, int]:
 
 
 def _read_zip(path: Path, data: memoryview, limits: _Limits) -> Any:
-    """Reads the pickle in a zip file; its storages are entries beside it."""
+    """Reads the pickle in a zip file; its storages are other entries."""
     with zipfile.ZipFile(path) as archive:
         entries = _stored_entries(archive.infolist(), data)
     if any(name.endswith("constants.pkl") for name in entries):
