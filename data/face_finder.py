@@ -18,7 +18,8 @@ AROUND = 1.5  # sides of the face's square in that view
 
 # Where a point (x, y) of a photo that was turned by 90°, 180° and 270° counter-clockwise lies in the photo itself, of
 # which (right, bottom) is the last pixel.
-_TURNED_BACK: tuple[Callable[[Any, Any, int, int], tuple[Any, Any]], ...] = (
+_Back = Callable[[np.ndarray, np.ndarray, int, int], tuple[np.ndarray, np.ndarray]]
+_TURNED_BACK: tuple[_Back, ...] = (
     lambda x, y, right, bottom: (right - y, x),
     lambda x, y, right, bottom: (right - x, bottom - y),
     lambda x, y, right, bottom: (y, bottom - x),
@@ -58,8 +59,8 @@ class FaceFinder:
             from facenet_pytorch import MTCNN
         except ImportError as error:
             raise ImportError(
-                "Expected facenet-pytorch, which finds the faces and brings its weights along; pip install "
-                '"facenet-pytorch>=2.5.3,<2.6" --no-deps, or give --landmarks.'
+                "expected facenet-pytorch, which finds the faces and brings its weights along; pip install "
+                '"facenet-pytorch>=2.5.3,<2.6" --no-deps'
             ) from error
         self.confidence = confidence
         self.smallest = smallest
@@ -69,19 +70,25 @@ class FaceFinder:
         """Gives the points (n, 5, 2) of the faces that `detect` finds; the path is not looked at."""
         return np.array([face.points for face in self.detect(picture)]).reshape(-1, 5, 2)
 
-    def detect(self, picture: Image.Image) -> list[DetectedFace]:
-        """Finds the faces of a photo, largest first; where there is none, also of the photo on its side or head."""
+    def detect(self, picture: Image.Image, smallest: int | None = None) -> list[DetectedFace]:
+        """Finds the faces of a photo, largest first; where there is none, also of the photo on its side or head.
+
+        Args:
+            picture: The photo, RGB.
+            smallest: Pixels of the smallest face that is searched for; None for those of `smallest_in`.
+        """
         right, bottom = picture.width - 1, picture.height - 1
-        if faces := self._find(picture):
+        smallest = smallest or self.smallest_in(picture)
+        if faces := self._find(picture, smallest):
             return faces
         for turn, back in enumerate(_TURNED_BACK, start=1):
-            if faces := self._find(picture.rotate(90 * turn, expand=True)):
+            if faces := self._find(picture.rotate(90 * turn, expand=True), smallest):
+
+                def turn_back(points: np.ndarray, back: _Back = back) -> np.ndarray:
+                    return np.stack(back(points[:, 0], points[:, 1], right, bottom), axis=-1)
+
                 return [
-                    DetectedFace(
-                        np.stack(back(*face.points.T, right, bottom), axis=-1),
-                        np.sort(np.stack(back(*face.box.T, right, bottom), axis=-1), axis=0),
-                        face.confidence,
-                    )
+                    DetectedFace(turn_back(face.points), np.sort(turn_back(face.box), axis=0), face.confidence)
                     for face in faces
                 ]
         return []
@@ -90,9 +97,9 @@ class FaceFinder:
         """Gives the pixels of the smallest face that is searched for in a photo."""
         return self.smallest or max(20, min(picture.size) // 20)
 
-    def _find(self, picture: Image.Image) -> list[DetectedFace]:
-        """Finds upright faces."""
-        return [self._look_again(picture, face) for face in self._search(picture, self.smallest_in(picture))]
+    def _find(self, picture: Image.Image, smallest: int) -> list[DetectedFace]:
+        """Finds upright faces, and places their points precisely."""
+        return [self._look_again(picture, face) for face in self._search(picture, smallest)]
 
     def _search(self, picture: Image.Image, smallest: int) -> list[DetectedFace]:
         """Finds upright faces of so many pixels or more."""

@@ -146,19 +146,19 @@ def _blend(
     """Blends one face into the pixels (H, W, C) of a photo."""
     size = min(image.shape[-1], max(1, int(square.side)))
     face = _in_colours_of(to_picture(resize(image, size)), pixels.shape[-1], profile)
-    left, top = np.maximum(np.floor(square.corners.min(axis=0)).astype(int), 0)
-    right, bottom = np.minimum(np.ceil(square.corners.max(axis=0)).astype(int), pixels.shape[1::-1])
-    if left >= right or top >= bottom:
+    low = np.maximum(np.floor(square.corners.min(axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(square.corners.max(axis=0)).astype(int), pixels.shape[1::-1])
+    if (low >= high).any():
         return
-    square, others = square.moved((left, top), 1), [other.moved((left, top), 1) for other in others]
+    square, others = square.moved(low, 1), [other.moved(low, 1) for other in others]
     # From the centre of a pixel of the box to that of the face's: p ↦ (p − top left) · axis / side² · size.
     across, down = _axes(square) * size
     corner = square.corners[0]
     affine = (*across, -across @ corner, *down, -down @ corner)
-    box = (int(right - left), int(bottom - top))
+    box = (int(high[0] - low[0]), int(high[1] - low[1]))
     turned = np.asarray(face.transform(box, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC))
     weights = _mask(square, others, *box)[..., None]
-    there = pixels[top:bottom, left:right, : 3 if pixels.shape[-1] > 2 else 1]  # without transparency
+    there = pixels[low[1] : high[1], low[0] : high[0], : 3 if pixels.shape[-1] > 2 else 1]  # without transparency
     mixed = there + weights * (turned.reshape(there.shape).astype(np.float32) - there)
     there[:] = np.where(weights > 0, np.rint(mixed), there)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def run(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
             def __init__(self, **_: object) -> None:
                 pass
 
-            def detect(self, picture: Image.Image) -> list[DetectedFace]:
+            def detect(self, picture: Image.Image, smallest: int) -> list[DetectedFace]:
                 return found
 
         monkeypatch.setattr("cli.photos.FaceFinder", Stub)
@@ -129,6 +130,18 @@ def test_no_face_is_doubtful_or_has_a_way_out(run: Callable[..., int], tmp_path:
     assert f"{large}: " in said.err and "--downscale" in said.err and "doubtful: no face found" in said.out
     assert run([], large, "--downscale", "16", out="down") == 0
     assert "no face found" in doubts_of(tmp_path / "down" / "b")
+
+
+def test_without_the_finder_the_centre_is_taken(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = photo(tmp_path / "a.png", 32, 30)
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
+    for align, status in (("auto", 0), ("always", 1)):
+        options = ["--bundle", tiny_bundle, "-o", tmp_path / align, "-k", "1", "--align", align]
+        assert infer.main([str(option) for option in (path, *options)]) == status
+        assert "pip install" in capsys.readouterr().err
+    assert doubts_of(tmp_path / "auto" / "a") == ["under 8 px between the eyes"]
 
 
 PROFILE = face(60, 45, 30)
