@@ -87,7 +87,7 @@ class Run:
         self._shown: dict[int, list[FaceResult]] = {}
         self._progress = Progress(0)
         self._add: AddFace | None = None  # to the file of the archive that is being written
-        self._shard = args.out
+        self._shard: Path | None = None  # that file
         self._needs_overview = "grid" in args.save and (args.overwrite or not is_result(args.out / OVERVIEW))
 
     @property
@@ -343,8 +343,8 @@ class Run:
             self._fail(picture, error)
             return
         for face in faces:
-            print_line(summarize_face(picture, face if self._add is None else replace(face, folder=self._shard)))
-        for line in done.summary() if isinstance(done, PhotoFolder) else ():
+            print_line(summarize_face(picture, replace(face, folder=self._shard or face.folder)))
+        for line in done.summary(self._shard) if isinstance(done, PhotoFolder) else ():
             print_line(line)
         if self._is_shown(done.item):
             self._shown[done.item.number] = faces

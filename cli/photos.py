@@ -62,6 +62,8 @@ def check_photo_options(args: argparse.Namespace) -> None:
     for name, unused in (("paste_sample", 1), ("upscale", 1)):
         if getattr(args, name) != unused and not args.paste_back:
             raise ValueError(f"--{name.replace('_', '-')}: needs --paste-back")
+    if args.paste_back and args.archive == "parquet":
+        raise ValueError("--paste-back: a Parquet table has no place for photos; use --archive tar, or leave it out")
     if args.paste_back and args.align == "never":
         raise ValueError("--paste-back: needs faces that were searched for; leave out --align never")
 
@@ -196,14 +198,14 @@ class PhotoFolder:
         rows = [self._row(face, made.get(face.name)) for face in self.faces]
         write_json({"format": FORMAT, "input": self.path.name, "faces": rows}, self.partial / FACES)
 
-    def summary(self) -> list[str]:
-        """Says in lines what is to be told of the photo as a whole, once it is finished."""
+    def summary(self, archive: Path | None) -> list[str]:
+        """Says in lines what is to be told of the photo as a whole, once it is finished, and put into an archive."""
         lines = [
             f"{self.path.name}: {face.name} is left as it is: it {face.remark}" for face in self.faces if face.remark
         ]
         if self.args.paste_back:
             hint = "; --upscale 2 makes room for what the samples add" if self.args.upscale == 1 else ""
-            lines.append(f"{self.path.name}: faces put back{hint} -> {self.folder / PASTED}")
+            lines.append(f"{self.path.name}: faces put back{hint} -> {archive or self.folder / PASTED}")
         return lines
 
     def _paste(self, made: Mapping[str, FaceResult]) -> None:

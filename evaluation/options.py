@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from data.degradation import find_degradation
 from data.image_io import MIN_SIDE
@@ -127,11 +124,8 @@ def _find_objects(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         args.degradation = [find_degradation(name) for name in dict.fromkeys(args.degradation)]
     except ValueError as error:
         parser.error(f"argument --degradation: {error}")
-    device = args.device
-    if device == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"  # one GPU for each process of torchrun
     try:
-        args.device = choose_device(device)
+        args.device = choose_device(args.device)
     except ValueError as error:
         parser.error(f"argument --device: {error}")
 

@@ -26,11 +26,15 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 def choose_device(name: str) -> torch.device:
     """Finds a device by name: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:1" … or "mps".
 
+    Where a launcher started a process for each GPU, "cuda" is this one's.
+
     Raises:
         ValueError: If the name is another one, or there is no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     # torch knows more kinds, but on "meta", for one, everything runs and nothing is computed.
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
         raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps, got {name!r}")
