@@ -70,14 +70,18 @@ class Faces(Dataset[Tensor]):
         self._broken = torch.zeros(len(self.names), dtype=torch.bool)
         if shared and replace_broken:
             self._broken.share_memory_()  # so that all workers count together
-        shape = (len(self.names), 3, resolution, resolution)
+        self._make_cache(cache_bytes, shared)
+
+    def _make_cache(self, cache_bytes: int, shared: bool) -> None:
+        """Makes room for decoded pictures, if all of them fit."""
+        shape = (len(self.names), 3, self.resolution, self.resolution)
         needed = int(np.prod(shape))
         self._cache: Tensor | None = None
         if shared and not self._packed and free_shared_memory() < needed <= cache_bytes:
             warnings.warn(
                 f"{SHARED_MEMORY} has no room to keep {len(self.names)} decoded faces ({needed / 2**30:.1f} GiB): they "
                 f"are decoded anew in every epoch. To keep them {ADVICE}, or pack them once (python -m data.pack).",
-                stacklevel=2,
+                stacklevel=3,
             )
         elif needed <= cache_bytes and not self._packed:
             self._cache = torch.zeros(shape, dtype=torch.uint8)

@@ -298,10 +298,25 @@ def load_bundle(
             "copy the bundle again from where it came."
         )
     _check_fit(generator, info["encoder"], str(path / INFO))
+    encoder = _load_encoder(path, info).to(device).eval().requires_grad_(False)
+    return Bundle(
+        name=info["name"],
+        resolution=info["resolution"],
+        lr_sizes=(info["lr_sizes"][0], info["lr_sizes"][1]),
+        info=info,
+        hash=sha256_of(path / INFO),
+        generator=generator,
+        encoder=encoder,
+        device=torch.device(device),
+        precision=precision,
+        latents_path=path / LATENTS,
+    )
+
+
+def _load_encoder(path: Path, info: dict[str, Any]) -> EncoderBase:
     owner = info["parts"][GENERATOR]
-    state = _read_tensors(path / ENCODER, owner)
     statistics = _read_tensors(path / LATENTS, owner, without=FLOW_PREFIX)
-    state |= {_LATENTS_PREFIX + name: tensor for name, tensor in statistics.items()}
+    state = _read_tensors(path / ENCODER, owner) | {_LATENTS_PREFIX + name: t for name, t in statistics.items()}
     check_encoder(info["encoder"], path / INFO)
     try:
         encoder = make_encoder(info["encoder"])
@@ -316,19 +331,7 @@ def load_bundle(
             f"{path / ENCODER}: expected an encoder made with {info['encoder']}, found another ({error}); "
             "the bundle is from another version of this software: update, or export it again."
         ) from error
-    encoder = encoder.to(device).eval().requires_grad_(False)
-    return Bundle(
-        name=info["name"],
-        resolution=info["resolution"],
-        lr_sizes=(info["lr_sizes"][0], info["lr_sizes"][1]),
-        info=info,
-        hash=sha256_of(path / INFO),
-        generator=generator,
-        encoder=encoder,
-        device=torch.device(device),
-        precision=precision,
-        latents_path=path / LATENTS,
-    )
+    return encoder
 
 
 def _check_part(path: Path, expected: str | None) -> None:
