@@ -118,7 +118,7 @@ class FrechetDistance(Callback):
         for first in range(0, own, 50):
             images = pl_module.sample(random.randn(min(50, own - first), pl_module.generator.z_dim))
             metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
-        self.log(name, metric.compute().float(), prog_bar=True)
+        pl_module.log(name, metric.compute().float(), prog_bar=True)
         metric.reset()
 
 
