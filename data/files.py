@@ -319,7 +319,7 @@ def _is_unchanged(path: Path, entry: dict[str, Any]) -> bool:
 
 def _exchange(new: Path, path: Path) -> None:
     """Lets two folders change places: in one step, where the system and its libraries know one."""
-    library = ctypes.CDLL(None) if os.name == "posix" else None
+    library: Any = ctypes.CDLL(None) if os.name == "posix" else None
     a, b = os.fsencode(new), os.fsencode(path)
     if hasattr(library, "renameat2") and not library.renameat2(-100, a, -100, b, 2):  # AT_FDCWD, RENAME_EXCHANGE
         return

@@ -85,7 +85,8 @@ class ParquetPictures:
             return numbers
         table = self._opened().read(columns=[f"{self.column}.path"])
         names = [value["path"] if value else None for value in table[self.column].to_pylist()]
-        return names if None not in names and len(set(names)) == len(names) else numbers
+        known = [name for name in names if name is not None]
+        return known if len(set(known)) == len(names) else numbers
 
 
 def _holds_bytes(kind: Any, arrow: ModuleType) -> bool:
