@@ -108,7 +108,7 @@ def deal_sizes(sizes: Sequence[int], count: int, random: BatchRandom) -> list[in
     return [sizes[position * len(sizes) // random.total(count)] for position in random.positions(count)]
 
 
-class LowResolution(NamedTuple):
+class LRGroup(NamedTuple):
     """A group of LR faces of one size, and where they came from in the batch."""
 
     rows: slice  # the part of the batch
@@ -116,7 +116,7 @@ class LowResolution(NamedTuple):
     operator: Downscale  # what made them
 
 
-def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LowResolution]:
+def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LRGroup]:
     """Downscales images (B, 3, R, R), each or in equal parts, to the sizes: one group for each run of equal sizes."""
     each = [sizes[i * len(sizes) // len(images)] for i in range(len(images))]
     groups, start = [], 0
@@ -124,12 +124,12 @@ def downscale_groups(images: Tensor, sizes: Sequence[int]) -> list[LowResolution
         rows = slice(start, start + len(list(same)))
         operator = Downscale(size)
         lr = ((operator(images[rows]) + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
-        groups.append(LowResolution(rows, lr, operator))
+        groups.append(LRGroup(rows, lr, operator))
         start = rows.stop
     return groups
 
 
-def lr_sizes_of(groups: Sequence[LowResolution]) -> Tensor:
+def lr_sizes_of(groups: Sequence[LRGroup]) -> Tensor:
     """Gives the LR size of every face of the batch, in pixels (B,)."""
     sizes = [group.faces.shape[3] for group in groups for _ in range(len(group.faces))]
     return torch.tensor(sizes, device=groups[0].faces.device)
