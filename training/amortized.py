@@ -29,7 +29,7 @@ from data.operator import Downscale, back_project, upscale_bicubic
 from losses.energy import Embedded, energy_score, feature_distance
 from losses.perceptual import LPIPS
 from models import load_generator
-from models.bundle import load_bundle, save_bundle
+from models.bundle import save_bundle
 from models.checkpoints import sha256_of
 from models.discriminator import FeatureDiscriminator
 from models.encoder import Encoder
@@ -42,6 +42,7 @@ from training.batches import BatchRandom, faces_from_bytes, random_sizes, step_r
 from training.checkpoints import OwnedTraining, Owner
 from training.optimizers import average_gradients, update_average, warmup_cosine
 from training.run import check_export, export_folder
+from training.start import load_encoder_like
 
 # Of LPIPS' levels, those that the discriminator sees.
 JUDGED = {"squeeze": (0, 1, 2, 4, 6), "alex": (0, 1, 2, 3, 4), "vgg": (0, 1, 2, 3, 4)}
@@ -173,13 +174,7 @@ class AmortizedTraining(OwnedTraining):
             noise = torch.randn(4000, encoder.w_dim, generator=torch.Generator().manual_seed(0))
             encoder.w_std.copy_(encoder.latents.sample(noise).std(dim=0))
             return
-        theirs = load_bundle(path).encoder
-        if theirs.config != encoder.config:
-            raise ValueError(
-                f"Expected an encoder with {encoder.config} in {path}, got one with {theirs.config}; start from one "
-                "for a generator of the same shape, or from scratch without init_encoder."
-            )
-        encoder.load_state_dict(theirs.state_dict())
+        encoder.load_state_dict(load_encoder_like(encoder, path).state_dict())
 
     def _new_discriminator(self) -> FeatureDiscriminator:
         """Makes the discriminator; the scales of the levels are those of noise until the first batch sets them."""

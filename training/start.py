@@ -101,6 +101,42 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
     network.load_state_dict(tensors)
 
 
+def load_encoder_like(encoder: EncoderBase, path: str) -> EncoderBase:
+    """Loads the encoder of a bundle to start from.
+
+    Raises:
+        ValueError: If it is of another shape than `encoder`.
+    """
+    theirs = load_bundle(path).encoder
+    if theirs.config != encoder.config:
+        raise ValueError(
+            f"Expected an encoder with {encoder.config} in {path}, got one with {theirs.config}; start from one for a "
+            "generator of the same shape, or from scratch without init_encoder."
+        )
+    return theirs
+
+
+def start_from(encoder: EncoderBase, path: str) -> None:
+    """Copies the weights of another encoder, of a bundle or, for "psp", of a checkpoint; the latent statistics stay.
+
+    Raises:
+        ValueError: If that encoder is of another shape.
+    """
+    if Path(path).is_file() and isinstance(encoder, PspVariant):
+        encoder.load_psp(path)
+        return
+    theirs = load_encoder_like(encoder, path)
+    statistics = {f"latents.{name}": t for name, t in encoder.latents.state_dict().items()}
+    encoder.load_state_dict(theirs.state_dict() | statistics)
+
+
+def start_backbone(encoder: EncoderBase, file: str) -> None:
+    """Takes the backbone of a face recognition network, see `PspVariant.load_backbone`."""
+    if not isinstance(encoder, PspVariant):
+        raise ValueError("Expected the variant 'psp' for init_backbone; leave it out, or train that variant.")
+    encoder.load_backbone(file)
+
+
 def main(args: list[str] | None = None) -> None:
     """Writes what another training can start from."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -120,29 +156,3 @@ def main(args: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def start_from(encoder: EncoderBase, path: str) -> None:
-    """Copies the weights of another encoder, of a bundle or, for "psp", of a checkpoint; the latent statistics stay.
-
-    Raises:
-        ValueError: If that encoder is of another shape.
-    """
-    if Path(path).is_file() and isinstance(encoder, PspVariant):
-        encoder.load_psp(path)
-        return
-    theirs = load_bundle(path).encoder
-    if theirs.config != encoder.config:
-        raise ValueError(
-            f"Expected an encoder with {encoder.config} in {path}, got one with {theirs.config}; start from one for a "
-            "generator of the same shape, or from scratch without init_encoder."
-        )
-    statistics = {f"latents.{name}": t for name, t in encoder.latents.state_dict().items()}
-    encoder.load_state_dict(theirs.state_dict() | statistics)
-
-
-def start_backbone(encoder: EncoderBase, file: str) -> None:
-    """Takes the backbone of a face recognition network, see `PspVariant.load_backbone`."""
-    if not isinstance(encoder, PspVariant):
-        raise ValueError("Expected the variant 'psp' for init_backbone; leave it out, or train that variant.")
-    encoder.load_backbone(file)
