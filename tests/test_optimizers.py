@@ -1,12 +1,13 @@
-"""Ranger is RAdam with lookahead and centralised gradients."""
+"""Ranger is RAdam with lookahead and centralised gradients; the learning rate follows numbers worked out by hand."""
 
 from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
-from training.optimizers import Ranger
+from training.optimizers import Ranger, update_average, warmup_cosine
 
 
 def steps(optimiser: torch.optim.Optimizer, weight: torch.Tensor, target: torch.Tensor, count: int) -> None:
@@ -55,3 +56,26 @@ def test_a_resumed_run_goes_on_exactly() -> None:
     steps(ranger, whole, target, 6)
     steps(other, again, target, 6)
     assert torch.equal(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "decay", "factor"),
+    [(0, 100, 0, True, 1.0), (50, 100, 0, True, 0.5), (100, 100, 0, True, 0.0), (130, 100, 0, True, 0.0),
+     (0, 100, 4, False, 0.25), (3, 100, 4, False, 1.0), (90, 100, 4, False, 1.0), (25, 100, 52, True, 0.5 * 0.853553),
+     (7, -1, 10, True, 0.8)],
+)  # fmt: skip
+def test_warmup_and_cosine(step, total, warmup, decay, factor):
+    assert warmup_cosine(step, total, warmup, decay) == pytest.approx(factor, abs=1e-5)
+
+
+def test_average_moves_half_the_way_in_a_half_life_with_batch_statistics() -> None:
+    average, current = (torch.nn.BatchNorm1d(2) for _ in range(2))
+    with torch.no_grad():
+        for tensor in (current.weight, current.running_mean):
+            tensor.fill_(3.0)
+    for _ in range(4):
+        update_average(average, current, halflife=4, step=1000)
+    torch.testing.assert_close(average.weight.detach(), torch.full((2,), 2.0))
+    torch.testing.assert_close(average.running_mean, torch.full((2,), 1.5))
+    update_average(average, current, halflife=4, step=0)  # early in a run the half-life is one step
+    torch.testing.assert_close(average.running_mean, torch.full((2,), 2.25))
