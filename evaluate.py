@@ -4,6 +4,7 @@ Examples:
     python evaluate.py                                            # 200 validation faces, 16 and 8 px, default bundle
     python evaluate.py --k 11                                     # NTIRE's diversity score of ten draws
     python evaluate.py --faces 2000 --k 2 --networks vgg11        # fd_vgg11 and KID (1000 faces or more)
+    python evaluate.py --faces 2000 --k 2 --networks inception    # FID
     python evaluate.py --data generated                           # dispersion on the generator's own faces
     python evaluate.py --methods all --keep --bundle runs/mine    # again after a training: searches are not repeated
     python evaluate.py --degradation clean noise25 jpeg --methods pulse amortized --out results/robust
@@ -176,7 +177,8 @@ def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Measures pictures in folders, writes and returns the results."""
     truth, samples = args.folders
     suite = _make_suite(args)
-    found = measure_folders(truth, samples, suite, args.lr[0] if args.lr else None, args.faces)
+    part = {"limit": args.faces, "split": args.split, "part": args.part}
+    found = measure_folders(truth, samples, suite, args.lr[0] if args.lr else None, **part)
     key, name = str(found.pop("lr_size")), Path(samples).name
     results = {
         "command": command,
@@ -186,6 +188,7 @@ def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
         "conditions": {key: f"{key} px"},
         "results": {key: {name: found.pop("means")}},
         "networks": {network: network in suite.networks for network in args.networks},
+        "lpips": args.lpips,
         "unreadable": [],
         "timing": {"seconds_per_face": {}},
         **found,
@@ -212,7 +215,7 @@ def _make_suite(args: argparse.Namespace) -> MetricSuite:
         from evaluation.niqe import Pristine
 
         pristine = Pristine.load(args.niqe)
-    return MetricSuite(args.device, args.networks, attributes, pristine)
+    return MetricSuite(args.device, args.networks, attributes, pristine, args.lpips)
 
 
 def _make_runner(
@@ -282,6 +285,7 @@ def _circumstances(
         "seed": args.seed,
         "operator": OPERATOR,
         "networks": {name: name in suite.networks for name in args.networks},
+        "lpips": args.lpips,
         "attributes": sha256_of(args.attributes) if args.attributes else None,
         "niqe": sha256_of(args.niqe) if args.niqe else None,
         "versions": {"torch": torch.__version__, "numpy": np.__version__},

@@ -6,6 +6,7 @@ broken faces, so look at all columns, and at the grid.
 Examples:
     python benchmarks/realism.py --generator bundles/celeba64/generator.safetensors --grid samples.png
     python benchmarks/realism.py --generator my.pt --size 64 --samples 5000 --val my_val.zip --train my_train.zip
+    python benchmarks/realism.py --generator my.pt --val CelebAMask-HQ.zip --train CelebAMask-HQ.zip --split celebahq
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.faces import Faces
 from data.operator import Downscale, upscale_bicubic
+from data.splits import add_split_options
 from evaluation.features import EdgeFace, VGG11Features
 from evaluation.frechet import frechet_distance, kernel_distance
 from models import Generator, load_generator
+from models.device import faces_at_once
 from training.batches import step_rng
 
 BATCH = 50
@@ -48,7 +51,7 @@ def generated_faces(generator: Generator, count: int, rng: torch.Generator) -> I
     """
     for first in range(0, count, BATCH):
         z = torch.randn(min(BATCH, count - first), generator.z_dim, device=rng.device, generator=rng)
-        yield to_bytes(generator(z))
+        yield torch.cat([to_bytes(generator(part)) for part in z.split(faces_at_once(generator))])
 
 
 def real_faces(faces: Faces, indices: list[int]) -> Iterator[Tensor]:
@@ -77,8 +80,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     see = networks(device)
     generator = load_generator(arguments.generator, device)
     size = arguments.size or generator.resolution
-    val = Faces(arguments.val, size, arguments.samples)
-    train = Faces(arguments.train, size, cache_bytes=0)
+    val = Faces(arguments.val, size, arguments.samples, split=arguments.split, part=arguments.part)
+    train = Faces(arguments.train, size, cache_bytes=0, split=arguments.split, part="train")
     everyone, rng = list(range(len(val))), step_rng(arguments.seed, SAMPLES, 0, device)
     order = torch.randperm(len(train), generator=step_rng(arguments.seed, SUBSET, 0, "cpu")).tolist()
     rows = {
@@ -116,6 +119,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=2000, help="faces per set (default: %(default)s)")
     parser.add_argument("--val", default="celeba128_val.zip", help="validation faces, the reference")
     parser.add_argument("--train", default="celeba128_train.zip", help="training faces, for the floor")
+    add_split_options(parser)
     parser.add_argument("--grid", help="where to write a grid of samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
 """Decodes the faces of a data set once, into a memory map that all workers and processes of a training share.
 
     python -m data.pack CelebAMask-HQ.zip --split celebahq --part train --resolution 256 --out datasets/celebahq256
-    python train.py fit --config configs/encoder_256.yaml --data.train celebahq256 --data.split null --data.val ...
+    python train.py fit --config configs/amortized_256.yaml --data.train celebahq256 --data.split null --data.val ...
 
 A face takes 3 R² bytes: CelebA-HQ's 24,183 training faces 4.8 GB at 256 px, 76 GB at 1024 px. The licence of the
 pictures is that of the packed ones. Where the same faces are packed already, nothing is done.

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale, lift
@@ -35,6 +36,7 @@ from editing.names import attribute_of, synonyms_of
 from losses.perceptual import LPIPS
 from models.attributes import AttributeClassifier
 from models.bundle import Bundle
+from models.device import faces_at_once
 from models.generator import Generator
 
 STRENGTH = 2.0  # that edits are judged at
@@ -87,14 +89,26 @@ class Faces(NamedTuple):
 
     def synthesize(self, generator: Generator, offset: Tensor | float = 0.0) -> Tensor:
         """Synthesizes them with an offset of their codes, broadcast to (N, L, D): images (N, 3, R, R) in [-1, 1]."""
-        return (generator.synthesis(self.ws + offset, details=self.details) + self.correction).clamp(-1, 1)
+        return (_synthesize(generator, self.ws + offset, self.details) + self.correction).clamp(-1, 1)
+
+
+def _synthesize(generator: Generator, ws: Tensor, details: dict[int, Tensor]) -> Tensor:
+    """Synthesizes codes (N, L, D); in parts, and for the gradient once more, where memory is short."""
+    at_once = faces_at_once(generator, torch.is_grad_enabled(), len(ws))
+
+    def part(i: int) -> Tensor:
+        rows = slice(i, i + at_once)
+        return generator.synthesis(ws[rows], details={r: d[rows] for r, d in details.items()})
+
+    if at_once == len(ws):
+        return part(0)
+    return torch.cat([checkpoint(part, i, use_reentrant=False) for i in range(0, len(ws), at_once)])  # type: ignore[misc]
 
 
 class StepLearner:
     """Learns steps, and measures what they do.
 
-    It keeps the features of a batch of 16 faces for the gradient: larger generators want a large GPU. The encoder of
-    the bundle sees every second face, downscaled; without a bundle all stay as they are.
+    The encoder of the bundle sees every second face, downscaled; without a bundle all stay as they are.
     """
 
     def __init__(
@@ -115,7 +129,7 @@ class StepLearner:
         generator = self.generator
         z = np.random.default_rng((self.seed, number)).standard_normal((BATCH, generator.z_dim), dtype=np.float32)
         ws = generator.mapping(torch.from_numpy(z).to(generator.w_avg.device)).clone()
-        images = generator.synthesis(ws).clamp(-1, 1)
+        images = _synthesize(generator, ws, {}).clamp(-1, 1)
         details: dict[int, Tensor] = {}
         correction = torch.zeros_like(images)
         if self.bundle is not None:
@@ -127,7 +141,7 @@ class StepLearner:
             for r, part in encoding.details.items():
                 details[r] = part.new_zeros(BATCH, *part.shape[2:])
                 details[r][::2] = part[:, 0]
-            lacking = lr - Downscale(size)(generator.synthesis(ws, details=details)[::2])
+            lacking = lr - Downscale(size)(_synthesize(generator, ws, details)[::2])
             correction[::2] = lift(lacking, generator.resolution)
         return Faces(ws, details, correction)
 

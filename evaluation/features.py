@@ -1,4 +1,4 @@
-"""The networks that measure and never train: VGG11 for textures, EdgeFace for identity.
+"""The networks that measure and never train: VGG11 for textures, Inception for the FID, EdgeFace for identity.
 
 No loss in this project may use them, so that what they say stays independent of what is optimised.
 """
@@ -14,6 +14,7 @@ import torchvision
 from safetensors.torch import load_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
+from torchmetrics.image.fid import NoTrainInceptionV3
 
 from models.face_embedder import crop_face
 from models.layers import Frozen
@@ -24,6 +25,9 @@ VGG11_WHOLE = "vgg11_bn-6002323d.pth"  # torchvision's file, 507 MB
 VGG11_URL = f"https://download.pytorch.org/models/{VGG11_WHOLE}"
 VGG11_SOURCE = "torchvision's VGG11-BN trained on ImageNet; the short file is the state dict of its features[:14]"
 VGG11_SHA256 = "8be5879ce8f87b0dd339d2775440214801186c41a37f8bff35ce5931668df176"  # over the tensors of features[:14]
+
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
 
 EDGEFACE = ("edgeface_xxs.safetensors", "edgeface_xxs.pt")
 EDGEFACE_SOURCE = "EdgeFace-XXS of its authors (George et al. 2024), github.com/otroshi/edgeface, under their own terms"
@@ -69,6 +73,27 @@ class VGG11Features(Frozen):
             images = images / 255
         x = (images - self.mean) / self.std
         return self.layers(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)).float()
+
+
+class InceptionFeatures(Frozen):
+    """The Inception network of the usual FID, as torch-fidelity converted it from TensorFlow: 2048 features.
+
+    Raises:
+        FileNotFoundError: If there are no weights; says which file to put where.
+    """
+
+    num_features = 2048
+
+    def __init__(self) -> None:
+        super().__init__()
+        path = find_weights(INCEPTION, url=INCEPTION_URL, source="torch-fidelity, 91 MB")
+        # Pictures are resized without antialiasing, as for the published figures.
+        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path), antialias=False)
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images (B, 3, H, W), uint8 or in [0, 1], to features (B, 2048)."""
+        return self.network(images if images.dtype == torch.uint8 else (images * 255).round().byte()).float()
 
 
 class EdgeFace(Frozen):

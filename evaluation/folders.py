@@ -33,7 +33,7 @@ def _number(path: Path) -> int:
 
 
 def measure_folders(
-    truth: Path | str, samples: Path | str, suite: MetricSuite, lr_size: int | None = None, limit: int | None = None
+    truth: Path | str, samples: Path | str, suite: MetricSuite, lr_size: int | None = None, **part: Any
 ) -> dict[str, Any]:
     """Measures samples in a folder against the truth in another.
 
@@ -42,7 +42,7 @@ def measure_folders(
         samples: Folder of samples, see `find_samples`.
         suite: Measures.
         lr_size: Size in pixels of the inputs, which are then downscaled from the truth; None reads NAME/input.png.
-        limit: Use the first so many faces in sorted order.
+        part: Which faces, `limit`, `split` and `part` of `data.faces.Faces`.
 
     Returns:
         `faces`, `k`, `resolution`, `lr_size`, and `means`, see `evaluation.metrics.summarize`.
@@ -52,10 +52,10 @@ def measure_folders(
         ValueError: If faces have different numbers of samples, or these have different sizes.
     """
     folder = Path(samples)
-    stems = [Path(name).stem for name in Faces(truth, 8, limit, cache_bytes=0).names]
+    stems = [Path(name).stem for name in Faces(truth, 8, cache_bytes=0, **part).names]
     paths = [find_samples(folder, stem) for stem in stems]
     k, size = len(paths[0]), read_image(paths[0][0]).shape[-1]
-    faces = Faces(truth, size, limit, cache_bytes=0)
+    faces = Faces(truth, size, cache_bytes=0, **part)
     parts: list[Values] = []
     for start in range(0, len(faces), BATCH):
         rows = range(start, min(start + BATCH, len(faces)))

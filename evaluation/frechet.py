@@ -11,16 +11,14 @@ more comparable to KID on Inception.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from evaluation.features import VGG11Features
+from evaluation.features import InceptionFeatures, VGG11Features
 from training.batches import BatchRandom, step_rng
 
 
@@ -66,7 +64,8 @@ def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
     reasons = []
     for choice in ("fd_vgg11", "fid") if name == "auto" else (name,):
         try:
-            return choice, _make_vgg11_metric() if choice == "fd_vgg11" else _make_inception_metric()
+            network = VGG11Features() if choice == "fd_vgg11" else InceptionFeatures()
+            return choice, FrechetInceptionDistance(feature=network, reset_real_features=False)
         except FileNotFoundError as error:
             reasons.append(f"{choice}: {error}")
     raise FileNotFoundError("Expected the weights of a network for the Fréchet distance. " + " ".join(reasons))
@@ -120,22 +119,3 @@ class FrechetDistance(Callback):
             metric.update(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), real=False)
         pl_module.log(name, metric.compute().float(), prog_bar=True)
         metric.reset()
-
-
-def _make_vgg11_metric() -> FrechetInceptionDistance:
-    return FrechetInceptionDistance(feature=VGG11Features(), reset_real_features=False)
-
-
-def _make_inception_metric() -> FrechetInceptionDistance:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"It needs the package torch-fidelity ({error}); pip install it.") from error
-    try:
-        return FrechetInceptionDistance(reset_real_features=False)
-    except OSError as error:  # URLError and HTTPError, or a folder that cannot be written
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-        raise FileNotFoundError(
-            f"Expected Inception's weights {path.name!r}, found none and could not download them ({error}). "
-            f"Put the file at {path}. It comes from: {URL_INCEPTION_V3}."
-        ) from error

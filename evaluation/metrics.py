@@ -1,7 +1,7 @@
 """What is measured on samples of faces: fidelity to the input, distance to the truth, spread, identity.
 
-Three networks give features in which the squared Euclidean distance is the measure: LPIPS on SqueezeNet, VGG11, and
-EdgeFace, whose distance is 1 − cos. For a true posterior the truth x is one more draw, so that
+Three networks give features in which the squared Euclidean distance is the measure: LPIPS, VGG11, and EdgeFace, whose
+distance is 1 − cos. For a true posterior the truth x is one more draw, so that
 E d(x, s) = E d(s, s′) for each of them: the dispersion ratio E d(s, s′) / E d(x, s) is 1.
 """
 
@@ -19,7 +19,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from data.image_io import from_uint8, to_uint8
 from data.operator import Downscale
-from evaluation.features import EdgeFace, VGG11Features
+from evaluation.features import EdgeFace, InceptionFeatures, VGG11Features
 from evaluation.frechet import frechet_distance, kernel_distance
 from losses.perceptual import LPIPS
 
@@ -33,7 +33,13 @@ Values = dict[str, Tensor]
 Features = Sequence[Tensor]
 """One or more maps (…, C_l, h_l, w_l)."""
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"lpips": LPIPS, "vgg11": VGG11Features, "identity": EdgeFace}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "lpips": LPIPS,
+    "vgg11": VGG11Features,
+    "identity": EdgeFace,
+    "inception": InceptionFeatures,
+}
+DEFAULT_NETWORKS = ("lpips", "vgg11", "identity")  # the last one is for the FID alone, and slow
 MAX_PSNR = 100.0  # dB, of a picture that is exactly right
 FRECHET_FACES = 1000  # below, distances between sets are too uncertain
 NIQE_FROM = 256  # px; below, its blocks of 96 px say nothing
@@ -103,6 +109,7 @@ class MetricSuite:
         names: Which of `NETWORKS` to load.
         attributes: Classifier of the forty attributes; None leaves them out.
         pristine: Model of natural pictures for NIQE, which needs faces of 256 px; None leaves it out.
+        lpips: Trunk of LPIPS, see `losses.perceptual.LPIPS`.
 
     Example:
         >>> suite = MetricSuite()
@@ -112,15 +119,17 @@ class MetricSuite:
     def __init__(
         self,
         device: torch.device | str = "cpu",
-        names: Sequence[str] = tuple(NETWORKS),
+        names: Sequence[str] = DEFAULT_NETWORKS,
         attributes: AttributeClassifier | None = None,
         pristine: Pristine | None = None,
+        lpips: str = "squeeze",
     ) -> None:
         self.device, self.attributes, self.pristine = torch.device(device), attributes, pristine
         self.networks: dict[str, Any] = {}
         for name in names:
             try:
-                self.networks[name] = NETWORKS[name]().to(self.device)
+                trunk = {"net": lpips} if name == "lpips" else {}
+                self.networks[name] = NETWORKS[name](**trunk).to(self.device)
             except (OSError, ImportError) as error:
                 logging.getLogger(__name__).warning("The measures by %s are left out (n/a). %s", name, error)
 
@@ -170,14 +179,16 @@ class MetricSuite:
         for name in self.networks:
             truth = [f[:, None] for f in self.features(name, faces)]
             seen = [f.unflatten(0, samples.shape[:2]) for f in self.features(name, samples.flatten(0, 1))]
+            if name != "lpips":
+                values |= {f"{name}_features": seen[0].flatten(2), f"{name}_truth": truth[0].flatten(1)}
+            if name == "inception":  # of sets alone
+                continue
             values[name] = distance(seen, truth)  # (B, k)
             draws = [f[:, 1:] for f in seen]
             if draws[0].shape[1] > 1:
                 values[f"{name}_pairs"] = mean_pair_distance(draws)
                 if name == "lpips":
                     values["ntire_diversity"] = ntire_diversity(truth, draws, faces.shape[-1])
-            if name != "lpips":
-                values |= {f"{name}_features": seen[0].flatten(2), f"{name}_truth": truth[0].flatten(1)}
         return values
 
     def features(self, name: str, images: Tensor) -> Features:
@@ -202,7 +213,7 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
         lr_psnr, lr_psnr_worst (dB, over all samples); psnr (dB), ssim, niqe (of the point estimate); lpips_point,
         lpips_draw, lpips_draws, lpips_best, lpips_mean (of all k samples); ratio_lpips, ratio_vgg11, ratio_identity;
         ntire_diversity (of the draws); identity_point, identity_draw, identity_draws (cosines); rank1_point, rank1_draw
-        (share of samples nearest to their own among all truths); fd_vgg11, kid_vgg11 (of one draw a face, from
+        (share of samples nearest to their own among all truths); fd_vgg11, kid_vgg11, fid (of one draw a face, from
         `FRECHET_FACES` on).
     """
     v = {name: value.double() for name, value in values.items()}
@@ -225,10 +236,14 @@ def summarize(values: Mapping[str, Tensor]) -> dict[str, float]:
         if right.shape[1] > 1:
             found["rank1_draw"] = right[:, 1:].mean()
     result = {name: float(value) for name, value in found.items()}
-    if "vgg11_features" in v and len(v["vgg11_truth"]) >= FRECHET_FACES:
-        one = v["vgg11_features"][:, :2][:, -1]  # the first draw, the point estimate if there is none
-        result |= {"fd_vgg11": frechet_distance(v["vgg11_truth"], one)}
-        result |= {"kid_vgg11": kernel_distance(v["vgg11_truth"], one)}
+    if len(v["psnr"]) < FRECHET_FACES:
+        return result
+    for name, frechet in (("vgg11", "fd_vgg11"), ("inception", "fid")):
+        if f"{name}_features" in v:
+            one = v[f"{name}_features"][:, :2][:, -1]  # the first draw, the point estimate if there is none
+            result[frechet] = frechet_distance(v[f"{name}_truth"], one)
+            if name == "vgg11":
+                result["kid_vgg11"] = kernel_distance(v["vgg11_truth"], one)
     return result
 
 

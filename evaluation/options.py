@@ -10,8 +10,9 @@ from data.degradation import find_degradation
 from data.image_io import MIN_SIDE
 from data.splits import add_split_options
 from evaluation.methods import DEFAULT_METHODS, METHODS
-from evaluation.metrics import NETWORKS
+from evaluation.metrics import DEFAULT_NETWORKS, NETWORKS
 from evaluation.truth import GENERATED
+from losses.perceptual import TRUNKS
 from models.bundle_info import DEFAULT_BUNDLE
 from models.device import choose_device
 
@@ -74,10 +75,12 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
         "--networks",
         nargs="+",
         choices=list(NETWORKS),
-        default=list(NETWORKS),
+        default=list(DEFAULT_NETWORKS),
         metavar="NAME",
-        help=f"which to measure with, of {', '.join(NETWORKS)}; for distances between sets vgg11 is enough (all)",
+        help=f"which to measure with, of {', '.join(NETWORKS)}; for distances between sets vgg11 is enough, inception "
+        f"gives the FID ({' '.join(DEFAULT_NETWORKS)})",
     )
+    add("--lpips", choices=list(TRUNKS), default="squeeze", help="trunk of LPIPS (%(default)s)")
     add("--k", type=int, default=4, help="samples per face, the point estimate among them (%(default)s)")
     add("--seed", type=int, default=0, help="seed of samples, degradations and generated faces (%(default)s)")
     add(

@@ -29,6 +29,7 @@ COLUMNS = (
     ("NIQE", "niqe", ".2f"),
     ("fd_vgg11", "fd_vgg11", ".4f"),
     ("kid_vgg11 · 10³", "kid_vgg11", "e3"),
+    ("FID", "fid", ".2f"),
     ("nfe", "nfe", ".1f"),
 )
 GROUP_COLUMNS = (
@@ -55,6 +56,8 @@ def table(results: Mapping[str, Any]) -> str:
             cells = [_format(means.get(name), style) for _, name, style in columns]
             seconds = results["timing"]["seconds_per_face"].get(condition, {}).get(method)
             lines.append(f"| {conditions[condition]} | {method} | {' | '.join(cells)} | {_format(seconds, '.4f')} |")
+    if results.get("lpips", "squeeze") != "squeeze":
+        lines += ["", f"LPIPS on {results['lpips']}."]
     if missing:
         lines += ["", f"Left out for want of weights: {', '.join(missing)}."]
     if results["unreadable"]:

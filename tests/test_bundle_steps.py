@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from small_runs import SMALL, PixelDistance, tiny_networks, write_faces
+import torch
+from small_runs import SMALL, D, PixelDistance, tiny_networks, write_faces
 
+import benchmarks.editing
+import editing.__main__
 import models.flow
 import train
 import training.bundle
+from data.labels import ATTRIBUTES
+from editing.direction import names_in
 from models.bundle import load_bundle
 from models.checkpoints import save_generator
 from models.flow import flow_of
@@ -32,6 +39,7 @@ def calls(tmp_path, monkeypatch) -> list[str]:
         "run",
         lambda command: found.append(" ".join(command[1:])) or SimpleNamespace(returncode=int("fails" in found[-1])),
     )
+    monkeypatch.setattr(Path, "exists", lambda path, **options: True)  # what the steps would leave behind
     return found
 
 
@@ -68,35 +76,67 @@ def test_a_step_that_fails_ends_the_command_and_is_taken_up_again(calls, capsys)
     assert "rehearsal of amortized_64 ended with status 1" in capsys.readouterr().err and len(calls) == 1
 
 
-def test_the_chain_makes_a_bundle_with_a_flow(tmp_path, monkeypatch) -> None:
-    """At 32 px, two steps of each training."""
-    write_faces(tmp_path / "train.zip")
+TRAINER = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False, "val_check_interval": 2}
+FACES = {"data.train": "faces.zip", "data.val": "faces.zip", "data.resolution": 32, "data.batch_size": 4}
+CLASSIFIER = {**FACES, "model.resolution": 32, "model.backbone": "test_resnet", "model.options": None}
+TINY = {
+    "amortized_64": {
+        **FACES, "model.architecture": SMALL, "model.weight_identity": 0.0, "model.sizes_per_batch": 2,
+        "model.val_lr": [8],
+    },
+    "flow_64": {"model.hidden": 8, "data.batch_size": 4, "data.val_batches": 1},
+    "attributes_64": CLASSIFIER,
+    "attributes_64_second": CLASSIFIER,
+}  # fmt: skip
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch) -> list[str]:
+    """The steps that were called; they run in this process, with tiny settings."""
+    write_faces(tmp_path / "faces.zip")
+    signs = np.random.default_rng(0).choice([-1, 1], (20, len(ATTRIBUTES))).tolist()
+    rows = [("file", *ATTRIBUTES), *((f"{i:02}.png", *row) for i, row in enumerate(signs))]
+    (tmp_path / "labels.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     save_generator(tiny_networks()[0], tmp_path / "g.safetensors")
-    configs = training.bundle.CONFIGS.resolve()
+    monkeypatch.setattr(training.bundle, "CONFIGS", training.bundle.CONFIGS.resolve())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setattr("training.amortized.LPIPS", PixelDistance)
-    monkeypatch.setattr(training.bundle, "CONFIGS", configs)
-    tiny = {
-        "amortized_64": {
-            "model.architecture": SMALL, "model.weight_identity": 0.0, "model.sizes_per_batch": 2, "model.val_lr": [8],
-            "data.train": "train.zip", "data.val": "train.zip", "data.resolution": 32, "data.batch_size": 4,
-            "data.val_limit": 4,
-        },
-        "flow_64": {"model.hidden": 8, "data.batch_size": 4, "data.val_batches": 1},
-    }  # fmt: skip
-    trainer = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False, "val_check_interval": 2}
+    monkeypatch.setattr("losses.perceptual.LPIPS", PixelDistance)
+    truth = torch.randn(D, len(ATTRIBUTES), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("editing.hyperplane.score", lambda generator, classifier, w: 20 * (w - w.mean(0)) @ truth)
+    found: list[str] = []
 
     def call(title: str, command: list[str]) -> None:
-        if command[0] == "train.py":
-            name = command[-1]
-            more = {**tiny[name], **{f"trainer.{key}": value for key, value in trainer.items()}}
+        found.append(title.rpartition(", ")[2])
+        program, arguments = command[0], command[1:]
+        if program == "train.py":
+            more = {**TINY[command[-1]], **{f"trainer.{key}": value for key, value in TRAINER.items()}}
             written = (f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in more.items())
-            train.main([*command[1:], *written])
+            train.main([*arguments, *written])
+        elif program == "benchmarks/editing.py":
+            benchmarks.editing.main([*arguments, *"--generated 4 --real 2 --lr 8 --device cpu".split()])
+        elif arguments[0] == "editing":
+            assert editing.__main__.main([*arguments[1:], *"smile --samples 10000 --steps 2 --device cpu".split()]) == 0
         else:
-            assert models.flow.main(command[2:]) == 0
+            assert models.flow.main(arguments[1:]) == 0
 
     monkeypatch.setattr(training.bundle, "_call", call)
-    steps = steps_of(argparse.Namespace(resolution=64, generator="g.safetensors", data=None, split=None, labels=None))
-    run([step._replace(rehearsal=None) for step in steps[:3]], tmp_path / "done")
-    assert flow_of(load_bundle("runs/amortized_64/bundle")).config["w_dim"] == 16
+    return found
+
+
+def test_the_chain_makes_a_bundle_and_ends_at_once_where_it_is_done(called) -> None:
+    """At 32 px, two steps of each training."""
+    given = {"generator": "g.safetensors", "data": "faces.zip", "split": None, "labels": "labels.csv"}
+    steps = [step._replace(rehearsal=None) for step in steps_of(argparse.Namespace(resolution=64, **given))]
+    folder, done = Path("runs/amortized_64/bundle"), Path("runs/done")
+    run(steps, done)
+    assert called == [step.name for step in steps]
+    assert flow_of(load_bundle(folder)).config["w_dim"] == D
+    assert names_in(folder / "directions") == ["smile"] and "| smile" in Path("runs/edits_64/table.md").read_text()
+    called.clear()
+    run(steps, done)
+    assert not called
+    shutil.rmtree("runs/edits_64")
+    run(steps, done)
+    assert called == ["edit directions measured"]

@@ -72,3 +72,15 @@ def test_every_second_face_is_an_encoding_with_its_correction(bundle: Bundle) ->
         torch.testing.assert_close(faces.ws[::2], bundle.encode(wanted).ws[:, 0], atol=0.02, rtol=0.02)  # 8 bits
         found = Downscale(size)(generator.synthesis(faces.ws, details=faces.details) + faces.correction)[::2]
         torch.testing.assert_close(found, wanted, atol=1 / 127, rtol=0)
+
+
+def test_parts_change_nothing(bundle: Bundle, monkeypatch) -> None:
+    """Where memory is short, features are computed in parts, and again for the gradient."""
+    found = []
+    for at_once in (BATCH, 5):
+        monkeypatch.setattr("editing.learning.faces_at_once", lambda generator, gradient, most, n=at_once: min(n, most))
+        learner = StepLearner(bundle.generator, Colours(), PixelDistance(), None, bundle, seed=2)
+        offsets = torch.full((BATCH, 1, 16), 0.1).requires_grad_()
+        loss = learner._loss("smile", learner.faces(0), torch.ones(BATCH), offsets)
+        found.append((loss.detach(), *torch.autograd.grad(loss, [offsets])))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)

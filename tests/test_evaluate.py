@@ -30,6 +30,9 @@ R, NUM_FACES = 32, 20  # more than one batch
 class Pixels(nn.Module):
     """In place of LPIPS: the mean squared difference of pixels, summed over colours."""
 
+    def __init__(self, net: str = "squeeze") -> None:
+        super().__init__()
+
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         return (images,)
 
@@ -197,9 +200,11 @@ def test_distances_between_sets_need_enough_faces(folder, tmp_path, monkeypatch,
     command = ["--methods", "shifted", "--lr", "16", "--projection", "without"]
     assert "fd_vgg11" not in run(folder, tmp_path, *command)["results"]["16"]["shifted"]
     monkeypatch.setattr(metrics, "FRECHET_FACES", NUM_FACES)
-    found = run(folder, tmp_path, *command)["results"]["16"]["shifted"]
-    assert found["fd_vgg11"] == pytest.approx(3 * 0.1**2, rel=0.05) and found["kid_vgg11"] > 0
-    assert "fd_vgg11" in table_of(tmp_path)
+    monkeypatch.setitem(metrics.NETWORKS, "inception", Colours)
+    found = run(folder, tmp_path, *command, "--networks", "vgg11", "inception", "lpips", "--lpips", "alex")
+    assert "| FID |" in table_of(tmp_path) and "LPIPS on alex" in table_of(tmp_path)
+    found = found["results"]["16"]["shifted"]
+    assert found["fd_vgg11"] == found["fid"] == pytest.approx(3 * 0.1**2, rel=0.05) and found["kid_vgg11"] > 0
 
 
 def test_the_generators_own_faces(tmp_path) -> None:

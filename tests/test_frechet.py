@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from urllib.error import URLError
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch_fidelity import feature_extractor_inceptionv3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from evaluation.features import VGG11_SHORT, VGG11_WHOLE, VGG11Features, load_vgg11_tensors
+from evaluation.features import INCEPTION, VGG11_SHORT, VGG11_WHOLE, VGG11Features, load_vgg11_tensors
 from evaluation.frechet import frechet_metric
 from models.pretrained import weight_folders
 
@@ -103,21 +101,12 @@ def nothing(monkeypatch, tmp_path):
     """A machine without weights and without a network."""
     monkeypatch.setattr("models.pretrained.ROOT", tmp_path / "repository")
     monkeypatch.setattr("evaluation.features.VGG11_URL", (tmp_path / "absent.pth").as_uri())
+    monkeypatch.setattr("evaluation.features.INCEPTION_URL", (tmp_path / "absent.pth").as_uri())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.delenv("AMORTIZED_PULSE_WEIGHTS", raising=False)
 
-    def unreachable(**_) -> None:
-        raise URLError("no network")
 
-    monkeypatch.setattr("evaluation.frechet.FrechetInceptionDistance", unreachable)
-
-
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-
-
-@pytest.mark.parametrize(
-    ("name", "files"), [("fd_vgg11", FILES), ("fid", (INCEPTION,)), ("auto", (*FILES, INCEPTION, "no network"))]
-)
+@pytest.mark.parametrize(("name", "files"), [("fd_vgg11", FILES), ("fid", (INCEPTION,)), ("auto", (*FILES, INCEPTION))])
 def test_missing_weights_are_named(nothing, name, files) -> None:
     with pytest.raises(FileNotFoundError) as error:
         frechet_metric(name)
@@ -125,10 +114,19 @@ def test_missing_weights_are_named(nothing, name, files) -> None:
     assert (INCEPTION in str(error.value)) == (INCEPTION in files)
 
 
-def test_missing_package_is_named(nothing, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(FileNotFoundError, match="fd_vgg11: .* fid: .*torch-fidelity"):
-        frechet_metric("auto")
+def test_fid_is_torch_fidelitys_with_a_file_of_its_weights(nothing, monkeypatch, tmp_path) -> None:
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: untrained)
+        untrained = {}
+        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
+        network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), tmp_path / INCEPTION)
+    monkeypatch.setenv("AMORTIZED_PULSE_WEIGHTS", str(tmp_path))
+    (name, metric), images = frechet_metric("fid"), pictures(6)
+    assert name == "fid"
+    torch.testing.assert_close(metric.inception(images), network.eval()(images)[0], rtol=1e-4, atol=1e-6)
+    assert distance(metric, images[:3], images[3:]) > distance(frechet_metric("fid")[1], images, images) - 1e-3
 
 
 @needs_vgg

@@ -50,6 +50,9 @@ class Direction(Colours):
 class Maps(nn.Module):
     """The picture itself, and half its size."""
 
+    def __init__(self, net: str = "squeeze") -> None:
+        super().__init__()
+
     def features(self, images: Tensor) -> list[Tensor]:
         return [images, nn.functional.avg_pool2d(images, 2)]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from psp_files import WIDTHS, checkpoint, tensors_of
-from small_runs import tiny_networks
+from small_runs import PixelDistance, tiny_networks, write_faces
 
+import evaluate
+import evaluation.metrics
 from cli.psp_bundle import main
 from models.bundle import load_bundle
 from models.encoder_base import face_noise
@@ -65,7 +69,8 @@ def test_full_size_has_the_parameters_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
-def test_official_weights_become_a_bundle_whose_codes_are_exactly_theirs(tmp_path, monkeypatch, capsys, kind) -> None:
+def test_official_weights_become_a_bundle_and_a_row(tmp_path, tiny_bundle, monkeypatch, kind) -> None:
+    """Its codes are exactly theirs."""
     torch.save(checkpoint(8, kind), tmp_path / "psp.pt")
     monkeypatch.setattr("cli.psp_bundle.load_generator", lambda path: tiny_networks()[0])
     monkeypatch.setattr("sys.argv", ["psp_bundle", str(tmp_path / "psp.pt"), "--out", str(tmp_path / "bundle")])
@@ -75,6 +80,16 @@ def test_official_weights_become_a_bundle_whose_codes_are_exactly_theirs(tmp_pat
     assert not torch.allclose(theirs.latent_avg[0], ours.latents.w_avg)
     found, expected = ours(lr).ws[:, 0], theirs(resized_by_pillow(lr))
     assert (found - expected).abs().max() < 5e-3 * expected.abs().max()  # the bundle is in float16
+
+    write_faces(tmp_path / "faces.zip", 2)
+    monkeypatch.setitem(evaluation.metrics.NETWORKS, "lpips", PixelDistance)
+    command = (
+        f"--bundle {tiny_bundle} --bundle {kind}={tmp_path / 'bundle'} --data {tmp_path / 'faces.zip'} --lr 8 --k 2"
+    )
+    more = ["--methods", "bicubic", "--networks", "lpips", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert evaluate.main([*command.split(), *more]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["8"]
+    assert rows[kind]["psnr"] > 0 and rows[f"{kind}+projection"]["lr_psnr"] > rows[kind]["lr_psnr"]
 
 
 @pytest.mark.parametrize(("kind", "num_ws", "w_dim"), [("e4e", 8, D), ("psp", 10, D), ("psp", 8, 8)])

@@ -29,6 +29,7 @@ class Step(NamedTuple):
 
     name: str  # of the step, and of the folder of what it trains
     command: list[str]  # arguments of Python
+    makes: Path  # what it leaves behind
     rehearsal: list[str] | None = None  # arguments that try the same in a minute
 
 
@@ -44,21 +45,19 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     second = ["--seed_everything", "1", "--model.backbone", "regnety_002", "--model.options", "null"]
     second += ["--trainer.max_steps", "7200"] if size == 64 else []
     classifiers = [RUNS / f"attributes_{size}{more}" / "attributes.safetensors" for more in ("", "_second")]
-    flow = ["--model.generator", str(bundle / "generator.safetensors")]
+    flow, edits = RUNS / f"flow_{size}" / "flow.safetensors", RUNS / f"edits_{size}"
+    generator = ["--model.generator", str(bundle / "generator.safetensors")]
     fit = ["-m", "editing", "fit", "--bundle", str(bundle), "--classifier", str(classifiers[0])]
     measure = ["benchmarks/editing.py", "--bundle", str(bundle), "--classifier", str(classifiers[1]), *photos]
-    measure += ["--out", str(RUNS / f"edits_{size}"), "--overwrite"]
+    add_flow = ["-m", "models.flow", "--bundle", str(bundle), "--flow", str(flow)]
     return [
-        _training(f"amortized_{size}", f"amortized_{size}.yaml", [*own, *faces]),
-        _training(f"flow_{size}", "flow_64.yaml", flow, rehearsed=own),
-        Step(
-            "flow into the bundle",
-            ["-m", "models.flow", "--bundle", str(bundle), "--flow", str(RUNS / f"flow_{size}" / "flow.safetensors")],
-        ),
-        _training(f"attributes_{size}", attributes, labelled),
-        _training(f"attributes_{size}_second", attributes, [*labelled, *second]),
-        Step("boundaries", fit),
-        Step("boundaries measured", measure),
+        _training(f"amortized_{size}", f"amortized_{size}.yaml", [*own, *faces], bundle / "bundle.json"),
+        _training(f"flow_{size}", "flow_64.yaml", generator, flow, rehearsed=own),
+        Step("flow into the bundle", add_flow, bundle / "latents.safetensors"),
+        _training(f"attributes_{size}", attributes, labelled, classifiers[0]),
+        _training(f"attributes_{size}_second", attributes, [*labelled, *second], classifiers[1]),
+        Step("edit directions", fit, bundle / "directions"),
+        Step("edit directions measured", [*measure, "--out", str(edits), "--overwrite"], edits / "table.md"),
     ]
 
 
@@ -71,20 +70,21 @@ def _given(args: argparse.Namespace, options: dict[str, str | tuple[str, ...]]) 
     return found
 
 
-def _training(name: str, recipe: str, options: list[str], rehearsed: list[str] | None = None) -> Step:
+def _training(name: str, recipe: str, options: list[str], makes: Path, rehearsed: list[str] | None = None) -> Step:
     start = ["train.py", "fit", "--config", str(CONFIGS / recipe)]
     once = ["--trainer.fast_dev_run", "1", "--trainer.enable_progress_bar", "false"]
     command = [*start, *options, "--trainer.logger.init_args.name", name]
-    return Step(name, command, [*start, *(options if rehearsed is None else rehearsed), *once])
+    return Step(name, command, makes, [*start, *(options if rehearsed is None else rehearsed), *once])
 
 
 def run(steps: Sequence[Step], done: Path) -> None:
-    """Rehearses what has not begun, then does what is not done; ValueError if a step fails.
+    """Rehearses what has not begun, then does what is not done and all that follows it; ValueError if a step fails.
 
     `done` is a file that keeps the commands that have ended well, one a line.
     """
     finished = done.read_text(encoding="utf-8").splitlines() if done.is_file() else []
-    left = [step for step in steps if shlex.join(step.command) not in finished]
+    missing = (i for i, s in enumerate(steps) if shlex.join(s.command) not in finished or not s.makes.exists())
+    left = steps[next(missing, len(steps)) :]  # what follows may hang on it; a training that is finished ends at once
     for step in left:
         if step.rehearsal and not (RUNS / step.name / "checkpoints").is_dir():
             _call(f"rehearsal of {step.name}", step.rehearsal)

@@ -12,7 +12,7 @@ from models.checkpoints import load_generator, sha256_of
 from models.flow import FlowPrior, gaussian_of, save_flow
 from models.generator import Generator
 from models.latents import gaussianize
-from training.batches import step_rng
+from training.batches import BatchRandom, step_rng
 from training.checkpoints import OwnedTraining, Owner
 from training.optimizers import scheduled
 from training.run import export_folder
@@ -56,9 +56,9 @@ class FlowTraining(OwnedTraining):
         self.flow = FlowPrior(loaded.w_dim, blocks, hidden, whiten)
         self._generator: tuple[Generator] = (loaded,)  # in a tuple, so that it stays out of checkpoints
         self._noise = 0.0
-        w = self.sample_codes(FIT_CODES, step_rng(seed, -1_000_000, 0, "cpu"))
+        w = self.sample_codes(FIT_CODES, BatchRandom(step_rng(seed, -1_000_000, 0, "cpu")))
         self._noise = noise * float((w - w.mean(dim=0)).square().mean().sqrt())
-        w = self.sample_codes(FIT_CODES, step_rng(seed, -1_000_000, 0, "cpu"))
+        w = self.sample_codes(FIT_CODES, BatchRandom(step_rng(seed, -1_000_000, 0, "cpu")))
         self.flow.fit_scale(w)
         self._gaussian = gaussian_of(w)
 
@@ -75,23 +75,23 @@ class FlowTraining(OwnedTraining):
         return scheduled(adam, self.trainer)
 
     @torch.no_grad()
-    def sample_codes(self, count: int, rng: torch.Generator) -> Tensor:
+    def sample_codes(self, count: int, random: BatchRandom) -> Tensor:
         """Samples blurred codes w (B, D)."""
-        z = torch.randn(count, self._generator[0].z_dim, device=rng.device, generator=rng)
-        w = self._generator[0].mapping(z)[:, 0]
-        return w + self._noise * torch.randn(w.shape, device=rng.device, generator=rng)
+        w = self._generator[0].mapping(random.randn(count, self._generator[0].z_dim))[:, 0]
+        return w + self._noise * random.randn(*w.shape)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss on as many fresh codes as the batch is long."""
-        rng = step_rng(self.hparams["seed"], self.global_step, self.global_rank, self.device)
-        _, log_density = self.flow(self.sample_codes(len(batch[0]), rng))
+        random = BatchRandom.of_step(self, self.hparams["seed"], batch_idx)
+        _, log_density = self.flow(self.sample_codes(len(batch[0]), random))
         loss = -log_density.mean() / self.flow.config["w_dim"]
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Measures the likelihood of codes that are not trained on, and how far ‖u‖² is from its D."""
-        w = self.sample_codes(len(batch[0]), step_rng(self.hparams["seed"], -1 - batch_idx, 0, self.device))
+        dealt = batch_idx * self.trainer.world_size + self.global_rank  # as `DistributedSampler` deals the batches
+        w = self.sample_codes(len(batch[0]), BatchRandom(step_rng(self.hparams["seed"], -1 - dealt, 0, self.device)))
         u, log_density = self.flow(w)
         dimension = w.shape[1]
         values = {
