@@ -81,9 +81,8 @@ from data.listing import find_images
 from data.parquet import load_pyarrow
 from data.shards import KINDS
 from editing.direction import FOLDER
-from models.bundle_info import DEFAULT_BUNDLE
 from pipeline.processes import Processes
-from pipeline.upsampler import RUNTIMES, Upsampler
+from pipeline.upsampler import RUNTIMES, Upsampler, bundle_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +134,7 @@ def _upsample(args: argparse.Namespace, parser: argparse.ArgumentParser, process
     if args.downscale is not None and not smallest <= args.downscale <= largest:
         parser.error(f"--downscale: expected {smallest} to {largest} px, which this bundle takes, got {args.downscale}")
     try:
-        args.edits = read_edit_plan(args, directions_of(args.bundle), upsampler.about.generator_sha256)
+        args.edits = read_edit_plan(args, bundle_folder(args.bundle) / FOLDER, upsampler.about.generator_sha256)
     except ValueError as error:
         parser.error(f"--edit, --edit-sweep: {error}")
     run = Run(upsampler, args, processes)
@@ -146,12 +145,6 @@ def _upsample(args: argparse.Namespace, parser: argparse.ArgumentParser, process
         noted = run.note_failures(len(found.images) + len(found.problems))
     finished = processes.rank > 0 or "grid" not in args.save or write_overview(run.shown, args.out, args.overwrite)
     return int(bool(run.failed) or not noted or not finished)
-
-
-def directions_of(bundle: str | None) -> Path:
-    """Finds the folder of edit directions of a bundle, or of the folder that an exported model lies in."""
-    path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
-    return (path.parent if path.is_file() else path) / FOLDER
 
 
 def _parser() -> argparse.ArgumentParser:

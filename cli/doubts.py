@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from data.face_finder import DetectedFace
+from pipeline.familiarity import Familiarity
+from pipeline.samples import Samples
 
 NO_FACE = "no face found"
 CUT = "cut by the border"
 TURNED = "far from frontal"
+UNEXPLAINED = "hardly explained by the generator"
+UNFAMILIAR = "unfamiliar to the generator"
 LEAST_EYES = 8  # px
 SMALL = f"under {LEAST_EYES} px between the eyes"
 EYES = 0.25  # of the side of FFHQ's square, between the eyes of a frontal face
@@ -44,3 +48,22 @@ def place_doubts(face: DetectedFace, photo: tuple[int, int], scale: float) -> li
 def size_doubts(lr_size: int) -> list[str]:
     """Says what is doubtful in a face of so many pixels that fills its square."""
     return [SMALL] if EYES * lr_size < LEAST_EYES else []
+
+
+def sample_doubts(known: Familiarity | None, samples: Samples, lr_size: int, edit: np.ndarray | None) -> list[str]:
+    """Says what is doubtful in the point estimate of a face.
+
+    Args:
+        known: What held-out photos show; None if that is not known.
+        samples: Of one face (k, …).
+        lr_size: Pixels of the face.
+        edit: What was added to its codes (L, D); None for nothing.
+    """
+    if known is None:
+        return []
+    ws = np.asarray(samples.ws[0]) - (0 if edit is None else edit)
+    doubts = {
+        UNEXPLAINED: known.is_unexplained(float(samples.residual[0]), float(samples.sigma), lr_size),
+        UNFAMILIAR: known.is_unfamiliar(ws, lr_size),
+    }
+    return [word for word, holds in doubts.items() if holds]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.doubts import NO_FACE, size_doubts
+from cli.doubts import NO_FACE, sample_doubts, size_doubts
 from cli.edit_options import SWEEP_FILE, write_sweep
 from cli.failures import FAILED, note_failures, read_failures
 from cli.inputs import InputFace, Item, read_picture, to_face, warn_of_crop
@@ -33,9 +33,10 @@ from data.listing import Picture
 from data.report import FACES, REPORT, folder_names, make_report, write_face
 from data.shards import AddFace, open_shard
 from editing.direction import SWEEP, EditPlan
+from pipeline.familiarity import Familiarity
 from pipeline.processes import Processes
 from pipeline.samples import Samples
-from pipeline.upsampler import Upsampler, batch_size
+from pipeline.upsampler import Upsampler, batch_size, bundle_folder
 
 if TYPE_CHECKING:
     from cli.trajectory import TrajectoryRecorder
@@ -83,6 +84,7 @@ class Run:
         edit = edits.offset(*about.styles) if edits.edits else None
         self.wanted = replace(args.sampling.wanted, edit=edit, preserve_lr=edits.preserve_lr)
         self.photos = PhotoReader(about, args.align, args.downscale)
+        self.familiarity = Familiarity.load(bundle_folder(args.bundle), about.hash)
         self._known = read_failures(args.out)
         self._shown: dict[int, list[FaceResult]] = {}
         self._progress = Progress(0)
@@ -294,11 +296,14 @@ class Run:
 
     def _write(self, job: Job, made: Made) -> list[FaceResult]:
         args, about = self.args, self.upsampler.about
+        doubts = list(job.doubts)
+        if made.search is None:  # whose codes are not as the encoder's
+            doubts += sample_doubts(self.familiarity, made.samples, job.lr.image.shape[-1], self.wanted.edit)
         notes = {
             "input": job.item.picture.name,
             "input_size": list(job.lr.origin),
             "lr_size": job.lr.image.shape[-1],
-            "doubts": list(job.doubts),
+            "doubts": doubts,
             "resolution": about.resolution,
             "bundle": {"name": about.name, "hash": about.hash},
         }
@@ -318,7 +323,7 @@ class Run:
         place = job.place or job.folder
         title = place.relative_to(args.out).as_posix()
         psnr = samples.lr_psnr.tolist()
-        return [FaceResult(title, job.lr.image, samples.images, psnr, place, converged, job.doubts)]
+        return [FaceResult(title, job.lr.image, samples.images, psnr, place, converged, doubts)]
 
     @contextmanager
     def _place(self, job: Job) -> Iterator[Path]:

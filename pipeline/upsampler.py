@@ -129,6 +129,12 @@ class Upsampler:
         return _as_tensors(samples) if tensor else samples
 
 
+def bundle_folder(bundle: str | None) -> Path:
+    """Finds the folder of a bundle, the default one if None, or the folder that an exported model lies in."""
+    path = DEFAULT_BUNDLE if bundle is None else Path(bundle)
+    return path.parent if path.is_file() else path
+
+
 def batch_size(resolution: int, k: int, device: str = "cpu") -> int:
     """Says how many faces go together; it follows from these alone, so that results do not depend on the machine."""
     return max(1, PIXELS.get(device.partition(":")[0], PIXELS["cpu"]) // (k * resolution**2))
