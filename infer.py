@@ -46,7 +46,8 @@ For face.png it writes
     out/face/grid.png      look at this one: the input, the samples, and where they disagree
     out/face/1.png …       the samples; the first is the point estimate
     out/face/input.png     the low-resolution face as it was used
-    out/face/report.json   how well each sample downscales to the input (LR-PSNR), and what made it
+    out/face/report.json   how well each sample downscales to the input (LR-PSNR), why not to believe
+                           it, and what made it
     out/face/latents.npz   the style codes `ws` of the samples
     out/face/sweep.png     with --edit-sweep: every sample at five strengths of an edit
     out/face/trajectory.webp  with --save-trajectory: the input and the samples, step after step of the search

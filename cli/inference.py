@@ -228,6 +228,8 @@ class Run:
             return []
         if isinstance(job, Job):
             warn_of_crop(item.picture, *job.lr.origin)
+            if self.args.paste_back:
+                print_error(f"note: {item.picture}: is taken for a face as a whole, nothing is put back into it")
         return [job]
 
     def _sample_photo(self, photo: PhotoFolder, writers: ThreadPoolExecutor) -> Future[list[FaceResult]]:

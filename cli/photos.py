@@ -151,7 +151,7 @@ class PhotoReader:
         if side < least:
             remark = f"has {side} px, less than {least} px"
         elif self.downscale is None and side > self.about.resolution:
-            remark = f"has {side} px, more than the {self.about.resolution} px that this bundle makes"
+            remark = f"has {side} px, more than the {self.about.resolution} px that this bundle makes (--downscale PX)"
         if remark:
             return FaceInPhoto(name, square, face.confidence, None, remark)
         pixels = from_uint8(np.asarray(cut_out(picture, square, side if self.downscale else size)).transpose(2, 0, 1))
