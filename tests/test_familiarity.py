@@ -13,7 +13,6 @@ from PIL import Image
 import infer
 from cli.doubts import UNEXPLAINED, UNFAMILIAR
 from evaluation.familiarity import calibrate, main
-from models.bundle import DEFAULT_BUNDLE
 from models.checkpoints import sha256_of
 from pipeline.familiarity import FILE, SHARE, Familiarity, fit_gaussian, gaussian_distance
 
@@ -86,9 +85,3 @@ def test_command_and_the_words(bundle_copy: Path, tmp_path: Path, capsys: pytest
         options = ["--bundle", str(bundle_copy), "-k", "1", "--device", "cpu", "-o", str(out)]
         assert infer.main([str(faces / "00.png"), *options]) == 0
         assert json.loads((out / "00" / "report.json").read_text())["doubts"] == expected
-
-
-def test_the_default_bundle_has_its_own() -> None:
-    assert Familiarity.load(DEFAULT_BUNDLE, sha256_of(DEFAULT_BUNDLE / "bundle.json")) is not None, (
-        "run python -m evaluation.familiarity --overwrite"
-    )
