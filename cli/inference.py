@@ -213,7 +213,7 @@ class Run:
         return str(item.picture) in self._known or (self._needs_overview and self._is_shown(item))
 
     def _is_shown(self, item: Item) -> bool:
-        return item.number < OVERVIEW_ROWS * self.processes.count
+        return self.processes.rank == 0 and item.number < OVERVIEW_ROWS * self.processes.count
 
     def _take(self, item: Item, future: Future[Job | PhotoFolder | None]) -> list[Job | PhotoFolder]:
         """Gives what was read of an input."""

@@ -84,9 +84,8 @@ class ParquetPictures:
         if self.plain or schema.field(self.column).type.get_field_index("path") < 0:
             return numbers
         table = self._opened().read(columns=[f"{self.column}.path"])
-        names = [value["path"] if value else None for value in table[self.column].to_pylist()]
-        known = [name for name in names if name is not None]
-        return known if len(set(known)) == len(names) else numbers
+        names = [value["path"] for value in table[self.column].to_pylist() if value and value["path"]]
+        return names if len(set(names)) == len(numbers) else numbers
 
 
 def _holds_bytes(kind: Any, arrow: ModuleType) -> bool:
