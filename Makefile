@@ -48,7 +48,7 @@ test-all: test ## Run the tests, and those that take long in full
 lint: .venv/.installed ## Check style, formatting and which package imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache
 
 format: .venv/.installed ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix-only --quiet .
