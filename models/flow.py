@@ -30,6 +30,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,17 +175,16 @@ def load_flow(path: str | Path, generator_sha256: str | None = None) -> FlowPrio
     return flow_from(tensors, json.loads(notes["flow"]), str(path))
 
 
-_LOADED: dict[tuple[str, str], FlowPrior] = {}
-
-
 def flow_of(bundle: Bundle) -> FlowPrior:
     """Gives a bundle's flow on its device, read when it is first asked for; ValueError if it has none."""
-    key = bundle.hash, str(bundle.device)
-    if key not in _LOADED:
-        if bundle.latents_path is None:
-            raise ValueError(f"Expected a bundle from a folder, {bundle.name!r} was made in memory; load it from one.")
-        _LOADED[key] = load_flow(bundle.latents_path).to(bundle.device)
-    return _LOADED[key]
+    if bundle.latents_path is None:
+        raise ValueError(f"Expected a bundle from a folder, {bundle.name!r} was made in memory; load it from one.")
+    return _read_once(bundle.latents_path, bundle.hash, bundle.device)
+
+
+@lru_cache(maxsize=2)
+def _read_once(path: Path, bundle_hash: str, device: torch.device) -> FlowPrior:
+    return load_flow(path).to(device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
