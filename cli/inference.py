@@ -124,7 +124,7 @@ class Run:
             Whether that could be done.
         """
         if self.done:
-            print_line(f"{self.done:,} faces were there already")
+            print_line(f"{self.done:,} inputs were there already")
         if inputs == 1 and not self._known:
             return True
         try:

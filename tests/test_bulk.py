@@ -146,10 +146,10 @@ def test_a_killed_run_goes_on(
     assert [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(PARTIAL)]
     capsys.readouterr()
     assert run(faces, *options, out="cut") == 0
-    assert int(re.search(r"(\d+) faces were there", capsys.readouterr().out)[1]) >= (1 if not options else 14)
+    assert int(re.search(r"(\d+) inputs were there", capsys.readouterr().out)[1]) >= (1 if not options else 14)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     assert run(faces, *options, out="cut") == 0
-    assert capsys.readouterr().out.startswith("20 faces were there already")
+    assert capsys.readouterr().out.startswith("20 inputs were there already")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,3 +193,32 @@ def test_options_that_cannot_be_followed(run: Callable[..., int], tmp_path: Path
     with pytest.raises(SystemExit, match="2"):
         run([], photo(tmp_path / "a.png"), *options)
     assert options[0] in capsys.readouterr().err
+
+
+def test_photos_that_are_done_are_passed_over(run: Callable[..., int], tmp_path: Path, capsys) -> None:
+    path, other = photo(tmp_path / "holiday.png"), photo(tmp_path / "other.png", 100)
+    assert run(THREE, path) == 0
+    before = (tmp_path / "out" / "holiday" / "faces.json").read_bytes()
+    (tmp_path / "out" / "holiday" / "face-3" / "1.png").unlink()  # and is made again
+    assert run(THREE, path, other) == 0
+    assert (tmp_path / "out" / "holiday" / "face-3" / "1.png").is_file()
+    capsys.readouterr()
+    assert run([], path, other) == 0
+    assert capsys.readouterr().out.startswith("2 inputs were there already")
+    assert (tmp_path / "out" / "holiday" / "faces.json").read_bytes() == before
+    assert run(THREE, path, "--seed", "1") == 1 and "--overwrite" in capsys.readouterr().err
+
+
+def test_photos_in_archives(run: Callable[..., int], tmp_path: Path, capsys) -> None:
+    path = photo(tmp_path / "holiday.png")
+    assert run(THREE, path, "--paste-back", "--archive", "tar") == 0
+    assert f"{tmp_path}/out/faces-00000.tar" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "out" / "faces-00000.tar") as archive:
+        names = archive.getnames()
+    files = ("1.png", "2.png", "input.png", "latents.npz", "report.json")
+    faces = [f"holiday.face-{i}.{file}" for i in (2, 3) for file in files]
+    assert names == [*faces, "holiday.faces.json", "holiday.photo.png"]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run(THREE, path, "--archive", "parquet") == 0
+    table = parquet.read_table(tmp_path / "out" / "faces-00000.parquet")
+    assert table["name"].to_pylist() == ["holiday/face-2", "holiday/face-3"]
