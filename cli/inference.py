@@ -7,65 +7,30 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cli.doubts import NO_FACE, sample_doubts, size_doubts
-from cli.edit_options import SWEEP_FILE, write_sweep
+from cli.doubts import NO_FACE, size_doubts
+from cli.faces import FaceMaker, Job
 from cli.failures import FAILED, note_failures, read_failures
-from cli.inputs import InputFace, Item, read_picture, to_face, warn_of_crop
+from cli.inputs import Item, read_picture, to_face, warn_of_crop
 from cli.jobs import hash_pictures, hash_settings
 from cli.overview import OVERVIEW, FaceResult, summarize_face
 from cli.photos import PhotoFolder, PhotoReader
 from cli.progress import Progress
-from cli.sampling_options import summarize_samples
-from cli.search_options import TRAJECTORY, search_progress, summarize_search
 from data.console import FAILURES, format_error, print_error, print_line
 from data.figures import OVERVIEW_ROWS
-from data.files import check_folder, is_complete, is_ours, owned_file, owned_folder, remove_partials
+from data.files import check_folder, is_complete, is_ours, owned_file, remove_partials
 from data.image_io import is_result
 from data.listing import Picture
-from data.report import FACES, REPORT, folder_names, make_report, write_face
+from data.report import FACES, REPORT, folder_names
 from data.shards import AddFace, open_shard
-from editing.direction import SWEEP, EditPlan
-from pipeline.familiarity import Familiarity
 from pipeline.processes import Processes
-from pipeline.samples import Samples
-from pipeline.upsampler import Upsampler, batch_size, bundle_folder
-
-if TYPE_CHECKING:
-    from cli.trajectory import TrajectoryRecorder
+from pipeline.upsampler import Upsampler, batch_size
 
 WRITERS = 2  # threads
 READ_AHEAD = 32  # inputs
-
-
-@dataclass(frozen=True)
-class Job:
-    """A face on its way."""
-
-    item: Item
-    folder: Path  # where it is written
-    key: str  # hash of all that it is made of
-    lr: InputFace
-    doubts: Sequence[str] = ()  # why its samples should not be believed, as far as is known before they are made
-    place: Path | None = None  # where the folder will be once the whole photo is done; None if it stays where it is
-
-
-@dataclass(frozen=True)
-class Made:
-    """What was made of one face."""
-
-    samples: Samples
-    search: dict[str, Any] | None = None  # how it was searched, for report.json; None if it was not
-    recorder: TrajectoryRecorder | None = None  # has the trajectories of the batch, None if they are not wanted
-    rows: slice | None = None  # which of them are this face's
-    sweep: np.ndarray | None = None  # samples at the strengths of a sweep (k, 5, 3, R, R), None if there is none
 
 
 class Run:
@@ -80,11 +45,8 @@ class Run:
         about = upsampler.about
         self.settings = hash_settings(args, about.hash)
         self.batch = args.batch_size or batch_size(about.resolution, args.sampling.wanted.k, about.device)
-        edits: EditPlan = args.edits
-        edit = edits.offset(*about.styles) if edits.edits else None
-        self.wanted = replace(args.sampling.wanted, edit=edit, preserve_lr=edits.preserve_lr)
         self.photos = PhotoReader(about, args.align, args.downscale)
-        self.familiarity = Familiarity.load(bundle_folder(args.bundle), about.hash)
+        self.maker = FaceMaker(upsampler, args)
         self._known = read_failures(args.out)
         self._shown: dict[int, list[FaceResult]] = {}
         self._progress = Progress(0)
@@ -254,88 +216,14 @@ class Run:
 
     def _sample(self, jobs: list[Job], writers: ThreadPoolExecutor) -> list[tuple[Job, Future[list[FaceResult]]]]:
         try:
-            made = self._make(jobs)
+            made = self.maker.make(jobs)
         except FAILURES as error:
             if len(jobs) > 1:  # one bad face never stops the others
                 return [pair for job in jobs for pair in self._sample([job], writers)]
             self._fail(jobs[0].item.picture, error)
             self._progress.advance(int(jobs[0].place is None))  # a photo's other faces are on their way
             return []
-        return [(job, writers.submit(self._write, job, one)) for job, one in zip(jobs, made, strict=True)]
-
-    def _make(self, jobs: list[Job]) -> list[Made]:
-        """Samples the faces of a batch."""
-        lr = np.stack([job.lr.image for job in jobs])
-        if self.args.plan is not None:
-            return self._search(jobs, lr)
-        samples, sweep = self.upsampler.backend.sample(lr, self.wanted), self._sweep(lr)
-        return [Made(samples[i], sweep=None if sweep is None else sweep[i]) for i in range(len(jobs))]
-
-    def _sweep(self, lr: np.ndarray) -> np.ndarray | None:
-        """Samples (B, k, 5, 3, R, R) at the strengths of a sweep; None if there is none."""
-        direction = self.args.edits.sweep
-        if direction is None:
-            return None
-        plans = [EditPlan(((direction, strength),)) for strength in SWEEP]
-        edits = [plan.offset(*self.upsampler.about.styles) for plan in plans]
-        made = [self.upsampler.backend.sample(lr, replace(self.wanted, edit=edit)).images for edit in edits]
-        return np.stack(made, axis=2)
-
-    def _search(self, jobs: list[Job], lr: np.ndarray) -> list[Made]:
-        """Searches for the samples of a batch, and says how each face was searched."""
-        from cli.trajectory import TrajectoryRecorder  # here, since a search needs torch
-
-        args, k = self.args, self.wanted.k
-        recorder = TrajectoryRecorder(len(jobs) * k) if args.save_trajectory else None
-        title = jobs[0].item.picture.name if len(jobs) == 1 else f"{len(jobs)} faces"
-        with search_progress(title, len(jobs) * k, recorder) as callback:
-            samples, found = self.upsampler.backend.search(lr, self.wanted, args.plan, callback)
-        parts = found.split(k)
-        return [
-            Made(samples[i], summarize_search(args.plan, part), recorder, slice(i * k, i * k + k))
-            for i, part in enumerate(parts)
-        ]
-
-    def _write(self, job: Job, made: Made) -> list[FaceResult]:
-        args, about = self.args, self.upsampler.about
-        doubts = list(job.doubts)
-        if made.search is None:  # whose codes are not as the encoder's
-            doubts += sample_doubts(self.familiarity, made.samples, job.lr.image.shape[-1], self.wanted.edit)
-        notes = {
-            "input": job.item.picture.name,
-            "input_size": list(job.lr.origin),
-            "lr_size": job.lr.image.shape[-1],
-            "doubts": doubts,
-            "resolution": about.resolution,
-            "bundle": {"name": about.name, "hash": about.hash},
-        }
-        samples = args.sampling.select(made.samples)
-        notes |= summarize_samples(samples, args.sampling) | args.edits.summarize()
-        if made.search is not None:
-            notes["search"] = made.search
-        with self._place(job) as partial:
-            write_face(partial, job.lr.image, samples.images, samples.ws, make_report(notes), args.save)
-            if made.sweep is not None:
-                write_sweep(args.edits, made.sweep, partial / SWEEP_FILE)
-            if made.recorder is not None and made.rows is not None:
-                import torch
-
-                made.recorder.save(partial / TRAJECTORY, torch.from_numpy(job.lr.image), made.rows)
-        converged = None if made.search is None else made.search["converged"]
-        place = job.place or job.folder
-        title = place.relative_to(args.out).as_posix()
-        psnr = samples.lr_psnr.tolist()
-        return [FaceResult(title, job.lr.image, samples.images, psnr, place, converged, doubts)]
-
-    @contextmanager
-    def _place(self, job: Job) -> Iterator[Path]:
-        """Gives the folder that a face is written into."""
-        if self._add is None or job.place is not None:
-            with owned_folder(job.folder, self.args.overwrite, REPORT, job=job.key) as partial:
-                yield partial
-        else:
-            job.folder.mkdir()
-            yield job.folder
+        return [(job, writers.submit(self.maker.write, job, one)) for job, one in zip(jobs, made, strict=True)]
 
     def _finish(self, done: Job | PhotoFolder, future: Future[list[FaceResult]]) -> None:
         """Tells of faces that were written, and puts them into the archive."""

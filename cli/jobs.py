@@ -14,7 +14,7 @@ from data.listing import Picture
 from data.report import FORMAT
 
 # Options that change where faces are computed and put, and not what they are; the bundle has a hash of its own.
-_ELSEWHERE = {"inputs", "out", "overwrite", "bundle", "device", "batch_size", "devices", "num_nodes", "shard_size"}
+_ELSEWHERE = set("inputs out overwrite bundle device batch_size devices num_nodes archive shard_size".split())
 
 
 def hash_settings(args: argparse.Namespace, bundle: str) -> str:

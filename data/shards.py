@@ -85,6 +85,7 @@ def _row(folder: Path) -> dict[str, Any]:
     latents = folder / "latents.npz"
     ws = np.load(latents)["ws"] if latents.exists() else np.empty(0, np.float32)
     report = json.loads((folder / REPORT).read_bytes())
+    report.pop("files")  # the ledger
     images = sorted((p for p in folder.glob("*.png") if p.stem.isdigit()), key=lambda p: int(p.stem))
     return {
         "input": _encoded(folder / "input.png"),

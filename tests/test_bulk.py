@@ -120,14 +120,14 @@ def test_parquet_without_pyarrow(run: Callable[..., int], tmp_path: Path, monkey
 
 
 KILL = """
-import os, signal, sys, cli.inference, infer
-write_face, left = cli.inference.write_face, [int(sys.argv[1])]
+import os, signal, sys, cli.faces, infer
+write_face, left = cli.faces.write_face, [int(sys.argv[1])]
 def kill(*arguments):
     write_face(*arguments)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-cli.inference.write_face = kill
+cli.faces.write_face = kill
 infer.main(sys.argv[2:])
 """
 
