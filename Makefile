@@ -90,7 +90,7 @@ OF_BUNDLE = $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(GENERATOR),--g
 	$(if $(DATA),--data $(DATA)) $(if $(SPLIT),--split $(SPLIT)) $(if $(LABELS),--labels $(LABELS))
 
 bundle: .venv/.installed ## Train all that a bundle holds; RESOLUTION=256 GENERATOR=FILE DATA=ZIP SPLIT=celebahq LABELS=FILE
-	@$(BIN)/python -m training.bundle $(OF_BUNDLE)
+	@$(BIN)/python -m cli.make_bundle $(OF_BUNDLE)
 
 edits: .venv/.installed ## Train both attribute classifiers, fit the directions of BUNDLE, measure them; resumes after an interruption
 	$(BIN)/python train.py fit --config configs/attributes_64.yaml

@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from data.augment import AUGMENTATIONS, ColourJitter
 from data.contents import find_data
 from data.faces import Faces
 from data.shared_memory import affordable_workers
+
+STEPS_PER_EPOCH = 100_000  # more than any training takes
 
 
 class ResumableSampler(DistributedSampler):
@@ -155,3 +158,28 @@ class FaceData(LightningDataModule):
         h = self.hparams
         workers = affordable_workers(h.num_workers, h.batch_size * 3 * h.resolution**2)
         return DataLoader(faces, h.batch_size, num_workers=workers, persistent_workers=workers > 0, **options)
+
+
+class Steps(LightningDataModule):
+    """Gives the size of a batch, as a tensor with nothing in it; what is in the batch follows from the step.
+
+    Args:
+        batch_size: Samples per step and process.
+        val_batches: Batches per validation.
+        seed: Not used: the training samples by its own seed.
+    """
+
+    def __init__(self, batch_size: int = 256, val_batches: int = 20, seed: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def _batches(self, count: int) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(torch.empty(count, self.hparams["batch_size"], 0)), batch_size=None)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Gives tensors (B, 0), one per step."""
+        return self._batches(STEPS_PER_EPOCH)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Gives tensors (B, 0), one per batch of validation."""
+        return self._batches(self.hparams["val_batches"])

@@ -15,16 +15,16 @@ import torch
 from small_runs import SMALL, D, PixelDistance, tiny_networks, write_faces
 
 import benchmarks.editing
+import cli.make_bundle
 import editing.__main__
 import models.flow
 import train
-import training.bundle
+from cli.make_bundle import main, run, steps_of
 from data.labels import ATTRIBUTES
 from editing.direction import names_in
 from models.bundle import load_bundle
 from models.checkpoints import save_generator
 from models.flow import flow_of
-from training.bundle import main, run, steps_of
 
 GIVEN = {"generator": "g.pkl", "data": "HQ.zip", "split": "celebahq", "labels": "anno.txt"}
 
@@ -35,7 +35,7 @@ def calls(tmp_path, monkeypatch) -> list[str]:
     found: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        training.bundle.subprocess,
+        cli.make_bundle.subprocess,
         "run",
         lambda command: found.append(" ".join(command[1:])) or SimpleNamespace(returncode=int("fails" in found[-1])),
     )
@@ -98,7 +98,7 @@ def called(tmp_path, monkeypatch) -> list[str]:
     rows = [("file", *ATTRIBUTES), *((f"{i:02}.png", *row) for i, row in enumerate(signs))]
     (tmp_path / "labels.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     save_generator(tiny_networks()[0], tmp_path / "g.safetensors")
-    monkeypatch.setattr(training.bundle, "CONFIGS", training.bundle.CONFIGS.resolve())
+    monkeypatch.setattr(cli.make_bundle, "CONFIGS", cli.make_bundle.CONFIGS.resolve())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setattr("training.amortized.LPIPS", PixelDistance)
@@ -121,7 +121,7 @@ def called(tmp_path, monkeypatch) -> list[str]:
         else:
             assert models.flow.main(arguments[1:]) == 0
 
-    monkeypatch.setattr(training.bundle, "_call", call)
+    monkeypatch.setattr(cli.make_bundle, "_call", call)
     return found
 
 

@@ -72,7 +72,7 @@ MODELS = {
 }  # fmt: skip
 DATA = {
     "encoder": {"class_path": "data.datamodule.FaceData", "init_args": FACES},
-    "flow": {"class_path": "data.steps.Steps", "init_args": {"val_batches": 2}},
+    "flow": {"class_path": "data.datamodule.Steps", "init_args": {"val_batches": 2}},
     "attributes": {"class_path": "data.labels.LabelledFaceData", "init_args": {**FACES, "labels": "labels.csv"}},
 }
 WAYS = {"one": (1, 1), "parts": (1, 4), "two": (2, 1)}  # processes and micro-batches

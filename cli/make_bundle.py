@@ -1,7 +1,7 @@
 r"""Trains, one after the other, all that a bundle for a generator holds.
 
-    python -m training.bundle                                                      # make bundle
-    python -m training.bundle --resolution 256 --generator stylegan2-ffhq-256x256.pkl --data CelebAMask-HQ.zip \
+    python -m cli.make_bundle                                                      # make bundle
+    python -m cli.make_bundle --resolution 256 --generator stylegan2-ffhq-256x256.pkl --data CelebAMask-HQ.zip \
         --split celebahq --labels CelebAMask-HQ-attribute-anno.txt
 
 What is given goes to every step; what is not is that of the recipes. First every training is rehearsed, one step of
@@ -96,7 +96,7 @@ def run(steps: Sequence[Step], done: Path) -> None:
 
 
 def _call(title: str, command: list[str]) -> None:
-    print(f"training.bundle: {title}: python {shlex.join(command)}", flush=True)
+    print(f"cli.make_bundle: {title}: python {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command]).returncode
     if status:
         raise ValueError(f"{title} ended with status {status}; mend what it says, then give the same command again.")
@@ -119,10 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def make() -> int:
         run(steps_of(args), RUNS / f"bundle_{args.resolution}.done")
-        print_line(f"training.bundle: the bundle is {RUNS / f'amortized_{args.resolution}' / 'bundle'}")
+        print_line(f"cli.make_bundle: the bundle is {RUNS / f'amortized_{args.resolution}' / 'bundle'}")
         return 0
 
-    return run_command("training.bundle", make, "the same command continues")
+    return run_command("cli.make_bundle", make, "the same command continues")
 
 
 if __name__ == "__main__":
