@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ REPORT = "report.json"
 FACES = "faces.json"  # of a photo, in the folder that holds those of its faces
 MAX_K = 64  # samples per face
 
+_FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]')  # in names of files on Windows
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # which Windows opens by such names
 _RESERVED = {"overview.png", "failed.jsonl"}
 
 
 def folder_names(paths: Sequence[Picture], reserved: set[str] = _RESERVED) -> list[str]:
     """Gives every input a folder name of its own: its stem, or "stem-2", "stem-3" … if another input has it already.
 
-    Names that differ in case alone count as the same, as they do on macOS and Windows.
+    Names that differ in case or in the spelling of letters (NFC, NFD) alone count as the same, as they do on macOS and
+    Windows. What Windows refuses in a name becomes "_".
 
     Args:
         paths: The inputs.
@@ -34,22 +39,31 @@ def folder_names(paths: Sequence[Picture], reserved: set[str] = _RESERVED) -> li
     Returns:
         One name per input, which depends on the names and order of the inputs alone.
     """
-    # "...png" has the stem "..", which must not become a folder outside.
-    stems = [path.stem.strip(". ") or "face" for path in paths]
+    stems = [_portable(path.stem) for path in paths]
     taken = set(reserved)
     names: list[str | None] = []
     for stem in stems:  # a file that is itself called face-2.png has the first right to that name
-        names.append(None if stem.casefold() in taken else stem)
-        taken.add(stem.casefold())
-    for i, name in enumerate(names):
-        number = 2
-        while name is None:
-            candidate = f"{stems[i]}-{number}"
-            name = None if candidate.casefold() in taken else candidate
-            number += 1
-        taken.add(name.casefold())
-        names[i] = name
+        names.append(None if _as_one(stem) in taken else stem)
+        taken.add(_as_one(stem))
+    numbers: dict[str, int] = {}  # a million inputs may have one stem
+    for i, stem in enumerate(stems):
+        while names[i] is None:
+            number = numbers[stem] = numbers.get(stem, 1) + 1
+            if _as_one(f"{stem}-{number}") not in taken:
+                names[i] = f"{stem}-{number}"
+                taken.add(_as_one(f"{stem}-{number}"))
     return [name for name in names if name is not None]
+
+
+def _portable(stem: str) -> str:
+    """Makes a stem a name that every system takes; that of "...png" is "..", which would be a folder outside."""
+    name = _FORBIDDEN.sub("_", stem).strip(". ") or "face"
+    return f"_{name}" if _DEVICE.fullmatch(name) else name
+
+
+def _as_one(name: str) -> str:
+    """Gives what is the same for names that some system takes for one."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def make_report(notes: Mapping[str, Any]) -> dict[str, Any]:

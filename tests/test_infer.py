@@ -332,6 +332,9 @@ def test_same_stem(run: Callable[..., int], tmp_path: Path) -> None:
         (["a.png", "A.png"], ["a", "A-2"]),
         (["overview.png.png"], ["overview.png-2"]),
         (["...png", " .png"], ["face", "face-2"]),
+        (["CON.png", "a:b.png", "a_b.png", "nul.x.png"], ["_CON", "a_b", "a_b-2", "_nul.x"]),
+        (["\u00e9.png", "e\u0301.png"], ["\u00e9", "e\u0301-2"]),
+        ([f"{i}/a.png" for i in range(20_000)], ["a", *(f"a-{i}" for i in range(2, 20_001))]),
     ],
 )
 def test_folder_names(files: list[str], names: list[str]) -> None:
