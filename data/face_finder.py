@@ -14,6 +14,7 @@ from data.ffhq_crop import cut_out, ffhq_square
 
 CONFIDENCE = 0.9
 VIEW = 240  # px; a smaller face is looked at again at such a size, turned upright, since MTCNN places points by pixels
+SAME = 0.3  # of a face's height: nearer to the centre of a larger face, it is that face
 AROUND = 1.5  # sides of the face's square in that view
 
 # Where a point (x, y) of a photo that was turned by 90°, 180° and 270° counter-clockwise lies in the photo itself, of
@@ -99,7 +100,13 @@ class FaceFinder:
 
     def _find(self, picture: Image.Image, smallest: int) -> list[DetectedFace]:
         """Finds upright faces, and places their points precisely."""
-        return [self._look_again(picture, face) for face in self._search(picture, smallest)]
+        kept: list[DetectedFace] = []
+        for face in self._search(picture, smallest):
+            face = self._look_again(picture, face)
+            centre, reach = face.box.mean(axis=0), SAME * np.ptp(face.box, axis=0).max()
+            if all(np.hypot(*(centre - other.box.mean(axis=0))) > reach for other in kept):
+                kept.append(face)
+        return kept
 
     def _search(self, picture: Image.Image, smallest: int) -> list[DetectedFace]:
         """Finds upright faces of so many pixels or more."""

@@ -351,6 +351,19 @@ def test_faces_are_found_in_every_turn(turn) -> None:
     np.testing.assert_allclose(np.asarray(face, float), np.asarray(expected, float), atol=2)
 
 
+def test_a_face_within_a_face_is_no_other() -> None:
+    class Stub(FaceFinder):
+        def __init__(self) -> None:
+            self.smallest = None
+
+        def _search(self, picture, smallest):
+            boxes = [[[50, 70], [150, 190]], [[70, 90], [130, 165]], [[140, 160], [190, 220]]]
+            return [DetectedFace(UPRIGHT, np.array(box, float), 1.0) for box in boxes]
+
+    found = Stub().detect(photo_of_waves())
+    assert [face.box[0].tolist() for face in found] == [[50, 70], [140, 160]]
+
+
 @pytest.mark.parametrize("arguments", [["--size", "0"], ["--confidence", "1.5"], ["--min-face", "-1"]])
 def test_arguments_out_of_range_are_refused(photos, tmp_path, arguments, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
