@@ -70,7 +70,7 @@ class Familiarity:
 
     def is_unexplained(self, residual: float, sigma: float, lr_size: int) -> bool:
         """Says whether the generator explains a face of such a size and noise worse than photos."""
-        return bool(unexplained(np.float64(residual), np.float64(sigma)) > self._limit(self.residuals, lr_size))
+        return bool(unexplained(np.array(residual), np.array(sigma)) > self._limit(self.residuals, lr_size))
 
     def _limit(self, values: np.ndarray, lr_size: int) -> float:
         """Interpolates between sizes, logarithms against logarithms."""
