@@ -31,9 +31,10 @@ from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.contents import Contents
 from data.datamodule import FaceData
+from data.faces import Faces
 from data.files import atomic_write
+from data.splits import add_split_options
 from training.checkpoints import NonFiniteGuard
 from training.stylegan2 import StyleGAN2Training
 
@@ -125,13 +126,13 @@ def _filled(tensors: dict[str, Tensor]) -> list[list[str]]:
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_128.yaml"
 
 
-def pack_faces(source: str, folder: Path) -> list[Path]:
-    """Copies the pictures of a data set, as they are, into zips of at most 16 MB."""
-    contents = Contents(source)
+def pack_faces(source: str, folder: Path, split: str | None = None, part: str = "train") -> list[Path]:
+    """Copies the pictures of a data set, or of a part of it, as they are, into zips of at most 16 MB."""
+    faces = Faces(source, 8, cache_bytes=0, split=split, part=part)  # nothing is decoded
     paths: list[Path] = []
     pictures = []
-    for name in contents.pictures:
-        file = contents.open(name)
+    for name in faces.names:
+        file = faces.contents.open(name)
         pictures.append((name, file.read_bytes() if isinstance(file, Path) else file.getvalue()))
     while pictures:
         size, count = 0, 0
@@ -257,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", required=True)
     command = commands.add_parser("pack-faces", help="faces into zips of at most 16 MB")
     command.add_argument("--data", default="celeba128_train.zip", help="a zip or a folder (default: %(default)s)")
+    add_split_options(command, part="train")
     command.add_argument("--out", type=Path, required=True)
     command = commands.add_parser("pack-state", help="a checkpoint into files of at most 16 MB")
     command.add_argument("--checkpoint", type=Path, required=True)
@@ -284,7 +286,7 @@ def main(args: list[str] | None = None) -> None:
     if command == "train":
         train(**given)
     elif command == "pack-faces":
-        print(*pack_faces(given["data"], given["out"]), sep="\n")
+        print(*pack_faces(given["data"], given["out"], given["split"], given["part"]), sep="\n")
     elif command == "pack-state":
         checkpoint = torch.load(given["checkpoint"], map_location="cpu", weights_only=False, mmap=True)
         print(*write_parts(checkpoint, given["out"]), sep="\n")
