@@ -1,8 +1,9 @@
-"""Checkpoints of pSp and e4e with random tensors, for the tests that read them."""
+"""Checkpoints of pSp and e4e with random tensors, and IR-SE50 written out, for the tests of both."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 WIDTHS = (16, 16, 24, 32, 16)  # stem and stages; the first stage has an identity for its shortcut, as at full size
@@ -62,3 +63,32 @@ def checkpoint(num_ws: int, kind: str, **more: object) -> dict:
     options = {"encoder_type": TYPES[kind], "start_from_latent_avg": True, "device": "cuda:0", "test_workers": None}
     content = {"state_dict": state, "opts": options, "latent_avg": torch.randn(16).repeat(num_ws, 1)}
     return {**content, **more}
+
+
+def irse50_units(t: dict[str, Tensor], x: Tensor) -> list[Tensor]:
+    """models/encoders/model_irse.py of pSp written out, with mode 'ir_se' and 50 layers: the output of every unit."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, variance = (t[f"{name}.running_{what}"][:, None, None] for what in ("mean", "var"))
+        scale, shift = (t[f"{name}.{what}"][:, None, None] for what in ("weight", "bias"))
+        return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
+
+    def rectify(x: Tensor, slope: Tensor) -> Tensor:
+        return torch.where(x > 0, x, x * slope[:, None, None])
+
+    x = rectify(norm(F.conv2d(x, t["input_layer.0.weight"], padding=1), "input_layer.1"), t["input_layer.2.weight"])
+    outputs = []
+    for i in range(24):
+        unit, stride = f"body.{i}", 2 if i in (0, 3, 7, 21) else 1
+        y = F.conv2d(norm(x, f"{unit}.res_layer.0"), t[f"{unit}.res_layer.1.weight"], padding=1)
+        y = rectify(y, t[f"{unit}.res_layer.2.weight"])
+        y = norm(F.conv2d(y, t[f"{unit}.res_layer.3.weight"], stride=stride, padding=1), f"{unit}.res_layer.4")
+        hidden = (y.mean(dim=(2, 3)) @ t[f"{unit}.res_layer.5.fc1.weight"][:, :, 0, 0].T).clamp(min=0)
+        y = y * torch.sigmoid(hidden @ t[f"{unit}.res_layer.5.fc2.weight"][:, :, 0, 0].T)[:, :, None, None]
+        if f"{unit}.shortcut_layer.0.weight" in t:
+            x = norm(F.conv2d(x, t[f"{unit}.shortcut_layer.0.weight"], stride=stride), f"{unit}.shortcut_layer.1")
+        else:
+            x = x[:, :, ::stride, ::stride]
+        x = x + y
+        outputs.append(x)
+    return outputs

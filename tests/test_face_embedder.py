@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from facenet_pytorch import InceptionResnetV1
+from psp_files import irse50_units
 from torch import nn
 
 from models.face_embedder import INCEPTION_RESNET, IR_SE50, IRSE50, load_face_embedder
@@ -28,27 +29,15 @@ def weights(tmp_path, monkeypatch):
 
 
 def irse50_oracle(t: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """models/encoders/model_irse.py of pSp written out, with mode 'ir_se' and 50 layers."""
+    """The embedding at the end of its units."""
 
     def norm(x, name):
         return F.batch_norm(
             x, t[f"{name}.running_mean"], t[f"{name}.running_var"], t[f"{name}.weight"], t[f"{name}.bias"]
         )
 
-    x = F.prelu(norm(F.conv2d(x, t["input_layer.0.weight"], padding=1), "input_layer.1"), t["input_layer.2.weight"])
-    for i in range(24):
-        unit, stride = f"body.{i}", 2 if i in (0, 3, 7, 21) else 1
-        if f"{unit}.shortcut_layer.0.weight" in t:
-            skip = norm(F.conv2d(x, t[f"{unit}.shortcut_layer.0.weight"], stride=stride), f"{unit}.shortcut_layer.1")
-        else:
-            skip = F.max_pool2d(x, 1, stride)
-        y = F.conv2d(norm(x, f"{unit}.res_layer.0"), t[f"{unit}.res_layer.1.weight"], padding=1)
-        y = F.conv2d(F.prelu(y, t[f"{unit}.res_layer.2.weight"]), t[f"{unit}.res_layer.3.weight"], None, stride, 1)
-        y = norm(y, f"{unit}.res_layer.4")
-        weight = F.conv2d(y.mean((2, 3), keepdim=True), t[f"{unit}.res_layer.5.fc1.weight"]).relu()
-        x = y * F.conv2d(weight, t[f"{unit}.res_layer.5.fc2.weight"]).sigmoid() + skip
-    x = F.linear(norm(x, "output_layer.0").flatten(1), t["output_layer.3.weight"], t["output_layer.3.bias"])
-    x = norm(x, "output_layer.4")
+    x = norm(irse50_units(t, x)[-1], "output_layer.0").flatten(1)
+    x = norm(F.linear(x, t["output_layer.3.weight"], t["output_layer.3.bias"]), "output_layer.4")
     return x / x.norm(dim=1, keepdim=True)
 
 

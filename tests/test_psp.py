@@ -7,7 +7,7 @@ import argparse
 import pytest
 import torch
 import torch.nn.functional as F
-from psp_files import WIDTHS, checkpoint, tensors_of
+from psp_files import WIDTHS, checkpoint, irse50_units, tensors_of
 from torch import Tensor
 
 from models.checkpoints import load_generator
@@ -17,36 +17,8 @@ from models.psp import PspEncoder, load_psp_encoder
 
 def oracle(t: dict[str, Tensor], images: Tensor, num_ws: int, kind: str) -> Tensor:
     """The codes (B, L, 16) before the mean latent is added."""
-
-    def normalise(x: Tensor, name: str) -> Tensor:
-        mean, variance = (t[f"{name}.running_{what}"][:, None, None] for what in ("mean", "var"))
-        return (x - mean) / (variance + 1e-5).sqrt() * t[f"{name}.weight"][:, None, None] + t[f"{name}.bias"][
-            :, None, None
-        ]
-
-    def rectify(x: Tensor, slope: Tensor | float) -> Tensor:
-        return torch.where(x > 0, x, x * slope)
-
-    x = normalise(F.conv2d(images, t["input_layer.0.weight"], padding=1), "input_layer.1")
-    x = rectify(x, t["input_layer.2.weight"][:, None, None])
-    ends = []
-    for i in range(24):
-        name, stride = f"body.{i}", 2 if i in (0, 3, 7, 21) else 1
-        y = F.conv2d(normalise(x, f"{name}.res_layer.0"), t[f"{name}.res_layer.1.weight"], padding=1)
-        y = rectify(y, t[f"{name}.res_layer.2.weight"][:, None, None])
-        y = F.conv2d(y, t[f"{name}.res_layer.3.weight"], stride=stride, padding=1)
-        y = normalise(y, f"{name}.res_layer.4")
-        hidden = (y.mean(dim=(2, 3)) @ t[f"{name}.res_layer.5.fc1.weight"][:, :, 0, 0].T).clamp(min=0)
-        y = y * torch.sigmoid(hidden @ t[f"{name}.res_layer.5.fc2.weight"][:, :, 0, 0].T)[:, :, None, None]
-        if f"{name}.shortcut_layer.0.weight" in t:
-            x = F.conv2d(x, t[f"{name}.shortcut_layer.0.weight"], stride=stride)
-            x = normalise(x, f"{name}.shortcut_layer.1")
-        else:
-            x = x[:, :, ::stride, ::stride]
-        x = x + y
-        if i in (6, 20, 23):
-            ends.append(x)
-    fine, medium, coarse = ends
+    units = irse50_units(t, images)
+    fine, medium, coarse = units[6], units[20], units[23]
 
     def add(above: Tensor, below: Tensor, name: str) -> Tensor:
         merged = F.conv2d(below, t[f"{name}.weight"], t[f"{name}.bias"])
@@ -60,7 +32,7 @@ def oracle(t: dict[str, Tensor], images: Tensor, num_ws: int, kind: str) -> Tens
         j = 0
         while f"styles.{i}.convs.{j}.weight" in t:
             name = f"styles.{i}.convs.{j}"
-            y = rectify(F.conv2d(y, t[f"{name}.weight"], t[f"{name}.bias"], stride=2, padding=1), 0.01)
+            y = F.leaky_relu(F.conv2d(y, t[f"{name}.weight"], t[f"{name}.bias"], stride=2, padding=1), 0.01)
             j += 2
         styles.append(y[:, :, 0, 0] @ t[f"styles.{i}.linear.weight"].T / 4 + t[f"styles.{i}.linear.bias"])  # 4 = √16
     if kind == "e4e":
