@@ -483,18 +483,6 @@ def test_one_face_that_fails_in_a_batch_never_stops_the_others(
     assert capsys.readouterr().err == f"{tmp_path / 'bad.png'}: out of memory\n"
 
 
-def test_circular_link_beside_a_good_face(run: Callable[..., int], tmp_path: Path) -> None:
-    faces = tmp_path / "faces"
-    faces.mkdir()
-    picture(faces / "good.png")
-    try:
-        (faces / "bad.png").symlink_to("bad.png")
-    except OSError:
-        pytest.skip("no symbolic links here")
-    assert run(faces, "--k", "1") == 1
-    assert (tmp_path / "out" / "good" / "report.json").exists()
-
-
 def test_interrupted(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -532,22 +520,6 @@ def test_others_may_read_what_the_umask_lets_them(run: Callable[..., int], tmp_p
         os.umask(old)
     for path in (tmp_path / "out").rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
-
-
-@pytest.mark.parametrize("parts", ["generator", "encoder"])
-def test_broken_weights(
-    parts: str, run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def breaks(path: Path, *options: object) -> Bundle:
-        bundle = load_bundle(path, *options)
-        for tensor in getattr(bundle, parts).parameters():
-            tensor.fill_(torch.nan)
-        return bundle
-
-    monkeypatch.setattr(LOADS, breaks)
-    assert run(picture(tmp_path / "face.png")) == 1
-    assert f"the bundle's weights are broken: its {parts}" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("Input/output error")])
