@@ -43,7 +43,7 @@ test: .venv/.installed ## Run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 test-all: export AMORTIZED_PULSE_TEST_ALL := 1
-test-all: test ## Run the tests, and those that take long in full
+test-all: test test-web ## Run the tests, those of the page too, and those that take long in full
 
 lint: .venv/.installed ## Check style, formatting and which package imports which
 	@$(BIN)/ruff check .

@@ -4,10 +4,10 @@
     python -m export.page --out build/web
     python -m http.server --directory build/web 8000
 
-`make web` is the first two. The folder holds the page (web/), onnxruntime-web's files, the model of a bundle (stored as
-float16 unless told otherwise: half of what visitors have to fetch, the same pictures), the downscaling operator for
-their photos, the directions of the edits, and the samples. A folder made earlier is replaced; its model is kept where
-the bundle has not changed.
+`make web` is the first two. The folder holds the page (web/), onnxruntime-web's files, the model of a bundle (its large
+weights as int8 unless told otherwise), the downscaling operator and the face detector for photos, the directions of the
+edits, the samples, and an example made of one of them. What is large is packed by gzip: no server has to do it. A
+folder made earlier is replaced; its model is kept where the bundle has not changed.
 
 The exit status is 0 if all was written, 1 if not, and 2 if the command itself was wrong.
 """
@@ -15,36 +15,49 @@ The exit status is 0 if all was written, 1 if not, and 2 if the command itself w
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from data.console import path_option, print_line, run_command
+from data.figures import disagreement, heat
 from data.files import ROOT, check_folder, owned_folder
+from data.image_io import read_image, to_picture
+from data.noise import face_noise
 from editing.direction import FOLDER, names_in, read_direction
+from export.detector import detector_model
 from export.graph import resize_matrix
 from export.onnx import MODEL, trace, write_model
-from export.onnxruntime_backend import FORMAT, read_info
-from export.quantise import FP16, PRECISIONS
+from export.onnxruntime_backend import FORMAT, OnnxBackend
+from export.quantise import INT8, PRECISIONS
 from models.bundle_info import DEFAULT_BUNDLE
 from models.checkpoints import sha256_of
 
 PAGE, SAMPLES = ROOT / "web", ROOT / "samples"
 RUNTIME = PAGE / "node_modules" / "onnxruntime-web"
-# What a browser fetches of onnxruntime-web for its WebAssembly provider.
-RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+RUNTIME_MODULES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs")
+RUNTIME_WASM = "ort-wasm-simd-threaded.wasm"
 PAGE_SUFFIXES = {".html", ".css", ".js", ".svg"}
-DOWNSCALE, INFO = "downscale.onnx", "model.json"
+MODEL_CARD = ROOT / "docs" / "model_card.md"
+DOWNSCALE, DETECTOR, INFO, OFFLINE = "downscale.onnx", "detector.onnx", "model.json", "offline.json"
+PACKED = ".gzip"  # servers unpack .gz on their own account, some of them
 EDITS, EDITS_FORMAT = "edits.json", "amortized-pulse/page-edits/1"
+EXAMPLE = "face-2-16px.png"
+MAP_MAXIMUM = 0.16  # as in web/pixels.js
 _DIGITS = 6  # of a direction's numbers: more than a picture of 8 bit shows
 
 
@@ -68,7 +81,7 @@ def downscale_model() -> onnx.ModelProto:
 
 
 def assemble(
-    model: Path, edits: Path, out: Path, runtime: Path = RUNTIME, samples: Path | None = SAMPLES
+    model: Path, edits: Path, out: Path, runtime: Path = RUNTIME, samples: Path = SAMPLES, code: str | None = None
 ) -> dict[str, int]:
     """Puts the page together in a folder that is empty or not there.
 
@@ -77,7 +90,8 @@ def assemble(
         edits: Folder with the edit directions of its bundle; may be absent.
         out: The folder.
         runtime: The npm package onnxruntime-web.
-        samples: Folder of PNG files to offer, None for none.
+        samples: Folder of PNG files to offer.
+        code: Address of the code, for a link.
 
     Returns:
         Bytes by file.
@@ -85,40 +99,64 @@ def assemble(
     Raises:
         FileNotFoundError: If the runtime is missing; says how to get it.
     """
-    missing = [name for name in RUNTIME_FILES if not (runtime / "dist" / name).is_file()]
+    dist = runtime / "dist"
+    missing = [name for name in (*RUNTIME_MODULES, RUNTIME_WASM) if not (dist / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"Expected {', '.join(missing)} in {runtime / 'dist'}, not found; npm ci --ignore-scripts --prefix web "
+            f"Expected {', '.join(missing)} in {dist}, not found; npm ci --ignore-scripts --prefix web "
             "fetches onnxruntime-web (needs npm and the network)."
         )
-    for name in ("models", "ort", "samples"):
+    for name in ("models", "ort", "samples", "example"):
         (out / name).mkdir(parents=True)
-    for path in sorted(PAGE.iterdir()):
-        if path.suffix in PAGE_SUFFIXES:
-            shutil.copy(path, out / path.name)
-    for name in RUNTIME_FILES:
-        shutil.copy(runtime / "dist" / name, out / "ort" / name)
-    shutil.copy(model, out / "models" / MODEL)
-    onnx.save(downscale_model(), out / "models" / DOWNSCALE)
-    _write_json(_describe(out / "models"), out / "models" / INFO)
+    pages = [path for path in PAGE.iterdir() if path.suffix in PAGE_SUFFIXES]
+    for path, folder in [(p, "") for p in pages] + [(dist / name, "ort") for name in RUNTIME_MODULES]:
+        shutil.copy(path, out / folder / path.name)
+    models = {
+        RUNTIME_WASM: (dist / RUNTIME_WASM).read_bytes(),
+        DOWNSCALE: downscale_model().SerializeToString(),
+        DETECTOR: detector_model().SerializeToString(),
+        MODEL: model.read_bytes(),
+    }
+    packed = {name: _pack(content, out / "models" / name) for name, content in models.items()}
+    backend = OnnxBackend(model, threads=1)
+    card = MODEL_CARD.read_text(encoding="utf-8")
+    has_card = f"`{backend.about.name}`" in card
+    if has_card:
+        (out / "model-card.txt").write_text(card, encoding="utf-8")
+    about = {"format": FORMAT, **asdict(backend.about), "code": code, "card": has_card, "files": packed}
+    _write_json(about, out / "models" / INFO)
     _write_json(edits_of(edits), out / "models" / EDITS)
-    pictures = sorted(samples.glob("*.png")) if samples else []
+    pictures = sorted(samples.glob("*.png"))
     for path in pictures:
         shutil.copy(path, out / "samples" / path.name)
     _write_json([path.name for path in pictures], out / "samples" / "index.json")
-    return {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+    _write_example(backend, samples / EXAMPLE, out / "example")
+    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    kept = [str(path.relative_to(out)) for path in files if path.suffix != PACKED]
+    _write_json(["./", *kept], out / OFFLINE)
+    return {str(path.relative_to(out)): path.stat().st_size for path in files}
 
 
 def _write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="ascii")  # on one line: half as long
 
 
-def _describe(models: Path) -> dict[str, Any]:
-    """What the page reads before it fetches a model: its metadata, and size and sha256 of each file."""
-    props = {prop.key: prop.value for prop in onnx.load(models / MODEL).metadata_props}
-    about = {"format": FORMAT, **asdict(read_info(props, models / MODEL))}
-    paths = (models / MODEL, models / DOWNSCALE)
-    return about | {"files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths}}
+def _pack(content: bytes, path: Path) -> dict[str, Any]:
+    """Writes a file packed, and says what the page has to expect of it."""
+    packed = gzip.compress(content, 9, mtime=0)
+    path.with_name(path.name + PACKED).write_bytes(packed)
+    return {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+
+
+def _write_example(backend: OnnxBackend, path: Path, out: Path) -> None:
+    """Writes what the page shows at first: an input, its samples, and where they differ."""
+    lr = read_image(path)[None]
+    images = backend.sample(lr, face_noise(lr, 4, backend.about.noise_dim, seed=0)).images[0]
+    size = (backend.about.resolution,) * 2
+    to_picture(lr[0]).resize(size, Image.Resampling.NEAREST).save(out / "input.png")
+    for i, image in enumerate(images, 1):
+        to_picture(image).save(out / f"{i}.png")
+    heat(disagreement(np.asarray(images)), MAP_MAXIMUM).save(out / "disagreement.png")
 
 
 def edits_of(folder: Path) -> dict[str, Any]:
@@ -131,7 +169,12 @@ def edits_of(folder: Path) -> dict[str, Any]:
 
 
 def make_page(
-    bundle: Path, out: Path, precision: str = FP16, model: Path | None = None, overwrite: bool = False
+    bundle: Path,
+    out: Path,
+    precision: str = INT8,
+    model: Path | None = None,
+    overwrite: bool = False,
+    code: str | None = None,
 ) -> dict[str, int]:
     """Exports a bundle and puts the page together, complete or not at all.
 
@@ -141,6 +184,7 @@ def make_page(
         precision: Of the model, see `export.quantise`.
         model: An exported model to take instead of making one.
         overwrite: Whether a page that was made earlier may be replaced.
+        code: Address of the code, for a link.
 
     Returns:
         Bytes by file.
@@ -149,15 +193,22 @@ def make_page(
         ValueError: If something else lies at `out`, or the bundle cannot be exported.
         FileNotFoundError: If the runtime is missing.
     """
-    earlier = out / "models" / MODEL
+    earlier = out / "models" / (MODEL + PACKED)
     with owned_folder(out, overwrite) as partial, tempfile.TemporaryDirectory() as holder:
         if model is None:
             model = Path(holder) / MODEL
-            if _made_of(earlier, bundle, precision):
-                shutil.copy(earlier, model)
-            else:
+            if not _unpack(earlier, model) or not _made_of(model, bundle, precision):
                 write_model(bundle, model, precision)
-        return assemble(model, bundle / FOLDER, partial)
+        return assemble(model, bundle / FOLDER, partial, code=code)
+
+
+def _unpack(packed: Path, path: Path) -> bool:
+    """Unpacks the model of an earlier page, if there is one."""
+    try:
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 def _made_of(model: Path, bundle: Path, precision: str) -> bool:
@@ -178,7 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--bundle", metavar="DIR", type=Path, default=DEFAULT_BUNDLE, help="what to export (default: bundles/celeba64)")
     add("--model", metavar="FILE", type=Path, help="an exported model to take as it is")
-    add("--precision", choices=PRECISIONS, default=FP16, help="of the model that is made (default: fp16)")
+    add("--precision", choices=PRECISIONS, default=INT8, help="of the model that is made (default: int8)")
+    add("--code", metavar="URL", help="address of the code, which the page links to (default: no link)")
     add("--out", metavar="DIR", type=path_option, required=True, help="where the page goes")
     add("--overwrite", action="store_true", help="replace a page that an earlier call made")
     args = parser.parse_args(arguments)
@@ -190,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
-    files = make_page(args.bundle, args.out, args.precision, args.model, args.overwrite)
+    files = make_page(args.bundle, args.out, args.precision, args.model, args.overwrite, args.code)
     for name, size in sorted(files.items(), key=lambda item: -item[1])[:4]:
         print_line(f"{name}: {size / 1e6:.1f} MB")
     print_line(f"page weight {sum(files.values()) / 1e6:.1f} MB; look at it: python -m http.server -d {args.out} 8000")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -17,8 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
+import export.detector
 import export.onnx
 import export.page
+from data.face_finder import FaceFinder
+from data.ffhq_crop import ffhq_square
 from data.image_io import from_uint8, read_image, to_picture
 from data.noise import face_noise
 from data.operator import Downscale, resize_matrix, trusted_part
@@ -294,17 +299,29 @@ def page(folder: Path) -> Path:
     """The page's files, with a stand-in for onnxruntime-web."""
     runtime = folder / "runtime"
     (runtime / "dist").mkdir(parents=True)
-    for name in export.page.RUNTIME_FILES:
+    for name in (*export.page.RUNTIME_MODULES, export.page.RUNTIME_WASM):
         (runtime / "dist" / name).write_text("")
-    export.page.assemble(folder / "upsampler.onnx", folder / "none", folder / "page", runtime)
+    export.page.assemble(
+        folder / "upsampler.onnx", folder / "none", folder / "page", runtime, code="https://example.org"
+    )
     return folder / "page"
+
+
+def unpacked(page: Path, name: str) -> bytes:
+    return gzip.decompress((page / "models" / (name + export.page.PACKED)).read_bytes())
 
 
 def test_the_page_has_what_it_needs(page: Path, folder: Path, backend: OnnxBackend) -> None:
     about = json.loads((page / "models" / "model.json").read_text())
     assert (about["format"], about["noise_dim"], about["lr_sizes"]) == (FORMAT, backend.about.noise_dim, [4, SIZE])
     for name, details in about["files"].items():
-        assert details["bytes"] == (page / "models" / name).stat().st_size
+        packed = (page / "models" / (name + export.page.PACKED)).read_bytes()
+        assert details == {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+    assert unpacked(page, export.page.MODEL) == (folder / "upsampler.onnx").read_bytes()
+    offline = json.loads((page / "offline.json").read_text())
+    assert "./" in offline and all((page / path).exists() for path in offline)
+    assert {"app.js", "example/1.png", "models/model.json"} <= set(offline)
+    assert about["code"] == "https://example.org" and not about["card"]  # the card is another bundle's
     assert json.loads((page / "models" / "edits.json").read_text())["edits"] == []
     assert {"app.js", "noise.js", "worker.js", "index.html"} <= {path.name for path in page.iterdir()}
     with pytest.raises(FileNotFoundError, match="npm ci"):
@@ -313,12 +330,30 @@ def test_the_page_has_what_it_needs(page: Path, folder: Path, backend: OnnxBacke
 
 @pytest.mark.parametrize(("size", "lr_size"), [(4, 4), (40, 13), (160, 16), (99, 33)])
 def test_the_page_downscales_photos(size: int, lr_size: int, page: Path) -> None:
-    session = onnxruntime.InferenceSession(page / "models" / "downscale.onnx")
+    session = onnxruntime.InferenceSession(unpacked(page, "downscale.onnx"))
     planes = faces(1, size)[0]
     (found,) = session.run(None, {"planes": planes, "pixels": np.zeros(lr_size, np.float32)})
     wanted = Downscale(lr_size)(torch.from_numpy(planes)[None])[0].clamp(-1, 1)
     assert np.abs(found - wanted.numpy()).max() <= 1.01 / 255
     np.testing.assert_allclose(found, from_uint8(np.rint((found + 1) * 127.5).astype(np.uint8)), atol=1e-6)
+
+
+def test_the_page_finds_faces_as_data_align_does(page: Path) -> None:
+    """A generated face in a picture of the detector's size, turned: the square of MTCNN's own points."""
+    content = unpacked(page, "detector.onnx")
+    assert len(content) < 2e6
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    side = export.detector.SIDE
+    picture = Image.new("RGB", (side, side), (100, 120, 110))
+    face = Image.open(ROOT / "samples" / "face-6-32px.png").convert("RGB").resize((200, 200), Image.Resampling.BICUBIC)
+    picture.paste(face.rotate(10, Image.Resampling.BICUBIC), (60, 90))
+    planes = from_uint8(np.asarray(picture).transpose(2, 0, 1))
+    scores, squares = onnxruntime.InferenceSession(content).run(None, {"planes": planes})
+    (points,) = FaceFinder()(Path("unused"), picture)
+    wanted = ffhq_square(points)
+    assert scores[0] >= 0.9 > scores[1]
+    assert np.hypot(*(squares[0, :2] - wanted.centre)) < 0.04 * wanted.side
+    assert np.hypot(*(squares[0, 2:] - wanted.right)) < 0.08 * wanted.side
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from data.figures import disagreement, heat
 from data.image_io import from_uint8, to_uint8
 from data.noise import face_key, face_noise, philox
 from editing.direction import EditDirection, EditPlan, write_direction
-from export.page import edits_of
+from export.page import MAP_MAXIMUM, edits_of
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 NODE = shutil.which("node")
@@ -100,6 +100,31 @@ def test_noise() -> None:
         assert tuple(hashed) == face_key(face, seed)
         wanted = face_noise(from_uint8(face)[None], 4, 321, seed)[0, [0, 3, 1]]
         np.testing.assert_allclose(np.reshape(noise, (3, 321)), wanted, rtol=2e-7, atol=0)
+
+
+def test_the_walk_keeps_the_variance() -> None:
+    rows = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
+    start, middle, end = (
+        np.float32(x) for x in node(*(("walk.js", "between", [floats(rows), t]) for t in (0, 0.5, 1)))
+    )
+    np.testing.assert_allclose([start, end], rows, atol=1e-6)
+    assert middle.std() == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(middle, rows.sum(axis=0) / np.sqrt(2), atol=1e-6)
+
+
+def test_squares_of_faces() -> None:
+    found = [
+        {"type": "Float32Array", "data": data}
+        for data in ([0.99, 0.95, 0.5], [40, 30, 10, 0, 60, 60, 0, 20, 9, 9, 9, 9])
+    ]
+    large, small = node(("faces.js", "squaresOf", [*found, 0.5]))[0]
+    assert (large["n"], large["x"], large["y"]) == (80, 80, 80) and large["angle"] == pytest.approx(np.pi / 2)
+    assert (small["n"], small["x"], small["y"], small["angle"]) == (40, 60, 40, 0)
+
+
+def test_the_map_has_the_scale_of_the_example() -> None:
+    (found,) = node(("pixels.js", "heatOf", [floats([0.1]), 1]))
+    assert np.abs(np.array(found[:3]) - np.array(heat([[0.1]], MAP_MAXIMUM)).ravel()).max() <= 1
 
 
 def test_edits_as_in_python(tmp_path: Path) -> None:

@@ -1,228 +1,309 @@
 // The page: a picture and a few settings in, samples out. Everything is computed here.
 
+import { makeCompare, zoomNext } from "./compare.js";
 import { Crop } from "./crop.js";
 import { offsetOf, readEdits } from "./edits.js";
 import { Engine } from "./engine.js";
+import { findFaces } from "./faces.js";
+import { lowResolution } from "./input.js";
 import { faceNoise } from "./noise.js";
-import { bytesOf, fromByte, imageOf, planesOf, toEightBit } from "./pixels.js";
+import { fileOf, readPicture } from "./picture.js";
+import { bytesOf, imageOf, toEightBit } from "./pixels.js";
 import { saveAll, savePicture } from "./saving.js";
-import { $, clear, paint, say, showCard, showCards, showEdits, showFace, showMap, tell } from "./view.js";
+import {
+  $, hideFace, hideFaces, note, paint, say, showBoxes, showCard, showCards, showEdits, showFace, showMap, tell, titleOf,
+} from "./view.js";
+import { between } from "./walk.js";
 
 const SAMPLES = 4; // at first, and how many more come at a time
 const MOST = 64;
 const SEED = 0; // as infer.py's default
-const FIRST_SIZE = 16; // px, for pictures larger than what the encoder takes
-const MOST_PIXELS = 64e6;
-const BAND = 256; // rows that are read at a time, since a canvas has a largest size
+const STEP = 40; // ms from picture to picture when the walk plays
+const UNLIKE = 0.004; // mean square of what the generator cannot explain of the input, from which on faces look wrong
 
 const engine = new Engine("models");
 const crop = new Crop($("stage"), $("box"), $("zoom"));
 
+let edits = []; // the directions that there are
+let asked = null; // what the visitor wants: picture, name, size, squares of faces, samples, edits, fidelity
+let input = null; // the low-resolution face of that; null while it is being made
+let done = null; // the last complete result with all that made it, what "Save all" saves and Escape returns to
+let shown = null; // the face that stands large, and the name of its file
+let latest = 0; // number of the newest piece of work
+let running = Promise.resolve(); // the work that was begun last
+let playing = false;
+
+const STOPPED = new Error("something newer was asked for");
+
 /**
- * The picture, and what became of it. `run` counts changes, so that work on older ones stops; `stale` says that the
- * faces are those of an older input, `partial` that some are those of other edits or another fidelity.
+ * Does a piece of work once the one before has stopped; a newer one stops it.
+ * @param {(current: () => void) => Promise<void>} job Calls `current` whenever it has waited, which ends it if it is not
+ *     the newest any more.
+ * @param {boolean} quiet Whether it leaves the faces as they are.
  */
-const state = {
-  picture: null, name: "face", wanted: null, size: 0, lr: null, sigma: 0, faces: [], chosen: 0, count: SAMPLES, edits: [],
-  strengths: [], run: 0, stale: false, partial: false, failed: false,
-};
+function work(job, quiet = false) {
+  const run = ++latest;
+  const current = () => {
+    if (run !== latest) throw STOPPED;
+  };
+  if (!quiet) setBusy(true);
+  running = running.then(async () => {
+    let reason = "";
+    try {
+      current();
+      await job(current);
+    } catch (error) {
+      if (error !== STOPPED) reason = `The faces could not be made: ${error.message}.`;
+    }
+    if (run !== latest) return;
+    tell(reason);
+    setBusy(false);
+    document.body.dataset.done = run;
+  });
+  return running;
+}
+
+function setBusy(busy) {
+  if (!busy) $("work").removeAttribute("aria-busy");
+  else {
+    playing = false;
+    $("work").setAttribute("aria-busy", "true");
+  }
+  const usable = !busy && isComplete();
+  for (const id of ["save", "save-all", "walk", "play"]) $(id).disabled = !usable;
+  $("more").disabled = !usable || asked.count >= MOST;
+  $("play").textContent = playing ? "Stop" : "Play";
+  $("play").setAttribute("aria-pressed", playing);
+}
+
+/** Whether the faces that are there are those of what is asked. */
+function isComplete() {
+  return done !== null && done.input === input && done.asked === asked;
+}
+
+/** Asks for something else; results of what was asked before do not count as its. */
+function ask(change) {
+  asked = { ...asked, ...change };
+}
 
 // ---------------------------------------------------------------- pictures
 
-/** Takes a file, or tells why not. */
-async function take(file) {
-  const name = file.name || "the picture";
+let choices = 0;
+
+/**
+ * Takes a picture, or tells why not; the last one that was chosen wins.
+ * @param {string} name The file's name.
+ * @param {() => File | Promise<File>} open Gives the file.
+ */
+async function take(name, open) {
+  const choice = ++choices;
+  tell("");
   try {
-    if (file.size === 0) throw new Error("the file is empty; copy or download it again");
-    let picture;
-    try {
-      picture = await createImageBitmap(file, { colorSpaceConversion: "none" });
-    } catch {
-      throw new Error("not a picture that this browser can read, or a damaged one; save it anew as PNG or JPEG");
-    }
-    await begin(picture, name.replace(/\.[^.]*$/, ""));
+    const [smallest] = (await engine.describe()).lr_sizes;
+    const picture = await readPicture(await open(), smallest);
+    if (choice === choices) begin(picture, name.replace(/\.[^.]*$/, ""));
   } catch (error) {
-    tell(`${name}: ${error.message}.`);
+    if (choice === choices) tell(`${name}: ${error.message}.`);
   }
 }
 
-async function begin(picture, name) {
-  const { width, height } = picture;
-  const about = await engine.describe();
-  const [smallest] = about.lr_sizes;
-  if (Math.min(width, height) < smallest) {
-    throw new Error(`${width} × ${height} px is less than the ${smallest} px that are needed; use a larger picture`);
-  }
-  if (width * height > MOST_PIXELS) {
-    throw new Error(`${width} × ${height} px is more than ${MOST_PIXELS / 1e6} megapixels; shrink it first`);
-  }
-  state.picture?.close();
-  Object.assign(state, { picture, name, wanted: null, count: SAMPLES, chosen: 0, faces: [] });
-  state.strengths = state.edits.map(() => 0);
-  tell("");
-  clear();
+function begin(picture, name) {
+  const fidelity = Number($("fidelity").value);
+  const strengths = edits.map(() => 0);
+  asked = { picture, name, size: null, squares: null, count: SAMPLES, chosen: 0, strengths, fidelity };
   $("start").hidden = true;
   $("work").hidden = false;
-  crop.show(picture, smallest);
-  showEdits(state.edits, setEdit);
-  await upsample();
+  crop.show(picture, engine.about.lr_sizes[0]);
+  note("");
+  showBoxes([], picture);
+  showEdits(edits, strengths, setEdit);
+  paint($("lr"), new ImageData(1, 1));
+  $("work").focus({ preventScroll: true });
+  upsample();
 }
 
-/** Reads full rows of the square as RGBA bytes, transparent parts over white. */
-function read(top, rows) {
-  const { x, y, n } = crop.square;
-  const pen = new OffscreenCanvas(n, rows).getContext("2d", { willReadFrequently: true });
-  pen.fillStyle = "#fff";
-  pen.fillRect(0, 0, n, rows);
-  pen.imageSmoothingEnabled = false;
-  pen.drawImage(state.picture, x, y + top, n, rows, 0, 0, n, rows);
-  return pen.getImageData(0, 0, n, rows).data;
+/** Looks for faces in a new photo, and frames the largest. */
+async function frame(current) {
+  const { picture } = asked;
+  const isPhoto = Math.min(picture.width, picture.height) > engine.about.lr_sizes[1];
+  const squares = isPhoto ? await findFaces(picture, engine) : [];
+  current();
+  ask({ squares });
+  if (squares.length) crop.square = squares[0];
+  offerFaces();
+  if (isPhoto && !squares.length) note("No face was found here. Bring one to the marks, or the results will be odd.");
 }
 
-/** Downscales the square of n px: each colour by itself, read in bands. */
-async function downscaled(n, size) {
-  const lr = new Float32Array(3 * size * size);
-  for (let channel = 0; channel < 3; channel++) {
-    const plane = new Float32Array(n * n);
-    for (let top = 0; top < n; top += BAND) {
-      const bytes = read(top, Math.min(BAND, n - top));
-      for (let i = 0; 4 * i < bytes.length; i++) plane[top * n + i] = fromByte(bytes[4 * i + channel]);
-    }
-    lr.set(await engine.downscale(plane, n, size), channel * size * size);
-  }
-  return lr;
+function offerFaces() {
+  const { squares, picture } = asked;
+  if (squares?.length) note(squares.length > 1 ? `${squares.length} faces: choose one by its square.` : "");
+  showBoxes(squares ?? [], picture, (i) => {
+    crop.square = squares[i];
+    upsample();
+  });
 }
 
-/** Cuts the square out and makes it the low-resolution face, in steps of 8 bit as a file would hold it. */
-async function lowResolution(run) {
-  const { n } = crop.square;
-  const [smallest, largest] = engine.about.lr_sizes;
-  const most = Math.min(n, largest);
-  const size = Math.max(smallest, Math.min(state.wanted ?? (n <= largest ? n : FIRST_SIZE), most));
+function showInput({ lr, size, most, square }) {
+  const [smallest] = engine.about.lr_sizes;
   Object.assign($("size"), { min: smallest, max: most, value: size, disabled: most === smallest });
   $("size-text").value = `${size} px`;
-  $("size-help").textContent = size === n
+  $("size-help").textContent = size === square.n
     ? "The square is used as it is."
-    : `The square of ${n} px is downscaled to ${size} px first: all that the networks see.`;
-  const lr = size === n ? planesOf(read(0, n), n) : await downscaled(n, size);
-  if (run !== state.run) return;
-  Object.assign(state, { lr, size });
+    : `The square of ${square.n} px is downscaled to ${size} px first: all that the networks see.`;
   paint($("lr"), imageOf(lr, size));
-  $("lr-text").textContent = `${size} × ${size} px`;
 }
 
 // ---------------------------------------------------------------- faces
 
 /** Samples anew: the picture, its crop or its size have changed. */
-async function upsample() {
-  const run = ++state.run;
-  state.stale = true;
-  await working(run, async () => {
-    await lowResolution(run);
-    if (run === state.run) await load();
-    if (run !== state.run) return;
-    state.stale = false;
-    await draw(run, 0);
+function upsample() {
+  input = null;
+  hideFaces();
+  hideFace();
+  return work(async (current) => {
+    if (!asked.squares) await frame(current);
+    const { square } = crop;
+    const found = await lowResolution(asked.picture, square, asked.size, engine);
+    current();
+    showInput({ ...found, square });
+    await draw(current, { ...found, square }, 0);
   });
 }
 
-/** Adds samples to those that are there. */
-async function addMore() {
-  const first = state.faces.length;
-  state.count = Math.min(first + SAMPLES, MOST);
-  if (state.stale) return upsample();
-  const run = ++state.run;
-  await working(run, () => draw(run, state.partial ? 0 : first));
-}
-
-/** Samples faces from number `first` on; the chosen one before the others, if all are redrawn. */
-async function draw(run, first) {
-  const { num_ws: layers, w_dim: width, noise_dim: noiseWidth, resolution } = engine.about;
-  const start = performance.now();
-  const wanted = Array.from({ length: state.count - first }, (_, i) => first + i);
-  if (state.chosen >= state.count) state.chosen = 0;
-  const others = wanted.filter((i) => i !== state.chosen);
-  const groups = state.partial && others.length < wanted.length ? [[state.chosen], others] : [wanted];
-  const edit = offsetOf(state.edits, state.strengths, layers * width);
-  const faces = state.faces.slice(0, first);
-  state.partial = true;
-  showCards(state.count, state.chosen, choose);
-  for (const group of groups.filter(({ length }) => length)) {
-    const noise = faceNoise(bytesOf(state.lr), group, noiseWidth, SEED);
-    const fidelity = Number($("fidelity").value);
-    const found = await engine.sample(state.lr, state.size, noise, group.length, fidelity, edit);
-    if (run !== state.run) return;
-    state.sigma = found.sigma;
-    group.forEach((i, row) => {
-      faces[i] = { planes: toEightBit(found.faces[row]), psnr: found.psnr[row] };
-      showCard(i, faces[i], resolution);
-      if (i === state.chosen) showFace(i, faces[i], resolution);
-    });
-  }
-  state.faces = faces;
-  state.partial = false;
-  showFace(state.chosen, faces[state.chosen], resolution);
-  showMap(faces, resolution);
-  const noisy = state.sigma > 0 ? `, noise of ${Math.round(state.sigma)} grey levels` : "";
-  $("lr-text").textContent = `${state.size} × ${state.size} px${noisy}`;
-  const seconds = (performance.now() - start) / 1000;
-  say(`${wanted.length} ${wanted.length === 1 ? "face" : "faces"} in ${seconds.toFixed(1)} s on this device.`);
-  document.body.dataset.done = run;
-}
-
 /** Samples with other edits or another fidelity. */
-async function redraw() {
-  if (state.stale) return upsample();
-  const run = ++state.run;
-  state.partial = true;
-  await working(run, () => draw(run, 0));
+function redraw() {
+  if (!input) return upsample();
+  return work((current) => draw(current, input, 0));
 }
 
-/** Runs one piece of work, shows that it runs, and tells what went wrong. */
-async function working(run, work) {
-  $("work").setAttribute("aria-busy", "true");
-  let reason = "";
-  try {
-    await work();
-  } catch (error) {
-    reason = `The faces could not be made: ${error.message}.`;
-  }
-  if (run !== state.run) return;
-  if (reason || state.failed) tell(reason); // a later success takes it away
-  state.failed = reason !== "";
-  $("work").removeAttribute("aria-busy");
-  $("loading").hidden = true;
-  const none = state.faces.length === 0;
-  for (const id of ["save", "save-all"]) $(id).disabled = none;
-  $("more").disabled = none || state.count >= MOST;
+/** Adds samples to those that are there. */
+function addMore() {
+  const first = done.faces.length;
+  ask({ count: Math.min(first + SAMPLES, MOST) });
+  return work((current) => draw(current, input, first));
 }
 
-async function load() {
-  const whole = engine.bytes;
-  const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
-  const timer = setTimeout(() => ($("loading").hidden = false), 200);
-  try {
-    await engine.load((done) => {
-      $("progress").value = done / whole;
-      $("progress-text").textContent = `${megabytes(done)} of ${megabytes(whole)} MB, once`;
+/** Samples faces from number `first` on; if that is 0, the chosen one before the others. */
+async function draw(current, face, first) {
+  input = face;
+  const wish = asked;
+  const { count, chosen, fidelity } = wish;
+  const { noise_dim: width, resolution } = engine.about;
+  const start = performance.now();
+  const wanted = Array.from({ length: count - first }, (_, i) => first + i);
+  const groups = first ? [wanted] : [[chosen], wanted.filter((i) => i !== chosen)];
+  const faces = first ? [...done.faces] : [];
+  let sigma = 0;
+  showCards(count, chosen, choose);
+  hideFaces(first);
+  await load();
+  current();
+  for (const group of groups) {
+    const noise = faceNoise(bytesOf(face.lr), group, width, SEED);
+    const found = await engine.sample(face, noise, group.length, fidelity, editOf(wish));
+    current();
+    ({ sigma } = found);
+    group.forEach((i, row) => {
+      faces[i] = { ...found.faces[row], planes: toEightBit(found.faces[row].planes) };
+      showCard(i, faces[i], resolution);
+      if (i === chosen) show(faces[i], titleOf(i), i + 1);
     });
-  } finally {
-    clearTimeout(timer);
-    $("loading").hidden = true;
   }
+  done = { asked: wish, input, faces, sigma };
+  showResult();
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  const noisy = sigma > 0 ? ` The input has noise of ${Math.round(sigma)} grey levels.` : "";
+  say(`${wanted.length} faces in ${seconds} s on this device.${noisy}`);
+}
+
+/** Shows all that belongs to the last result but its cards. */
+function showResult() {
+  const { faces } = done;
+  showMap(faces, engine.about.resolution);
+  Object.assign($("walk"), { max: faces.length - 1, value: asked.chosen });
+  $("walk-text").value = String(asked.chosen + 1);
+  if (faces[0].residual > UNLIKE) {
+    note("The generator has never seen anything like this square. Bring a face to the marks, or distrust the results.");
+  }
+}
+
+function editOf({ strengths }) {
+  return offsetOf(edits, strengths, engine.about.num_ws * engine.about.w_dim);
+}
+
+function show(face, title, file) {
+  shown = { planes: face.planes, file };
+  showFace(face, title, engine.about.resolution);
 }
 
 function choose(i) {
-  if (!state.faces[i]) return;
-  state.chosen = i;
-  showCards(state.faces.length, i, choose);
-  showFace(i, state.faces[i], engine.about.resolution);
+  if (!isComplete()) return;
+  asked.chosen = i; // nothing else becomes of it, so the result stays that of what is asked
+  showCards(done.faces.length, i, choose);
+  show(done.faces[i], titleOf(i), i + 1);
+  $("walk").value = i;
+  $("walk-text").value = String(i + 1);
 }
 
 function setEdit(i, strength) {
-  state.strengths[i] = strength;
-  $("reset").disabled = state.strengths.every((value) => value === 0);
+  ask({ strengths: asked.strengths.with(i, strength) });
+  $("reset").disabled = asked.strengths.every((value) => value === 0);
   soon(redraw);
+}
+
+/** Shows the face at a place between the samples, which are at 0, 1, … */
+function walk(place) {
+  const i = Math.floor(place);
+  return work(async (current) => {
+    if (i === place) return choose(i);
+    const rows = faceNoise(bytesOf(input.lr), [i, i + 1], engine.about.noise_dim, SEED);
+    const found = await engine.sample(input, between(rows, place - i), 1, asked.fidelity, editOf(asked));
+    current();
+    const [face] = found.faces;
+    $("walk-text").value = (place + 1).toFixed(1);
+    show({ ...face, planes: toEightBit(face.planes) }, `Between ${i + 1} and ${i + 2}`, (place + 1).toFixed(2));
+  }, true);
+}
+
+async function play() {
+  playing = !playing;
+  setBusy(false);
+  const slider = $("walk");
+  while (playing) {
+    const place = Number(slider.value) + Number(slider.step);
+    slider.value = place > Number(slider.max) ? 0 : place;
+    await Promise.all([walk(Number(slider.value)), new Promise((go) => setTimeout(go, STEP))]);
+  }
+}
+
+/** Stops what runs, and goes back to the last result with the settings that it was made with. */
+function cancel() {
+  playing = false;
+  choices++;
+  const busy = $("work").hasAttribute("aria-busy");
+  latest++;
+  if (!$("start").hidden && done) $("start").hidden = true;
+  else if (busy && done) restore();
+  else if (busy) {
+    [$("start").hidden, $("work").hidden] = [false, true];
+    asked = null;
+  }
+  setBusy(false);
+}
+
+function restore() {
+  ({ asked, input } = done);
+  crop.show(asked.picture, engine.about.lr_sizes[0]);
+  crop.square = input.square;
+  note("");
+  offerFaces();
+  showEdits(edits, asked.strengths, setEdit);
+  setFidelity(asked.fidelity);
+  showInput(input);
+  showCards(done.faces.length, asked.chosen, choose);
+  done.faces.forEach((face, i) => showCard(i, face, engine.about.resolution));
+  choose(asked.chosen);
+  showResult();
 }
 
 let pending = 0;
@@ -235,19 +316,14 @@ function soon(work) {
 
 // ---------------------------------------------------------------- files
 
-function saveChosen() {
-  const { name, chosen, faces } = state;
-  return savePicture(faces[chosen].planes, engine.about.resolution, `${name}-${chosen + 1}`);
-}
-
 function saveEverything() {
   const { name: bundle, bundle_sha256, licence, resolution } = engine.about;
-  const strengths = state.edits.map(({ name }, i) => [name, state.strengths[i]]).filter(([, strength]) => strength !== 0);
+  const { asked: { name, strengths, fidelity }, input: { lr, size, square }, faces, sigma } = done;
+  const set = edits.map((edit, i) => [edit.name, strengths[i]]).filter(([, strength]) => strength !== 0);
   const notes = {
-    bundle, bundle_sha256, licence, crop: crop.square, seed: SEED, fidelity: Number($("fidelity").value),
-    noise_sigma: state.sigma, edits: Object.fromEntries(strengths),
+    bundle, bundle_sha256, licence, crop: square, seed: SEED, fidelity, noise_sigma: sigma, edits: Object.fromEntries(set),
   };
-  return saveAll(state.faces, resolution, state.lr, state.size, notes, state.name);
+  return saveAll(faces, resolution, lr, size, notes, name);
 }
 
 // ---------------------------------------------------------------- start
@@ -261,71 +337,135 @@ async function showSamples() {
     const button = Object.assign(document.createElement("button"), { type: "button" });
     const picture = Object.assign(document.createElement("img"), { src: `samples/${name}`, alt: name.replace(/\.png$/, "") });
     button.append(picture);
-    button.addEventListener("click", async () => {
-      const sample = await fetch(picture.src);
-      await take(new File([await sample.blob()], name));
-    });
+    button.addEventListener("click", () => take(name, async () => new File([await (await fetch(picture.src)).blob()], name)));
     item.append(button);
     return item;
   }));
   $("samples").hidden = names.length === 0;
 }
 
+function setFidelity(fidelity) {
+  $("fidelity").value = fidelity;
+  $("fidelity-text").value = fidelity.toFixed(2);
+}
+
+/** Takes what was dropped or pasted. */
+function takeFrom(transfer) {
+  try {
+    const file = fileOf(transfer);
+    if (file) take(file.name || "the picture", () => file);
+  } catch (error) {
+    tell(`${error.message}.`);
+  }
+}
+
+function listenToSettings() {
+  crop.addEventListener("input", () => {
+    input = null;
+    latest++;
+    setBusy(true);
+    hideFaces();
+    hideFace();
+  });
+  crop.addEventListener("change", upsample);
+  $("size").addEventListener("input", (event) => {
+    ask({ size: Number(event.target.value) });
+    soon(upsample);
+  });
+  $("fidelity").addEventListener("input", (event) => {
+    ask({ fidelity: Number(event.target.value) });
+    setFidelity(asked.fidelity);
+    soon(redraw);
+  });
+  $("reset").addEventListener("click", () => {
+    ask({ strengths: edits.map(() => 0) });
+    showEdits(edits, asked.strengths, setEdit);
+    redraw();
+  });
+  $("walk").addEventListener("input", (event) => {
+    playing = false;
+    walk(Number(event.target.value));
+  });
+}
+
 function listen() {
+  document.querySelectorAll(".compare").forEach(makeCompare);
+  engine.addEventListener("progress", showProgress);
   $("file").addEventListener("change", (event) => {
     const [file] = event.target.files;
     event.target.value = ""; // so that the same file may be chosen again
-    if (file) take(file);
+    if (file) take(file.name, () => file);
   });
   $("another").addEventListener("click", () => {
     $("start").hidden = false; // above the faces, which stay until another picture is there
     $("file").focus();
     $("start").scrollIntoView({ block: "nearest" });
   });
-  crop.addEventListener("change", upsample);
-  $("size").addEventListener("input", (event) => {
-    state.wanted = Number(event.target.value);
-    state.stale = true;
-    soon(upsample);
-  });
-  $("fidelity").addEventListener("input", (event) => {
-    $("fidelity-text").value = Number(event.target.value).toFixed(2);
-    soon(redraw);
-  });
-  $("fidelity-text").value = Number($("fidelity").value).toFixed(2);
-  $("reset").addEventListener("click", () => {
-    state.strengths = state.edits.map(() => 0);
-    showEdits(state.edits, setEdit);
-    redraw();
-  });
   $("more").addEventListener("click", addMore);
-  $("save").addEventListener("click", saveChosen);
+  $("play").addEventListener("click", play);
+  $("enlarge").addEventListener("click", (event) => zoomNext($("compare"), event.target));
+  $("save").addEventListener("click", () => savePicture(shown.planes, engine.about.resolution, `${asked.name}-${shown.file}`));
   $("save-all").addEventListener("click", saveEverything);
-  document.addEventListener("paste", (event) => {
-    const [file] = event.clipboardData.files;
-    if (file) take(file);
-  });
+  document.addEventListener("keydown", (event) => event.key === "Escape" && asked && cancel());
+  document.addEventListener("paste", (event) => takeFrom(event.clipboardData));
   for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     document.addEventListener(kind, (event) => {
       event.preventDefault();
       document.body.classList.toggle("dragging", kind === "dragenter" || kind === "dragover");
-      const file = kind === "drop" && event.dataTransfer.files[0];
-      if (file) take(file);
+      if (kind === "drop") takeFrom(event.dataTransfer);
     });
+  }
+}
+
+function showProgress() {
+  const { done: here, whole } = engine.progress;
+  const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
+  $("progress").value = here / whole;
+  $("progress-text").textContent = `Fetching the networks: ${megabytes(here)} of ${megabytes(whole)} MB, once`;
+  if (here < whole) return;
+  $("progress").removeAttribute("value"); // how long this takes is not known
+  $("progress-text").textContent = "Starting the networks";
+}
+
+/** Fetches and starts the networks, with one bar over all of it if that takes time. */
+async function load() {
+  const timer = setTimeout(() => ($("loading").hidden = false), 300);
+  try {
+    await engine.load();
+  } finally {
+    clearTimeout(timer);
+    $("loading").hidden = true;
+  }
+}
+
+/** Fetches the networks while the visitor looks around, unless data are dear. */
+async function prefetch() {
+  if (navigator.connection?.saveData) return;
+  try {
+    await load();
+  } catch (error) {
+    if (!asked) tell(`The networks cannot start: ${error.message}.`);
   }
 }
 
 async function start() {
   listen();
+  listenToSettings();
+  setFidelity(1);
+  navigator.serviceWorker?.register("service.js").catch(() => {}); // then there is no page offline, and all else works
   try {
     const about = await engine.describe();
     const [smallest, largest] = about.lr_sizes;
     $("about").textContent =
       `Networks: ${about.name} (${about.bundle_sha256.slice(0, 12)}), ${about.resolution} px from ${smallest} to ` +
-      `${largest} px; ${(engine.bytes / 1e6).toFixed(0)} MB. Trained on ${about.training_data}. Licence: ${about.licence}.`;
-    state.edits = readEdits(await engine.edits(), about.num_ws, about.w_dim);
+      `${largest} px; ${(engine.progress.whole / 1e6).toFixed(0)} MB. Trained on ${about.training_data}. ` +
+      `Licence: ${about.licence}.`;
+    Object.assign($("code"), { href: about.code ?? "", hidden: !about.code });
+    $("card").hidden = !about.card;
+    edits = readEdits(await engine.edits(), about.num_ws, about.w_dim);
     await showSamples();
     document.body.dataset.ready = "";
+    prefetch();
   } catch (error) {
     tell(`The page cannot start: ${error.message}.`);
   }

@@ -1,23 +1,25 @@
-// The square that is cut from a picture: dragged, zoomed by wheel, corner, slider or keyboard.
+// The square that is cut from a picture: dragged, zoomed by corner, slider or keyboard, or that of a face.
 
 const STEP = 0.02; // of the shorter side, for one press of an arrow key
-const ZOOM = 1.08; // for one press of + or -, or one notch of a wheel
+const ZOOM = 1.08; // for one press of + or -
 const SETTLED = 120; // ms without a further change before the rest of the page follows
 
-/** The crop tool. Dispatches "change" once a new square stands still. */
+/**
+ * The crop tool. Dispatches "input" whenever the square moves, "change" once a new square stands still. The square of a face may be turned, and leave the
+ * picture, as in FFHQ; any other is upright and within.
+ */
 export class Crop extends EventTarget {
   /**
    * @param {HTMLElement} stage Holds the picture's canvas and the box.
    * @param {HTMLElement} box The square, focusable; holds elements with data-corner "nw", "ne", "sw" or "se".
-   * @param {HTMLInputElement} slider How much of the picture the square takes.
+   * @param {HTMLInputElement} slider How close the square is, to the right closer.
    */
   constructor(stage, box, slider) {
     super();
     Object.assign(this, { stage, box, slider, canvas: stage.querySelector("canvas"), width: 0, height: 0, least: 4 });
     box.addEventListener("pointerdown", (event) => this.#grab(event));
     box.addEventListener("keydown", (event) => this.#key(event));
-    stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    slider.addEventListener("input", () => this.#resizeTo(this.#sizeOf(Number(slider.value))));
+    slider.addEventListener("input", () => this.#resizeTo(this.#sizeOf(1 - Number(slider.value))));
   }
 
   /**
@@ -26,10 +28,9 @@ export class Crop extends EventTarget {
    * @param {number} least The smallest square in pixels.
    */
   show(picture, least) {
-    Object.assign(this, { width: picture.width, height: picture.height, least });
-    this.n = Math.min(picture.width, picture.height);
-    this.x = Math.floor((picture.width - this.n) / 2);
-    this.y = Math.floor((picture.height - this.n) / 2);
+    const n = Math.min(picture.width, picture.height);
+    const [x, y] = [Math.floor((picture.width - n) / 2), Math.floor((picture.height - n) / 2)];
+    Object.assign(this, { width: picture.width, height: picture.height, least, x, y, n, angle: 0, framed: false });
     const scale = Math.min(1, 1024 / Math.max(picture.width, picture.height));
     this.canvas.width = Math.max(1, Math.round(picture.width * scale));
     this.canvas.height = Math.max(1, Math.round(picture.height * scale));
@@ -40,13 +41,21 @@ export class Crop extends EventTarget {
     this.#place();
   }
 
-  /** The square: left, top and side in whole pixels of the picture. */
+  /** The square: left, top and side in whole pixels of the picture, then turned about its centre by an angle. */
   get square() {
-    return { x: this.x, y: this.y, n: this.n };
+    return { x: this.x, y: this.y, n: this.n, angle: this.angle, framed: this.framed };
+  }
+
+  /** Takes an earlier square, or that of a face; no "change" follows. */
+  set square({ framed = true, ...square }) {
+    clearTimeout(this.timer);
+    this.release?.(); // what is dragged is let go
+    Object.assign(this, square, { framed });
+    this.#place();
   }
 
   #largest() {
-    return Math.min(this.width, this.height);
+    return Math.min(this.width, this.height) * (this.framed ? 2 : 1);
   }
 
   /** The slider runs evenly over the logarithm: each step looks alike. */
@@ -61,9 +70,10 @@ export class Crop extends EventTarget {
       top: percent(this.y, this.height),
       width: percent(this.n, this.width),
       height: percent(this.n, this.height),
+      rotate: `${this.angle}rad`,
     });
     const range = Math.log(this.#largest() / this.least);
-    this.slider.value = range > 0 ? Math.log(this.n / this.least) / range : 1;
+    this.slider.value = range > 0 ? 1 - Math.log(this.n / this.least) / range : 0;
     this.slider.setAttribute("aria-valuetext", `${this.n} of ${this.#largest()} pixels`);
     this.box.setAttribute("aria-label", `Crop: ${this.n} pixels square, ${this.x} from the left, ${this.y} from the top`);
   }
@@ -71,11 +81,13 @@ export class Crop extends EventTarget {
   #moved() {
     this.#place();
     clearTimeout(this.timer);
+    this.dispatchEvent(new Event("input"));
     this.timer = setTimeout(() => this.dispatchEvent(new Event("change")), SETTLED);
   }
 
   #moveTo(x, y) {
-    const place = (value, whole) => Math.round(Math.min(Math.max(value, 0), whole - this.n));
+    const beyond = this.framed ? this.n / 2 : 0;
+    const place = (value, whole) => Math.round(Math.min(Math.max(value, -beyond), whole - this.n + beyond));
     const [left, top] = [place(x, this.width), place(y, this.height)];
     if (left === this.x && top === this.y) return;
     [this.x, this.y] = [left, top];
@@ -86,10 +98,17 @@ export class Crop extends EventTarget {
   #resizeTo(n, anchorX = 0.5, anchorY = 0.5) {
     n = Math.round(Math.min(Math.max(n, this.least), this.#largest()));
     if (n === this.n) return;
-    const [x, y] = [this.x + (this.n - n) * anchorX, this.y + (this.n - n) * anchorY];
+    const half = (this.n - n) / 2;
+    const [dx, dy] = this.#turned((2 * anchorX - 1) * half, (2 * anchorY - 1) * half, this.angle);
+    const [x, y] = [this.x + half + dx, this.y + half + dy];
     this.n = n;
-    this.x = this.y = -1; // so that moving there counts, wherever it was
+    this.x = this.y = NaN; // so that moving there counts, wherever it was
     this.#moveTo(x, y);
+  }
+
+  #turned(x, y, angle) {
+    const [cos, sin] = [Math.cos(angle), Math.sin(angle)];
+    return [cos * x - sin * y, sin * x + cos * y];
   }
 
   /** Pixels of the picture in one pixel of the screen. */
@@ -103,25 +122,22 @@ export class Crop extends EventTarget {
     this.box.focus({ preventScroll: true });
     this.box.setPointerCapture(event.pointerId);
     const corner = event.target.dataset.corner;
-    const from = { pageX: event.pageX, pageY: event.pageY, x: this.x, y: this.y, n: this.n };
+    const from = { pageX: event.pageX, pageY: event.pageY, ...this.square };
     const move = (now) => {
-      const dx = (now.pageX - from.pageX) * this.#scale();
-      const dy = (now.pageY - from.pageY) * this.#scale();
-      if (!corner) return this.#moveTo(from.x + dx, from.y + dy);
+      const moved = [(now.pageX - from.pageX) * this.#scale(), (now.pageY - from.pageY) * this.#scale()];
+      if (!corner) return this.#moveTo(from.x + moved[0], from.y + moved[1]);
+      const [dx, dy] = this.#turned(...moved, -from.angle);
       const [right, bottom] = [corner.includes("e"), corner.includes("s")];
       const longer = ((right ? dx : -dx) + (bottom ? dy : -dy)) / 2;
       const roomX = right ? this.width - from.x : from.x + from.n;
       const roomY = bottom ? this.height - from.y : from.y + from.n;
-      return this.#resizeTo(Math.min(from.n + longer, roomX, roomY), right ? 0 : 1, bottom ? 0 : 1);
+      const room = from.framed ? Infinity : Math.min(roomX, roomY);
+      this.#resizeTo(Math.min(from.n + longer, room), right ? 0 : 1, bottom ? 0 : 1);
     };
-    const stop = () => {
-      this.box.removeEventListener("pointermove", move);
-      this.box.classList.remove("dragged");
-    };
-    this.box.classList.add("dragged");
+    this.release = () => this.box.removeEventListener("pointermove", move);
     this.box.addEventListener("pointermove", move);
-    this.box.addEventListener("pointerup", stop, { once: true });
-    this.box.addEventListener("pointercancel", stop, { once: true });
+    this.box.addEventListener("pointerup", this.release, { once: true });
+    this.box.addEventListener("pointercancel", this.release, { once: true });
   }
 
   #key(event) {
@@ -133,13 +149,5 @@ export class Crop extends EventTarget {
     else if (event.key === "-") this.#resizeTo(Math.max(this.n + 1, this.n * ZOOM));
     else return;
     event.preventDefault();
-  }
-
-  #wheel(event) {
-    if (event.ctrlKey) return; // the browser's own zoom
-    if (!this.box.matches(":focus, :hover")) return;
-    event.preventDefault();
-    const n = event.deltaY < 0 ? Math.min(this.n - 1, this.n / ZOOM) : Math.max(this.n + 1, this.n * ZOOM);
-    this.#resizeTo(n);
   }
 }

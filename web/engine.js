@@ -1,15 +1,16 @@
-// The models as the page sees them: fetched once, then run in a worker.
+// The networks as the page sees them: fetched side by side, then run in a worker.
 
-/** What one bundle's models can do; they are fetched when they are first needed. */
-export class Engine {
-  /** @param {string} folder With model.json, upsampler.onnx, downscale.onnx and edits.json. */
+import { fetchFile } from "./files.js";
+
+const NETWORKS = ["downscale.onnx", "detector.onnx", "upsampler.onnx"];
+const RUNTIME = "ort-wasm-simd-threaded.wasm";
+
+/** What one bundle's networks can do. Dispatches "progress" while `load` fetches them. */
+export class Engine extends EventTarget {
+  /** @param {string} folder With model.json, edits.json, and the packed files that the former names. */
   constructor(folder) {
-    this.folder = folder;
-    this.about = null;
-    this.worker = null;
-    this.opening = {};
-    this.waiting = new Map();
-    this.next = 0;
+    super();
+    Object.assign(this, { folder, about: null, worker: null, opening: {}, arrived: {}, waiting: new Map(), next: 0 });
   }
 
   /** Reads model.json: sizes, licence, files. */
@@ -32,17 +33,18 @@ export class Engine {
     return response.json();
   }
 
-  /** Bytes that `load` will fetch. */
-  get bytes() {
-    return this.about.files["upsampler.onnx"].bytes;
+  /** Bytes that `load` fetches, and how many are there. */
+  get progress() {
+    const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+    return {
+      done: sum(Object.values(this.arrived)),
+      whole: sum(Object.values(this.about.files).map(({ bytes }) => bytes)),
+    };
   }
 
-  /**
-   * Fetches and opens the networks, once however often it is called.
-   * @param {(done: number) => void} progress Told the bytes that have come.
-   */
-  load(progress) {
-    return this.#open("upsampler", progress);
+  /** Fetches and opens all networks, once however often it is called. */
+  load() {
+    return Promise.all(NETWORKS.map((name) => this.#open(name)));
   }
 
   /**
@@ -53,64 +55,74 @@ export class Engine {
    * @returns {Promise<Float32Array>} size * size values.
    */
   async downscale(plane, n, size) {
-    await this.#open("downscale");
+    await this.#open("downscale.onnx");
     return this.#call("downscale", { plane, n, size }, [plane.buffer]);
   }
 
   /**
+   * Finds faces.
+   * @param {Float32Array} planes A square picture, 3 * n * n values in [-1, 1].
+   * @returns {Promise<{scores: Float32Array, squares: Float32Array}>} Probabilities; four numbers for each: the centre of
+   *     its square, and the vector from there to the middle of the right side.
+   */
+  async detect(planes) {
+    await this.#open("detector.onnx");
+    return this.#call("detect", { planes }, [planes.buffer]);
+  }
+
+  /**
    * Samples faces of one input.
-   * @param {Float32Array} lr The low-resolution face, 3 * s * s values in [-1, 1].
-   * @param {number} size Its size s in pixels.
+   * @param {{lr: Float32Array, size: number}} input The low-resolution face, 3 * s * s values in [-1, 1].
    * @param {Float32Array} noise A row for each sample, see noise.js.
    * @param {number} count How many samples.
    * @param {number} fidelity 0 to 1.
    * @param {Float32Array} edit L * D values that are added to the styles.
-   * @returns {Promise<{faces: Float32Array[], psnr: number[], sigma: number}>} Faces of 3 * R * R values in [-1, 1],
-   *     how well each downscales to the input in dB, and the noise found in the input in grey levels.
+   * @returns {Promise<{faces: {planes: Float32Array, psnr: number, residual: number}[], sigma: number}>} Faces of
+   *     3 * R * R values in [-1, 1], how well each downscales to the input in dB, what the generator could not explain
+   *     of the input (mean square on [0, 1]), and the noise found in the input in grey levels.
    */
-  async sample(lr, size, noise, count, fidelity, edit) {
-    await this.load();
+  async sample({ lr, size }, noise, count, fidelity, edit) {
+    await this.#open("upsampler.onnx");
     const args = { lr, size, noise, count, fidelity, edit, layers: this.about.num_ws };
-    const { images, psnr, sigma } = await this.#call("sample", args);
+    const { images, psnr, residual, sigma } = await this.#call("sample", args);
     if (!images.every(Number.isFinite)) throw new Error("the networks give no picture; their weights are broken");
     const step = images.length / count;
-    return { faces: psnr.map((_, i) => images.slice(i * step, (i + 1) * step)), psnr, sigma };
+    const faces = Array.from(psnr, (db, i) => (
+      { planes: images.slice(i * step, (i + 1) * step), psnr: db, residual: residual[i] }));
+    return { faces, sigma };
   }
 
-  #open(name, progress = () => {}) {
-    this.opening[name] ??= this.#fetchAndOpen(name, progress).catch((error) => {
-      delete this.opening[name]; // so that another try is possible
+  #open(name) {
+    return this.#once(name, async () => {
+      await this.describe();
+      const [wasm, model] = await Promise.all([this.#once(RUNTIME, () => this.#fetch(RUNTIME)), this.#fetch(name)]);
+      this.worker ??= this.#start(wasm);
+      await this.#call("open", { name, model }, [model]);
+    });
+  }
+
+  /** Does something once, unless it failed. */
+  #once(name, work) {
+    this.opening[name] ??= work().catch((error) => {
+      delete this.opening[name];
       throw error;
     });
     return this.opening[name];
   }
 
-  async #fetchAndOpen(name, progress) {
-    await this.describe();
-    const model = await this.#fetch(`${name}.onnx`, progress);
-    if (!this.worker) {
-      this.worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
-      this.worker.onmessage = ({ data }) => this.#answer(data);
-      this.worker.onerror = (event) => this.#fail(event.message || "this browser cannot start the networks");
-    }
-    return this.#call("open", { name, model }, [model]);
+  #fetch(name) {
+    return fetchFile(this.folder, name, this.about.files[name], (bytes) => {
+      this.arrived[name] = bytes;
+      this.dispatchEvent(new Event("progress"));
+    });
   }
 
-  async #fetch(name, progress) {
-    const { bytes, sha256 } = this.about.files[name];
-    // The hash in the address keeps a browser from using an old model from its cache.
-    const response = await fetch(`${this.folder}/${name}?${sha256.slice(0, 16)}`);
-    if (!response.ok) throw new Error(`${name} could not be fetched (${response.status})`);
-    const whole = new Uint8Array(bytes);
-    let place = 0;
-    for (const reader = response.body.getReader(); ; ) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      if (place + value.length <= bytes) whole.set(value, place);
-      progress((place += value.length));
-    }
-    if (place !== bytes) throw new Error(`${name} did not arrive whole; reload the page`);
-    return whole.buffer;
+  #start(wasm) {
+    const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+    worker.onmessage = ({ data }) => this.#answer(data);
+    worker.onerror = (event) => this.#fail(event.message || "this browser cannot start the networks");
+    worker.postMessage({ wasm }, [wasm]);
+    return worker;
   }
 
   #call(call, args, transfer = []) {
@@ -132,7 +144,6 @@ export class Engine {
     for (const { reject } of this.waiting.values()) reject(new Error(reason));
     this.waiting.clear();
     this.worker.terminate();
-    this.worker = null;
-    this.opening = {};
+    Object.assign(this, { worker: null, opening: {} });
   }
 }

@@ -3,6 +3,9 @@
 // As in data/figures.py: dark to light with nearly even steps of lightness, so that equal differences look equal.
 const RAMP = [[0, 0, 0], [64, 16, 112], [172, 36, 120], [242, 104, 72], [253, 190, 100], [255, 255, 235]];
 
+/** What the light end of a map means, in units of [0, 1] pictures: the same for all, so that maps compare. */
+export const MAP_MAXIMUM = 0.16;
+
 /** Rounds halves to even, as numpy does. */
 function round(x) {
   const floor = Math.floor(x);
@@ -77,7 +80,7 @@ export function disagreement(faces) {
 }
 
 /** Colours a map from black (0) over purple, red and orange to nearly white (maximum and above). */
-export function heatOf(map, size, maximum) {
+export function heatOf(map, size, maximum = MAP_MAXIMUM) {
   const image = new ImageData(size, size);
   map.forEach((value, i) => {
     const place = Math.min(value / maximum, 1) * (RAMP.length - 1);

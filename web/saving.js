@@ -35,8 +35,7 @@ export async function saveAll(faces, resolution, lr, size, notes, name) {
     files.push({ name: `${i + 1}.png`, bytes: await pngOf(imageOf(planes, resolution)) });
   }
   const map = disagreement(faces.map(({ planes }) => planes));
-  const most = map.reduce((a, b) => Math.max(a, b), 1 / 255);
-  files.push({ name: "disagreement.png", bytes: await pngOf(heatOf(map, resolution, most)) });
+  files.push({ name: "disagreement.png", bytes: await pngOf(heatOf(map, resolution)) });
   const report = {
     made_by: "the page of amortized-pulse",
     note: "The details are invented; no evidence of who somebody is.",

@@ -1,12 +1,12 @@
 // What is shown: pictures on canvases, cards of samples, sliders of edits, messages.
 
-import { disagreement, heatOf, imageOf, rampGradient } from "./pixels.js";
+import { disagreement, heatOf, imageOf, MAP_MAXIMUM, rampGradient } from "./pixels.js";
 
 const EDIT_RANGE = 3; // standard deviations
 
 export const $ = (id) => document.getElementById(id);
 
-const titleOf = (i) => (i === 0 ? "Point estimate" : `Sample ${i + 1}`);
+export const titleOf = (i) => (i === 0 ? "Point estimate" : `Sample ${i + 1}`);
 const psnrText = (psnr) => `LR-PSNR ${psnr.toFixed(1)} dB`;
 const signed = (value) => (value > 0 ? `+${value}` : String(value).replace("-", "−"));
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -23,6 +23,12 @@ export function say(text) {
   $("status").textContent = text;
 }
 
+/** Shows what was found in the picture; nothing for "". */
+export function note(text) {
+  $("found").hidden = !text;
+  $("found").textContent = text;
+}
+
 /** Puts an ImageData on a canvas, which takes its size. */
 export function paint(canvas, image) {
   canvas.width = image.width;
@@ -31,7 +37,7 @@ export function paint(canvas, image) {
 }
 
 /**
- * Shows so many cards, empty ones where there were none.
+ * Shows so many cards.
  * @param {number} count Samples.
  * @param {number} chosen The one that is shown large.
  * @param {(i: number) => void} choose Called when another is chosen.
@@ -41,10 +47,10 @@ export function showCards(count, chosen, choose) {
   while (list.children.length > count) list.lastChild.remove();
   for (let i = list.children.length; i < count; i++) {
     const item = document.createElement("li");
-    const button = Object.assign(document.createElement("button"), { type: "button" });
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "waiting" });
     const canvas = document.createElement("canvas");
     canvas.dataset.sample = i;
-    button.append(canvas, i === 0 ? titleOf(i) : String(i + 1), document.createElement("small"));
+    button.append(canvas, String(i + 1));
     button.setAttribute("aria-label", titleOf(i));
     button.addEventListener("click", () => choose(i));
     item.append(button);
@@ -57,49 +63,80 @@ export function showCards(count, chosen, choose) {
 export function showCard(i, { planes, psnr }, size) {
   const button = $("faces").children[i].firstChild;
   paint(button.querySelector("canvas"), imageOf(planes, size));
-  button.querySelector("small").textContent = psnrText(psnr);
+  button.title = psnrText(psnr);
+  button.classList.remove("waiting");
 }
 
-/** Shows sample i large. */
-export function showFace(i, { planes, psnr }, size) {
+/** Shows a face large. */
+export function showFace({ planes, psnr }, title, size) {
   paint($("face"), imageOf(planes, size));
-  $("face-title").textContent = titleOf(i);
+  $("face-title").textContent = title;
   $("face-text").textContent = psnrText(psnr);
+  $("compare").classList.remove("waiting");
 }
 
-/** Shows where samples disagree, the largest difference at the light end of the ramp. */
+/** Hides faces from number `first` on, since they are not of what is asked now; the map, too. */
+export function hideFaces(first = 0) {
+  for (const item of [...$("faces").children].slice(first)) item.firstChild.classList.add("waiting");
+  $("map").classList.add("waiting");
+  $("map-text").textContent = "";
+}
+
+/** Shows the input alone, until its faces are there. */
+export function hideFace() {
+  $("compare").classList.add("waiting");
+  $("face-title").textContent = "The input";
+  $("face-text").textContent = "";
+  say("");
+}
+
+/** Shows where samples disagree, on a scale that is the same for all inputs. */
 export function showMap(faces, size) {
   const map = disagreement(faces.map(({ planes }) => planes));
+  const greys = (share) => Math.round(255 * share);
+  paint($("map"), heatOf(map, size));
+  $("map").classList.remove("waiting");
+  document.querySelector(".ramp").style.background = rampGradient();
+  $("map-most").textContent = greys(MAP_MAXIMUM);
+  const mean = map.reduce((a, b) => a + b, 0) / map.length;
   const most = map.reduce((a, b) => Math.max(a, b), 0);
-  paint($("map"), heatOf(map, size, Math.max(most, 1 / 255)));
-  const ramp = Object.assign(document.createElement("i"), { className: "ramp" });
-  ramp.style.background = rampGradient();
-  $("map-text").replaceChildren("0", ramp, most.toFixed(2));
-}
-
-/** Takes away what belongs to an older picture. */
-export function clear() {
-  showCards(0);
-  for (const id of ["face", "map"]) paint($(id), new ImageData(1, 1));
-  for (const id of ["face-text", "map-text", "status"]) $(id).textContent = "";
-  $("face-title").textContent = titleOf(0);
-  for (const id of ["more", "save", "save-all"]) $(id).disabled = true;
+  $("map-text").textContent = `Dark is where all samples agree, bright is where the input does not say. They differ by ` +
+    `${greys(mean)} of 255 grey levels on average, ${greys(most)} at most.`;
 }
 
 /**
- * Shows one slider per edit, all at 0.
+ * Shows squares of faces to choose from, if there are several.
+ * @param {{x: number, y: number, n: number, angle: number}[]} squares In pixels of the picture.
+ * @param {ImageBitmap} picture The picture.
+ * @param {(i: number) => void} choose Called when one is chosen.
+ */
+export function showBoxes(squares, { width, height }, choose) {
+  $("boxes").replaceChildren(...(squares.length < 2 ? [] : squares.map(({ x, y, n, angle }, i) => {
+    const button = Object.assign(document.createElement("button"), { type: "button" });
+    button.setAttribute("aria-label", `Face ${i + 1} of ${squares.length}`);
+    const percent = (value, whole) => `${(100 * value) / whole}%`;
+    const places = { left: percent(x, width), top: percent(y, height), width: percent(n, width), height: percent(n, height) };
+    Object.assign(button.style, places, { rotate: `${angle}rad` });
+    button.addEventListener("click", () => choose(i));
+    return button;
+  })));
+}
+
+/**
+ * Shows one slider per edit.
  * @param {{name: string}[]} edits The edits.
+ * @param {number[]} strengths Where they stand.
  * @param {(i: number, strength: number) => void} set Called when one is moved.
  */
-export function showEdits(edits, set) {
+export function showEdits(edits, strengths, set) {
   $("edits").hidden = edits.length === 0;
-  $("reset").disabled = true;
+  $("reset").disabled = strengths.every((value) => value === 0);
   $("sliders").replaceChildren(...edits.map(({ name }, i) => {
     const label = Object.assign(document.createElement("label"), { className: "slider" });
     const text = Object.assign(document.createElement("span"), { textContent: sentence(name.replaceAll("-", " ")) });
-    const range = { type: "range", min: -EDIT_RANGE, max: EDIT_RANGE, step: 0.25, value: 0, name };
+    const range = { type: "range", min: -EDIT_RANGE, max: EDIT_RANGE, step: 0.25, value: strengths[i], name };
     const slider = Object.assign(document.createElement("input"), range);
-    const output = Object.assign(document.createElement("output"), { value: "0" });
+    const output = Object.assign(document.createElement("output"), { value: signed(strengths[i]) });
     slider.addEventListener("input", () => {
       output.value = signed(Number(slider.value));
       set(i, Number(slider.value));

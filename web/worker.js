@@ -21,13 +21,20 @@ const calls = {
   /** Downscales a plane (n, n) to (size, size), in steps of 8 bit. */
   async downscale({ plane, n, size }) {
     const inputs = { planes: floats(plane, 1, n, n), pixels: floats(new Float32Array(size), size) };
-    const { lr } = await sessions.downscale.run(inputs);
+    const { lr } = await sessions["downscale.onnx"].run(inputs);
     return lr.data;
   },
 
-  /** Samples faces of one input: lr (3, s, s), noise (k, E), edit (L, D) -> images (k, 3, R, R), LR-PSNR (k), sigma. */
+  /** Finds faces of a picture (3, n, n) -> probabilities (m), squares (m, 4). */
+  async detect({ planes }) {
+    const side = Math.sqrt(planes.length / 3);
+    const { scores, squares } = await sessions["detector.onnx"].run({ planes: floats(planes, 3, side, side) });
+    return { scores: scores.data, squares: squares.data };
+  },
+
+  /** Samples faces of one input: lr (3, s, s), noise (k, E), edit (L, D) -> images (k, 3, R, R), and what is said of them. */
   async sample({ lr, size, noise, count, fidelity, edit, layers }) {
-    const { images, lr_psnr: psnr, sigma_used: sigma } = await sessions.upsampler.run({
+    const { images, lr_psnr: psnr, residual, sigma_used: sigma } = await sessions["upsampler.onnx"].run({
       lr: floats(lr, 1, 3, size, size),
       noise: floats(noise, 1, count, noise.length / count),
       fidelity: floats(Float32Array.of(fidelity), 1),
@@ -35,11 +42,15 @@ const calls = {
       edit: floats(edit, 1, layers, edit.length / layers),
       preserve_lr: new ort.Tensor("bool", Uint8Array.of(0), [1]),
     });
-    return { images: images.data, psnr: Array.from(psnr.data), sigma: sigma.data[0] };
+    return { images: images.data, psnr: psnr.data, residual: residual.data, sigma: sigma.data[0] };
   },
 };
 
-async function answer({ data: { id, call, args } }) {
+async function answer({ data: { id, call, args, wasm } }) {
+  if (wasm) {
+    ort.env.wasm.wasmBinary = wasm;
+    return;
+  }
   try {
     self.postMessage({ id, result: await calls[call](args) });
   } catch (error) {
