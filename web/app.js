@@ -136,7 +136,7 @@ async function frame(current) {
 
 function offerFaces() {
   const { squares, picture } = asked;
-  if (squares?.length) note(squares.length > 1 ? `${squares.length} faces: choose one by its square.` : "");
+  if (squares?.length) note(squares.length > 1 ? `${squares.length} faces: choose another by its square in the picture.` : "");
   showBoxes(squares ?? [], picture, (i) => {
     crop.square = squares[i];
     upsample();
@@ -189,7 +189,6 @@ async function draw(current, face, first) {
   const wish = asked;
   const { count, chosen, fidelity } = wish;
   const { noise_dim: width, resolution } = engine.about;
-  const start = performance.now();
   const wanted = Array.from({ length: count - first }, (_, i) => first + i);
   const groups = first ? [wanted] : [[chosen], wanted.filter((i) => i !== chosen)];
   const faces = first ? [...done.faces] : [];
@@ -198,6 +197,7 @@ async function draw(current, face, first) {
   hideFaces(first);
   await load();
   current();
+  const start = performance.now();
   for (const group of groups) {
     const noise = faceNoise(bytesOf(face.lr), group, width, SEED);
     const found = await engine.sample(face, noise, group.length, fidelity, editOf(wish));

@@ -17,7 +17,8 @@ export async function fetchFile(folder, name, { bytes, sha256 }, progress) {
   const before = await (await kept?.match(address))?.arrayBuffer();
   let packed = before;
   if (!before || !(await isIntact(before, sha256))) {
-    packed = await download(address, name, bytes, progress);
+    const cache = kept ? "no-store" : "default"; // kept once is enough, and what is damaged not at all
+    packed = await download(address, name, bytes, cache, progress);
     if (!(await isIntact(packed, sha256))) throw new Error(`${name} arrived damaged; reload the page`);
     await keep(kept, address, packed);
   }
@@ -26,8 +27,8 @@ export async function fetchFile(folder, name, { bytes, sha256 }, progress) {
   return new Response(stream).arrayBuffer();
 }
 
-async function download(address, name, bytes, progress) {
-  const response = await fetch(address);
+async function download(address, name, bytes, cache, progress) {
+  const response = await fetch(address, { cache });
   if (!response.ok) throw new Error(`${name} could not be fetched (${response.status})`);
   const whole = new Uint8Array(bytes);
   let place = 0;
