@@ -56,6 +56,7 @@ MODEL_CARD = ROOT / "docs" / "model_card.md"
 DOWNSCALE, DETECTOR, INFO, OFFLINE = "downscale.onnx", "detector.onnx", "model.json", "offline.json"
 PACKED = ".gzip"  # servers unpack .gz on their own account, some of them
 EDITS, EDITS_FORMAT = "edits.json", "amortized-pulse/page-edits/1"
+LIMITS = "familiarity.npz"  # see pipeline.familiarity, which is further up
 EXAMPLE = "face-2-16px.png"
 MAP_MAXIMUM = 0.16  # as in web/pixels.js
 _DIGITS = 6  # of a direction's numbers: more than a picture of 8 bit shows
@@ -81,13 +82,13 @@ def downscale_model() -> onnx.ModelProto:
 
 
 def assemble(
-    model: Path, edits: Path, out: Path, runtime: Path = RUNTIME, samples: Path = SAMPLES, code: str | None = None
+    model: Path, bundle: Path, out: Path, runtime: Path = RUNTIME, samples: Path = SAMPLES, code: str | None = None
 ) -> dict[str, int]:
     """Puts the page together in a folder that is empty or not there.
 
     Args:
         model: What `python -m export.onnx` wrote.
-        edits: Folder with the edit directions of its bundle; may be absent.
+        bundle: The bundle that it is of, for its edit directions and limits, if there are any.
         out: The folder.
         runtime: The npm package onnxruntime-web.
         samples: Folder of PNG files to offer.
@@ -123,9 +124,10 @@ def assemble(
     has_card = f"`{backend.about.name}`" in card
     if has_card:
         (out / "model-card.txt").write_text(card, encoding="utf-8")
-    about = {"format": FORMAT, **asdict(backend.about), "code": code, "card": has_card, "files": packed}
+    about = {"format": FORMAT, **asdict(backend.about), "files": packed}
+    about |= {"code": code, "card": has_card, "limits": _limits_of(bundle / LIMITS)}
     _write_json(about, out / "models" / INFO)
-    _write_json(edits_of(edits), out / "models" / EDITS)
+    _write_json(edits_of(bundle / FOLDER), out / "models" / EDITS)
     pictures = sorted(samples.glob("*.png"))
     for path in pictures:
         shutil.copy(path, out / "samples" / path.name)
@@ -146,6 +148,14 @@ def _pack(content: bytes, path: Path) -> dict[str, Any]:
     packed = gzip.compress(content, 9, mtime=0)
     path.with_name(path.name + PACKED).write_bytes(packed)
     return {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+
+
+def _limits_of(path: Path) -> dict[str, list[float]] | None:
+    """What photos do not exceed in residual, by size; None where that was not measured."""
+    if not path.is_file():
+        return None
+    with np.load(path) as content:
+        return {name: content[name].tolist() for name in ("sizes", "residuals")}
 
 
 def _write_example(backend: OnnxBackend, path: Path, out: Path) -> None:
@@ -199,7 +209,7 @@ def make_page(
             model = Path(holder) / MODEL
             if not _unpack(earlier, model) or not _made_of(model, bundle, precision):
                 write_model(bundle, model, precision)
-        return assemble(model, bundle / FOLDER, partial, code=code)
+        return assemble(model, bundle, partial, code=code)
 
 
 def _unpack(packed: Path, path: Path) -> bool:

@@ -18,6 +18,7 @@ from data.image_io import from_uint8, to_uint8
 from data.noise import face_key, face_noise, philox
 from editing.direction import EditDirection, EditPlan, write_direction
 from export.page import MAP_MAXIMUM, edits_of
+from pipeline.familiarity import Familiarity
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 NODE = shutil.which("node")
@@ -120,6 +121,18 @@ def test_squares_of_faces() -> None:
     large, small = node(("faces.js", "squaresOf", [*found, 0.5]))[0]
     assert (large["n"], large["x"], large["y"]) == (80, 80, 80) and large["angle"] == pytest.approx(np.pi / 2)
     assert (small["n"], small["x"], small["y"], small["angle"]) == (40, 60, 40, 0)
+
+
+@pytest.mark.parametrize("size", [4, 8, 11, 16, 64])
+def test_doubts_as_in_python(size: int) -> None:
+    sizes, residuals = np.array([8, 16, 32]), np.array([1e-4, 4e-4, 2e-4])
+    none = np.zeros(0)
+    known = Familiarity("", none, none, none, 0.0, sizes, none, residuals)
+    limits = {"sizes": sizes.tolist(), "residuals": residuals.tolist()}
+    cases = [(residual, sigma) for residual in np.geomspace(5e-5, 1e-3, 12).tolist() for sigma in (0.0, 3.0)]
+    found = node(*(("doubts.js", "isUnexplained", [*case, size, limits]) for case in cases))
+    assert found == [known.is_unexplained(*case, size) for case in cases] and len(set(found)) == 2
+    assert node(("doubts.js", "isUnexplained", [1.0, 0.0, size, None])) == [False]
 
 
 def test_the_map_has_the_scale_of_the_example() -> None:

@@ -2,6 +2,7 @@
 
 import { makeCompare, zoomNext } from "./compare.js";
 import { Crop } from "./crop.js";
+import { isUnexplained } from "./doubts.js";
 import { offsetOf, readEdits } from "./edits.js";
 import { Engine } from "./engine.js";
 import { findFaces } from "./faces.js";
@@ -19,7 +20,6 @@ const SAMPLES = 4; // at first, and how many more come at a time
 const MOST = 64;
 const SEED = 0; // as infer.py's default
 const STEP = 40; // ms from picture to picture when the walk plays
-const UNLIKE = 0.004; // mean square of what the generator cannot explain of the input, from which on faces look wrong
 
 const engine = new Engine("models");
 const crop = new Crop($("stage"), $("box"), $("zoom"));
@@ -218,12 +218,12 @@ async function draw(current, face, first) {
 
 /** Shows all that belongs to the last result but its cards. */
 function showResult() {
-  const { faces } = done;
+  const { faces, sigma, input: { size } } = done;
   showMap(faces, engine.about.resolution);
   Object.assign($("walk"), { max: faces.length - 1, value: asked.chosen });
   $("walk-text").value = String(asked.chosen + 1);
-  if (faces[0].residual > UNLIKE) {
-    note("The generator has never seen anything like this square. Bring a face to the marks, or distrust the results.");
+  if (isUnexplained(faces[0].residual, sigma, size, engine.about.limits)) {
+    note("The generator hardly explains what is in the square. Bring a face to the marks, or distrust the results.");
   }
 }
 
