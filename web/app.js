@@ -7,9 +7,11 @@ import { offsetOf, readEdits } from "./edits.js";
 import { Engine } from "./engine.js";
 import { findFaces } from "./faces.js";
 import { lowResolution } from "./input.js";
+import { Loader } from "./loading.js";
 import { faceNoise } from "./noise.js";
 import { fileOf, readPicture } from "./picture.js";
 import { bytesOf, imageOf, toEightBit } from "./pixels.js";
+import { showSamples } from "./samples.js";
 import { saveAll, savePicture } from "./saving.js";
 import {
   $, hideFace, hideFaces, note, paint, say, showBoxes, showCard, showCards, showEdits, showFace, showMap, tell, titleOf,
@@ -22,6 +24,7 @@ const SEED = 0; // as infer.py's default
 const STEP = 40; // ms from picture to picture when the walk plays
 
 const engine = new Engine("models");
+const loader = new Loader(engine);
 const crop = new Crop($("stage"), $("box"), $("zoom"));
 
 let edits = []; // the directions that there are
@@ -195,7 +198,7 @@ async function draw(current, face, first) {
   let sigma = 0;
   showCards(count, chosen, choose);
   hideFaces(first);
-  await load();
+  await loader.load();
   current();
   const start = performance.now();
   for (const group of groups) {
@@ -328,22 +331,6 @@ function saveEverything() {
 
 // ---------------------------------------------------------------- start
 
-async function showSamples() {
-  const response = await fetch("samples/index.json");
-  if (!response.ok) return;
-  const names = await response.json();
-  $("samples").querySelector("ul").replaceChildren(...names.map((name) => {
-    const item = document.createElement("li");
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    const picture = Object.assign(document.createElement("img"), { src: `samples/${name}`, alt: name.replace(/\.png$/, "") });
-    button.append(picture);
-    button.addEventListener("click", () => take(name, async () => new File([await (await fetch(picture.src)).blob()], name)));
-    item.append(button);
-    return item;
-  }));
-  $("samples").hidden = names.length === 0;
-}
-
 function setFidelity(fidelity) {
   $("fidelity").value = fidelity;
   $("fidelity-text").value = fidelity.toFixed(2);
@@ -390,7 +377,6 @@ function listenToSettings() {
 
 function listen() {
   document.querySelectorAll(".compare").forEach(makeCompare);
-  engine.addEventListener("progress", showProgress);
   $("file").addEventListener("change", (event) => {
     const [file] = event.target.files;
     event.target.value = ""; // so that the same file may be chosen again
@@ -417,37 +403,6 @@ function listen() {
   }
 }
 
-function showProgress() {
-  const { done: here, whole } = engine.progress;
-  const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
-  $("progress").value = here / whole;
-  $("progress-text").textContent = `Fetching the networks: ${megabytes(here)} of ${megabytes(whole)} MB, once`;
-  if (here < whole) return;
-  $("progress").removeAttribute("value"); // how long this takes is not known
-  $("progress-text").textContent = "Starting the networks";
-}
-
-/** Fetches and starts the networks, with one bar over all of it if that takes time. */
-async function load() {
-  const timer = setTimeout(() => ($("loading").hidden = false), 300);
-  try {
-    await engine.load();
-  } finally {
-    clearTimeout(timer);
-    $("loading").hidden = true;
-  }
-}
-
-/** Fetches the networks while the visitor looks around, unless data are dear. */
-async function prefetch() {
-  if (navigator.connection?.saveData) return;
-  try {
-    await load();
-  } catch (error) {
-    if (!asked) tell(`The networks cannot start: ${error.message}.`);
-  }
-}
-
 async function start() {
   listen();
   listenToSettings();
@@ -463,9 +418,10 @@ async function start() {
     Object.assign($("code"), { href: about.code ?? "", hidden: !about.code });
     $("card").hidden = !about.card;
     edits = readEdits(await engine.edits(), about.num_ws, about.w_dim);
-    await showSamples();
+    await showSamples(take);
     document.body.dataset.ready = "";
-    prefetch();
+    const reason = await loader.prefetch();
+    if (reason && !asked) tell(reason);
   } catch (error) {
     tell(`The page cannot start: ${error.message}.`);
   }
