@@ -56,7 +56,8 @@ class DetectorGraph(nn.Module):
         """
         image = planes[None] * (127.5 / 128)
         found = [self._propose(image, size) for size in _sizes()]
-        boxes, scores = _best(*(torch.cat(parts) for parts in zip(*found, strict=True)), CANDIDATES, 0.7)
+        boxes, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+        boxes, scores = _best(boxes, scores, CANDIDATES, 0.7)
         shifts, probabilities = self.refine(_cut(image, boxes, 24))
         scores = torch.where(scores > 0, _above(probabilities[:, 1], LEAST_R), 0)
         boxes, scores = _best(_squared(_shifted(boxes, shifts)), scores, REFINED, 0.7)
