@@ -213,8 +213,10 @@ class LabelledFaceData(FaceData):
         val_part: Literal["val", "test"] = "val",
         cache_gib: float = 4.0,
     ) -> None:
-        options = val_limit, train_limit, seed, split, val_part, "flip", cache_gib
-        super().__init__(train, val, resolution, batch_size, num_workers, *options)  # type: ignore[arg-type]
+        super().__init__(
+            train, val, resolution, batch_size, num_workers, val_limit, train_limit, seed, split, val_part,
+            cache_gib=cache_gib,
+        )  # fmt: skip
         self.save_hyperparameters()
         self.hparams["augment"] = "flip"  # what FaceData asks for; these faces are changed by their dataset
 
