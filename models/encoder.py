@@ -10,7 +10,8 @@ A head keeps the place of features: it shrinks its level to 4x4 and reads all 16
 down to 1x1 for every single style.
 
 The noise enters the sampler, a small network that sees what the heads see, so how far samples spread follows from the
-face: each ε is one explanation of it. ε = 0 is the point estimate.
+face: each ε is one explanation of it. ε = 0 is the point estimate. A part of ε lies in planes over the face and goes
+to the details alone.
 
 W+ is too narrow for faces of 24 px and more, and loses small traits of 16 px: details are added to the generator's
 features at two sizes, as in GLEAN (Chan et al. 2021) and GFPGAN (Wang et al. 2021).
@@ -29,6 +30,7 @@ from models.encoder_base import COARSE_STYLES, MEDIUM_STYLES, EncoderBase, Encod
 
 HEAD_SIZE = 4
 NOISE_PER_STYLE = 32
+NOISE_PLANES = 2  # per size of details
 # Grey levels, from 16 px on; more for smaller faces. The most that one of 500 clean faces was guessed to have: 12.6 at
 # 8 px, 6.5 at 16 px, 7.1 at 32 px.
 LEAST_NOISE = 8.0
@@ -137,6 +139,8 @@ class Sampler(nn.Module):
 class DetailHead(nn.Module):
     """Makes features to add to the generator's at one size: a level of the pyramid, modulated by the sampler.
 
+    Noise of its own at every place lets distant parts of a face vary independently; the level says how much, where.
+
     Args:
         width: Channels of the level.
         hidden: Width H of the sampler's features.
@@ -147,14 +151,19 @@ class DetailHead(nn.Module):
         super().__init__()
         self.shared = nn.Conv2d(width, channels, 3, padding=1)
         self.modulation = near_zero(nn.Linear(hidden, 2 * channels))
+        self.grain = nn.Conv2d(NOISE_PLANES, channels, 3, padding=1, bias=False)
+        self.gain = nn.Conv2d(width, channels, 1)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.constant_(self.gain.bias, 0.2)  # type: ignore[arg-type]
         self.out = nn.Conv2d(channels, channels, 3, padding=1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, level: Tensor, hidden: Tensor) -> Tensor:
-        """Maps a level (B, width, r, r) and sampler features (B, k, H) to details (B, k, C, r, r)."""
+    def forward(self, level: Tensor, hidden: Tensor, noise: Tensor) -> Tensor:
+        """Maps a level (B, width, r, r), sampler features (B, k, H) and noise (B, k, 2, r, r) to (B, k, C, r, r)."""
         scale, shift = self.modulation(hidden)[..., None, None].chunk(2, dim=2)  # (B, k, C, 1, 1)
-        x = F.silu(self.shared(level)[:, None] * (1 + scale) + shift)
+        grain = self.grain(noise.flatten(0, 1)).unflatten(0, noise.shape[:2])
+        x = F.silu(self.shared(level)[:, None] * (1 + scale) + shift + self.gain(level)[:, None] * grain)
         rows = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return self.out(rows).unflatten(0, hidden.shape[:2])
 
@@ -231,16 +240,18 @@ class Encoder(EncoderBase):
         for name, size in (("resolution", resolution), ("canvas", canvas)):
             if size < 32 or size & (size - 1):
                 raise ValueError(f"Expected {name} to be a power of two from 32 px, got {size}.")
-        super().__init__(resolution, num_ws, w_dim, canvas, num_ws * NOISE_PER_STYLE, rank)
+        sizes = (canvas // 8, canvas // 4, canvas // 2)
+        widths = [num_ws * NOISE_PER_STYLE, *(NOISE_PLANES * size**2 for size in sizes[1:])]
+        super().__init__(resolution, num_ws, w_dim, canvas, sum(widths), rank)
+        self.detail_sizes = sizes[1:]
+        self.noise_widths = widths  # what the sampler sees, then the planes of each size of details
         self.config |= {"channels": list(channels), "backbone": backbone, "width": width, "canvas": canvas}
         self.config |= {"head_rank": head_rank, "hidden": hidden}
         self.register_buffer("w_std", torch.ones(w_dim))  # spread of the generator's codes
         self.pyramid = FeaturePyramid(backbone, 5, width)
         counts = (COARSE_STYLES, MEDIUM_STYLES, num_ws - COARSE_STYLES - MEDIUM_STYLES)
-        sizes = (canvas // 8, canvas // 4, canvas // 2)
         self.heads = nn.ModuleList(StyleHead(width, s, n, w_dim, head_rank) for s, n in zip(sizes, counts, strict=True))
-        self.sampler = Sampler(3 * width * HEAD_SIZE**2 + 2, self.noise_dim, hidden, num_ws, w_dim)
-        self.detail_sizes = sizes[1:]
+        self.sampler = Sampler(3 * width * HEAD_SIZE**2 + 2, widths[0], hidden, num_ws, w_dim)
         self.details = nn.ModuleList(
             DetailHead(width, hidden, channels[int(math.log2(size)) - 2]) for size in self.detail_sizes
         )
@@ -262,10 +273,13 @@ class Encoder(EncoderBase):
     def sample(self, features: Features, noise: Tensor) -> Encoding:
         """Samples k explanations, see `EncoderBase.sample`."""
         seen = torch.cat([*features.styles, features.known.to(features.styles[0].dtype)], dim=1)
+        noise, *planes = noise.split(self.noise_widths, dim=2)
         hidden, moves = self.sampler(seen, noise)
         ws = self.point(features)[:, None] + moves.float() * self.w_std
-        heads = zip(self.detail_sizes, self.details, features.levels, strict=True)
-        return Encoding(ws, {size: head(level, hidden) for size, head, level in heads})
+        details = {}
+        for size, head, level, plane in zip(self.detail_sizes, self.details, features.levels, planes, strict=True):
+            details[size] = head(level, hidden, plane.unflatten(2, (NOISE_PLANES, size, size)))
+        return Encoding(ws, details)
 
     def noise_level(self, lr: Tensor) -> Tensor:
         """Estimates the noise in LR faces, see `EncoderBase.noise_level`; what could be a clean face's counts as 0."""

@@ -77,6 +77,19 @@ def test_samples_differ_from_each_other_and_follow_the_seed(encoder):
     assert torch.cdist(one[0].flatten(1), one[0].flatten(1))[~torch.eye(4, dtype=bool)].min() > 1e-4
 
 
+def test_noise_at_one_place_changes_the_details_around_it_alone(generator):
+    torch.manual_seed(0)
+    encoder = Encoder(32, generator.num_ws, D, CHANNELS, width=8, hidden=16).eval()
+    for head in encoder.details:
+        torch.nn.init.normal_(head.out.weight)
+    noise = torch.zeros(1, 2, encoder.noise_dim)
+    noise[0, 1, encoder.noise_widths[0] + 3 * 8 + 2] = 1  # row 3, column 2 of the first plane of 8 px
+    ws, details = encoder(faces(1, 8), noise)
+    moved = (details[8][0, 1] - details[8][0, 0]).abs().amax(dim=0)
+    assert torch.equal(ws[0, 0], ws[0, 1]) and torch.equal(details[16][0, 0], details[16][0, 1])
+    assert moved[1:6, 0:5].min() > 0 and moved.count_nonzero() == 25
+
+
 def test_samples_depend_on_neither_batch_nor_k(encoder):
     lr = faces(3, 11)
     alone = torch.cat([encode(encoder, face[None], 2).ws for face in lr])
