@@ -107,7 +107,8 @@ def _synthesize_block(
 def _kernel(layer: SynthesisLayer, w: Tensor) -> Tensor:
     """Gives the kernel (C_out, C_in, 3, 3) of one picture, with style, demodulation and the gain √2."""
     with torch.autocast("cpu", enabled=False):
-        kernel = layer.weight * layer.affine(w)[:, :, None, None]  # (C_out, C_in, 3, 3) for the one style (1, C_in)
+        style = layer.affine(w.float())  # (1, C_in); float also where autocast has made the codes bfloat16
+        kernel = layer.weight * style[:, :, None, None]  # (C_out, C_in, 3, 3)
         demodulation = (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).rsqrt()
         return kernel * (demodulation * SQRT2)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from small_runs import write_faces
+from small_runs import CHANNELS, D, PixelDistance, write_bundle, write_faces
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,11 +48,13 @@ class TinyFeatures(torch.nn.Module):
 
 def child() -> None:
     """Trains, in a process of its own: nothing here has used a thread before."""
+    import training.reconstruction
     import training.stylegan2
     from train import main
 
     torch.set_num_threads(1)
     training.stylegan2.SqueezeNetFeatures = TinyFeatures
+    training.reconstruction.LPIPS = PixelDistance
     for recipe in sys.argv[1:]:
         main(["fit", "--config", recipe])
 
@@ -63,8 +65,9 @@ def write_recipe(folder: Path, name: str, processes: int = 1, parts: int = 1, st
         "model": {
             "class_path": "training.stylegan2.StyleGAN2Training",
             "init_args": {
-                "resolution": 32, "channels": [8, 8, 8, 6], "z_dim": 16, "w_dim": 16, "mapping_layers": 2,
+                "resolution": 32, "channels": list(CHANNELS), "z_dim": D, "w_dim": D, "mapping_layers": 2,
                 "path_length_every": 2, "r1_every": 3, "augment_target": -2.0, "feature_weight": 0.5,
+                "reconstruction_weight": 1.0, "reconstruction_bundle": "bundle", "reconstruction_share": 0.5,
                 "micro_batches": parts, "compile": False,
             },
         },
@@ -104,6 +107,7 @@ def train(folder: Path, *recipes: str) -> None:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     write_faces(folder / "faces.zip")
+    write_bundle(folder / "bundle")
     train(folder, write_recipe(folder, "one"))
     return folder
 
@@ -118,7 +122,7 @@ def test_step_is_the_same(folder, name, processes, parts) -> None:
     for found in got:
         assert found["step"] == STEPS
         for mine, theirs in zip(found["steps"], expected["steps"][-len(found["steps"]) :], strict=True):
-            assert {"loss/generator", "loss/discriminator_features", "augment/p"} <= mine.keys()
+            assert {"loss/generator", "loss/discriminator_features", "reconstruction/lpips", "augment/p"} <= mine.keys()
             # Adam makes much of the last bits of a gradient.
             assert mine == pytest.approx({key: theirs[key] for key in mine}, rel=3e-3, abs=3e-4)
         for key, tensor in expected["state"].items():

@@ -38,6 +38,7 @@ from models.layers import without_autocast
 from training.augment import AdaptiveAugment
 from training.batches import BatchRandom, faces_from_bytes, step_rng
 from training.optimizers import average_gradients
+from training.reconstruction import Reconstruction
 from training.start import start_discriminator, start_generator
 
 
@@ -52,6 +53,20 @@ class View(NamedTuple):
 
     images: Tensor  # augmented (B, 3, R, R)
     features: tuple[Tensor, ...]  # a frozen network's of these, if there is a discriminator for them
+
+
+class Fake(NamedTuple):
+    """Generated faces.
+
+    Attributes:
+        view: As the discriminators see them; first those of random codes, then reconstructed photos.
+        ws: The random codes (B', L, D).
+        reconstructed: The reconstructed photos (B − B', 3, R, R), without augmentation.
+    """
+
+    view: View
+    ws: Tensor
+    reconstructed: Tensor
 
 
 class StyleGAN2Training(LightningModule):
@@ -87,6 +102,10 @@ class StyleGAN2Training(LightningModule):
         feature_weight: Weight, in the generator's loss, of a second discriminator that judges the features of a frozen
             ImageNet SqueezeNet, see `models.discriminator.PooledFeatureDiscriminator`; 0 for none.
         learning_rate_features: Adam's, for that discriminator.
+        reconstruction_weight: Weight, in the generator's loss, of LPIPS and mean square difference between photos and
+            their reconstructions, see `training.reconstruction`; 0 for none.
+        reconstruction_bundle: The bundle of the generator that this one has grown from; its encoder reads the photos.
+        reconstruction_share: Share of reconstructions among the generated faces, below 1; the discriminators see all.
         micro_batches: Parts that a batch is taken in, one after the other, to save memory, or on a CPU to stay within
             its cache; the step is the same.
         compile: Compile the generator's synthesis; ignored where there is no compiler.
@@ -125,6 +144,9 @@ class StyleGAN2Training(LightningModule):
         rate_below: float = 1.0,
         feature_weight: float = 0.0,
         learning_rate_features: float = 5e-4,
+        reconstruction_weight: float = 0.0,
+        reconstruction_bundle: str = "bundles/celeba64",
+        reconstruction_share: float = 0.25,
         micro_batches: int = 1,
         compile: bool = True,
         export_to: str | None = None,
@@ -144,6 +166,7 @@ class StyleGAN2Training(LightningModule):
         self.generator_ema_short = copy.deepcopy(self.generator_ema)
         self.features = SqueezeNetFeatures() if feature_weight else None
         self.feature_discriminator = PooledFeatureDiscriminator(SqueezeNetFeatures.widths if feature_weight else ())
+        self.reconstruction = Reconstruction(reconstruction_bundle) if reconstruction_weight else None
         if init_discriminator is not None:
             start_discriminator(self.discriminator, init_discriminator, self.feature_discriminator)
         self._values: dict[str, list[Tensor]] = {}
@@ -217,14 +240,13 @@ class StyleGAN2Training(LightningModule):
         # One synthesis serves both networks, unless its graph takes memory that the parts are to save.
         keep = learning and (h["micro_batches"] == 1 or self.device.type == "cpu")
         with torch.set_grad_enabled(keep):
-            fakes = [self._fake(len(part), i) for i, part in enumerate(real)]
-        self._track_mean([ws for _, ws in fakes])
-        views = [view for view, _ in fakes]
-        self._discriminator_step(adam_d.optimizer, real, views)
+            fakes = [self._fake(part, i) for i, part in enumerate(real)]
+        self._track_mean([fake.ws for fake in fakes])
+        self._discriminator_step(adam_d.optimizer, real, [fake.view for fake in fakes])
         if step % h["r1_every"] == 0:
             self._r1_step(adam_d.optimizer, real)
         if learning:
-            self._generator_step(adam_g, views if keep else None, len(real[0]))
+            self._generator_step(adam_g, fakes if keep else None, real)
             if not frozen and h["path_length_weight"] and step % h["path_length_every"] == 0:
                 self._path_length_step(adam_g.optimizer, max(1, len(real[0]) // 2))
         else:  # the step only counts
@@ -261,20 +283,26 @@ class StyleGAN2Training(LightningModule):
             self.augment.adapt(self._mean(torch.stack(signs).mean()), sum(map(len, real)) * self.trainer.world_size)
         self.log("augment/p", self.augment.p)
 
-    def _generator_step(self, adam: Any, fake: list[View] | None, count: int) -> None:
-        """Improves the generator on views that carry its graph, or makes the same ones again, `count` each time."""
+    def _generator_step(self, adam: Any, fakes: list[Fake] | None, real: list[Tensor]) -> None:
+        """Improves the generator on faces that carry its graph, or makes the same ones again."""
         adam.zero_grad()
         judges = [self.discriminator] + ([self.feature_discriminator] if self.features is not None else [])
         for judge in judges:
             judge.requires_grad_(False)
-        for i in range(self.hparams["micro_batches"]):
-            view = fake[i] if fake else self._fake(count, i)[0]
-            loss = generator_loss(self.discriminator(view.images)).mean()
+        for i, photos in enumerate(real):
+            fake = fakes[i] if fakes else self._fake(photos, i)
+            loss = generator_loss(self.discriminator(fake.view.images)).mean()
             self._collect("loss/generator", loss)
             if self.features is not None:
-                hinge = -torch.stack([logits.mean() for logits in self.feature_discriminator(view.features)]).mean()
+                judged = self.feature_discriminator(fake.view.features)
+                hinge = -torch.stack([logits.mean() for logits in judged]).mean()
                 self._collect("loss/generator_features", hinge)
                 loss = loss + self.hparams["feature_weight"] * hinge
+            if self.reconstruction is not None:
+                lpips, square = (x.mean() for x in self.reconstruction.distance(fake.reconstructed, photos))
+                self._collect("reconstruction/lpips", lpips)
+                self._collect("reconstruction/square", square)
+                loss = loss + self.hparams["reconstruction_weight"] * (lpips + square)
             self._accumulate(loss)
         for judge in judges:
             judge.requires_grad_(True)
@@ -347,12 +375,15 @@ class StyleGAN2Training(LightningModule):
             for i, x in enumerate(real)
         ]
 
-    def _fake(self, count: int, part: int) -> tuple[View, Tensor]:
-        """Generated faces as the discriminators see them, and their codes (B, L, D)."""
-        random = self._random(Stream.FAKE, part)
-        ws = self._codes(count, random)
-        images = self.generator.synthesis(ws, noise=self._noise(count, random))
-        return self._view(images, Stream.AUGMENT_FAKE, part), ws
+    def _fake(self, photos: Tensor, part: int) -> Fake:
+        """Generates as many faces as there are photos (B, 3, R, R), the last of them from the first photos."""
+        random, reconstructed = self._random(Stream.FAKE, part), photos[:0]
+        if self.reconstruction is not None:
+            count = round(len(photos) * self.hparams["reconstruction_share"])
+            reconstructed = self.reconstruction(self.generator.synthesis, photos[:count])
+        ws = self._codes(len(photos) - len(reconstructed), random)
+        images = self.generator.synthesis(ws, noise=self._noise(len(ws), random))
+        return Fake(self._view(torch.cat([images, reconstructed]), Stream.AUGMENT_FAKE, part), ws, reconstructed)
 
     def _view(self, images: Tensor, stream: Stream, part: int) -> View:
         images = self.augment(images, self._random(stream, part))
