@@ -68,6 +68,7 @@ def write_recipe(folder: Path, name: str, processes: int = 1, parts: int = 1, st
                 "resolution": 32, "channels": list(CHANNELS), "z_dim": D, "w_dim": D, "mapping_layers": 2,
                 "path_length_every": 2, "r1_every": 3, "augment_target": -2.0, "feature_weight": 0.5,
                 "reconstruction_weight": 1.0, "reconstruction_bundle": "bundle", "reconstruction_share": 0.5,
+                "reconstruction_steps": 1,
                 "micro_batches": parts, "compile": False,
             },
         },

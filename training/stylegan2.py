@@ -105,6 +105,8 @@ class StyleGAN2Training(LightningModule):
         reconstruction_weight: Weight, in the generator's loss, of LPIPS and mean square difference between photos and
             their reconstructions, see `training.reconstruction`; 0 for none.
         reconstruction_bundle: The bundle of the generator that this one has grown from; its encoder reads the photos.
+        reconstruction_steps: Steps in which the generator learns from reconstructions alone, while the discriminators
+            already learn.
         reconstruction_share: Share of reconstructions among the generated faces, below 1; the discriminators see all.
         micro_batches: Parts that a batch is taken in, one after the other, to save memory, or on a CPU to stay within
             its cache; the step is the same.
@@ -146,6 +148,7 @@ class StyleGAN2Training(LightningModule):
         learning_rate_features: float = 5e-4,
         reconstruction_weight: float = 0.0,
         reconstruction_bundle: str = "bundles/celeba64",
+        reconstruction_steps: int = 0,
         reconstruction_share: float = 0.25,
         micro_batches: int = 1,
         compile: bool = True,
@@ -155,6 +158,8 @@ class StyleGAN2Training(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
+        if reconstruction_steps and not reconstruction_weight:
+            raise ValueError("Expected a reconstruction_weight above 0 with reconstruction_steps, got 0.")
         self.generator = Generator(resolution, channels, z_dim, w_dim, mapping_layers)
         self.discriminator = Discriminator(resolution, channels)
         self.augment = AdaptiveAugment(augment_target or 0.6)
@@ -291,22 +296,30 @@ class StyleGAN2Training(LightningModule):
             judge.requires_grad_(False)
         for i, photos in enumerate(real):
             fake = fakes[i] if fakes else self._fake(photos, i)
-            loss = generator_loss(self.discriminator(fake.view.images)).mean()
-            self._collect("loss/generator", loss)
-            if self.features is not None:
-                judged = self.feature_discriminator(fake.view.features)
-                hinge = -torch.stack([logits.mean() for logits in judged]).mean()
-                self._collect("loss/generator_features", hinge)
-                loss = loss + self.hparams["feature_weight"] * hinge
-            if self.reconstruction is not None:
-                lpips, square = (x.mean() for x in self.reconstruction.distance(fake.reconstructed, photos))
-                self._collect("reconstruction/lpips", lpips)
-                self._collect("reconstruction/square", square)
-                loss = loss + self.hparams["reconstruction_weight"] * (lpips + square)
+            loss = self._reconstruction_loss(fake.reconstructed, photos)
+            if self.global_step >= self.hparams["reconstruction_steps"]:
+                loss = loss + self._adversarial_loss(fake.view)
             self._accumulate(loss)
         for judge in judges:
             judge.requires_grad_(True)
         self._update(adam)
+
+    def _adversarial_loss(self, fake: View) -> Tensor:
+        loss = generator_loss(self.discriminator(fake.images)).mean()
+        self._collect("loss/generator", loss)
+        if self.features is not None:
+            hinge = -torch.stack([logits.mean() for logits in self.feature_discriminator(fake.features)]).mean()
+            self._collect("loss/generator_features", hinge)
+            loss = loss + self.hparams["feature_weight"] * hinge
+        return loss
+
+    def _reconstruction_loss(self, reconstructed: Tensor, photos: Tensor) -> Tensor:
+        if self.reconstruction is None:
+            return torch.zeros([], device=self.device)
+        lpips, square = (x.mean() for x in self.reconstruction.distance(reconstructed, photos))
+        self._collect("reconstruction/lpips", lpips)
+        self._collect("reconstruction/square", square)
+        return self.hparams["reconstruction_weight"] * (lpips + square)
 
     def _r1_step(self, adam: Any, real: list[Tensor]) -> None:
         adam.zero_grad()
