@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning import Callback
-from small_runs import CHANNELS, SMALL, D, PixelDistance, PixelFeatures, tiny_networks, write_faces
+from small_runs import CHANNELS, SMALL, D, PixelDistance, PixelFeatures, tiny_networks, write_bundle, write_faces
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -35,7 +35,7 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "stylegan2_64": GAN,
     "stylegan2_128": {
         **GAN, "model.freeze_below": 32, "model.micro_batches": 2,
-        "model.init_generator": "{folder}/generator.safetensors",
+        "model.init_generator": "{folder}/generator.safetensors", "model.reconstruction_bundle": "{folder}/bundle",
     },
     "amortized_64": AMORTIZED,
     "amortized_256": {**AMORTIZED, **SPLIT},
@@ -90,10 +90,12 @@ def folder(tmp_path, monkeypatch) -> Path:
     rows = [f"{i:02}.jpg" + ",1" * len(ATTRIBUTES) for i in range(FACES)]
     (tmp_path / "labels.csv").write_text("\n".join([",".join(("file", *ATTRIBUTES)), *rows]))
     save_generator(tiny_networks()[0], tmp_path / "generator.safetensors")
+    write_bundle(tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     metric = FrechetInceptionDistance(feature=PixelFeatures(), reset_real_features=False)
     monkeypatch.setattr("evaluation.frechet.frechet_metric", lambda name: ("fd_pixels", metric))
+    monkeypatch.setattr("training.reconstruction.LPIPS", PixelDistance)
     for module in ("training.amortized", "training.encoder"):
         monkeypatch.setattr(f"{module}.LPIPS", PixelDistance)
         monkeypatch.setattr(f"{module}.load_face_embedder", lambda name: PixelPerson())
