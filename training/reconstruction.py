@@ -7,13 +7,13 @@ details, so the new block learns from the photo itself what is finer, and needs 
 from __future__ import annotations
 
 import torch
-from models.frozen import Frozen
 from torch import Tensor
 
 from data.operator import Downscale
 from losses.perceptual import LPIPS
 from models.bundle import load_bundle
 from models.generator import SynthesisNetwork
+from models.layers import Frozen
 
 
 class Reconstruction(Frozen):
