@@ -23,18 +23,18 @@ import warnings
 from typing import IO
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from data.contents import find_data
 from training.checkpoints import Checkpoints, NonFiniteGuard, checkpoint_folder, newest_checkpoint
-from training.run import check_followed, find_launch, follow_launch, lock_run
+from training.run import RunRefused, check_config, check_followed, find_launch, follow_launch, lock_run
 
 
 class CommandLine(LightningCLI):
     """Lightning's command line: one seed for everything, one process per folder, checkpoints that survive."""
 
-    begun = False  # From then on an error is no longer a matter of one line.
+    begun = False  # From then on a ValueError is no longer a matter of one line.
     _lock: IO[str]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -57,6 +57,7 @@ class CommandLine(LightningCLI):
         trainer, folder = self.trainer, checkpoint_folder(self.trainer).parent
         check_followed(trainer.world_size, os.environ)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_config(folder)
             self._lock = lock_run(folder)
         if trainer.world_size > 1:
             batch = getattr(self.datamodule, "hparams", {}).get("batch_size")
@@ -64,7 +65,8 @@ class CommandLine(LightningCLI):
         self._find_checkpoint()
 
     def before_validate(self) -> None:
-        """Finds the newest readable checkpoint; ValueError if there is none."""
+        """Finds the newest readable checkpoint; ValueError if there is none. The run's config.yaml stays."""
+        self.trainer.callbacks = [c for c in self.trainer.callbacks if not isinstance(c, SaveConfigCallback)]  # type: ignore[attr-defined]
         self._find_checkpoint()
         if self.config_init[self.subcommand].get("ckpt_path") is None:
             raise ValueError(f"Expected a checkpoint in {checkpoint_folder(self.trainer)}, found none; train first.")
@@ -103,8 +105,8 @@ def run() -> int:
     _keep_freed_memory()
     try:
         main()
-    except (ValueError, OSError) as error:
-        if CommandLine.begun:
+    except (ValueError, OSError, FloatingPointError) as error:
+        if CommandLine.begun and not isinstance(error, RunRefused | OSError | FloatingPointError):
             raise
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"train.py: {error}", file=sys.stderr)

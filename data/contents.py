@@ -13,7 +13,7 @@ from typing import BinaryIO
 from data.archive import Member, read_directory, read_member
 from data.files import ROOT
 from data.image_io import IMAGE_SUFFIXES, UnreadableImage
-from data.packed import PackedFaces
+from data.packed import ARRAY, PackedFaces
 from data.parquet import ParquetPictures
 
 MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"  # of CelebAMask-HQ
@@ -124,6 +124,12 @@ class Contents:
             return read_member(self._opened[1], name, self._members[name])
         except _UNREADABLE as error:
             raise UnreadableImage(f"{self.source}: {name}: cannot be read ({error}); remove it.") from error
+
+    def size(self, name: str) -> int:
+        """Gives the bytes of a picture as they are stored; where that is in one file with others, those of the file."""
+        if self.packed or self._table is not None:
+            return (self.source / ARRAY if self.packed else self.source).stat().st_size
+        return self._members[name].size if self._members else (self.source / name).stat().st_size
 
     def companion(self, name: str) -> bytes:
         """Reads a text that belongs to the data set: from within it, next to it, or where data is looked for.

@@ -108,10 +108,17 @@ def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     with _next_to(path) as partial:
         partial.mkdir()
         yield partial
-        if replace and path.exists():
-            _exchange(partial, path)
-        else:
+        if not (replace and path.exists()):
             partial.rename(path)
+        elif not _exchange(partial, path):
+            old = path.with_name(f"{path.name}.old-{os.getpid()}")  # in sight, for a kill may come now
+            path.rename(old)
+            try:
+                partial.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            old.rename(partial)
 
 
 @contextmanager
@@ -176,9 +183,9 @@ def owned_folder(
         if os.path.lexists(folder):
             with locked(folder):
                 check_folder(folder, overwrite, ledger, names, job)  # another process may have been faster
-                _publish(partial, folder, ledger, job, {})
+                _publish(partial, folder, ledger, job)
         else:
-            _publish(partial, folder, ledger, job, {})
+            _publish(partial, folder, ledger, job)
 
 
 def check_replaceable(path: str | Path, overwrite: bool = False, job: str = "", ours: bool | None = None) -> None:
@@ -271,16 +278,22 @@ def check_folder(folder: Path, overwrite: bool, ledger: str = LEDGER, names: Ite
         raise ValueError(f"{folder} exists; --overwrite replaces the results in it, or name another place")
 
 
-def _publish(partial: Path, folder: Path, ledger: str, job: str, others: Mapping[str, dict[str, Any]]) -> None:
+def _publish(
+    partial: Path, folder: Path, ledger: str, job: str, others: Mapping[str, dict[str, Any]] | None = None
+) -> None:
     """Moves the files in `partial` into a folder; what its ledger lists besides them and the others goes."""
     files = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
     files.pop(ledger, None)
     new = {name: {"sha256": [sha256_of(path)], **({"job": job} if job else {})} for name, path in files.items()}
-    _write_ledger(partial, ledger, {**others, **new})
+    _write_ledger(partial, ledger, {**(others or {}), **new})
     if not folder.exists():
         partial.rename(folder)
         return
     old = _read_ledger(folder, ledger)
+    if others is None and _holds_only(folder, old, ledger):
+        shutil.copymode(folder, partial)
+        if _exchange(partial, folder):  # all at once, where nothing else is in the folder
+            return
     if old:  # a kill may come before a file's move or after it: until all have moved, both contents are ours
         known = {name: entry["sha256"] for name, entry in old.items()}
         both = {name: {**entry, "sha256": [*entry["sha256"], *known.get(name, [])]} for name, entry in new.items()}
@@ -288,10 +301,17 @@ def _publish(partial: Path, folder: Path, ledger: str, job: str, others: Mapping
     for name, path in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         path.replace(folder / name)
-    for name in old.keys() - new.keys() - others.keys():
+    for name in old.keys() - new.keys() - (others or {}).keys():
         if _is_unchanged(folder / name, old[name]):
             (folder / name).unlink()
     (partial / ledger).replace(folder / ledger)
+
+
+def _holds_only(folder: Path, entries: Mapping[str, dict[str, Any]], ledger: str) -> bool:
+    """Says whether nothing is in a folder but its ledger and what that lists."""
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix() for path in files} - {ledger}
+    return names <= entries.keys() and all(_is_unchanged(folder / name, entries[name]) for name in names)
 
 
 def _read_ledger(folder: Path, ledger: str) -> dict[str, dict[str, Any]]:
@@ -317,22 +337,13 @@ def _is_unchanged(path: Path, entry: dict[str, Any]) -> bool:
     return path.is_file() and not path.is_symlink() and sha256_of(path) in entry["sha256"]
 
 
-def _exchange(new: Path, path: Path) -> None:
-    """Lets two folders change places: in one step, where the system and its libraries know one."""
+def _exchange(new: Path, path: Path) -> bool:
+    """Lets two folders change places in one step; False where the system, its libraries or the disk know none."""
     library: Any = ctypes.CDLL(None) if os.name == "posix" else None
     a, b = os.fsencode(new), os.fsencode(path)
-    if hasattr(library, "renameat2") and not library.renameat2(-100, a, -100, b, 2):  # AT_FDCWD, RENAME_EXCHANGE
-        return
-    if hasattr(library, "renamex_np") and not library.renamex_np(a, b, 2):  # macOS: RENAME_SWAP
-        return
-    old = path.with_name(f"{path.name}.old-{os.getpid()}")  # in sight, for a kill may come now
-    path.rename(old)
-    try:
-        new.rename(path)
-    except BaseException:
-        old.rename(path)
-        raise
-    old.rename(new)
+    if hasattr(library, "renameat2"):
+        return not library.renameat2(-100, a, -100, b, 2)  # AT_FDCWD, RENAME_EXCHANGE
+    return hasattr(library, "renamex_np") and not library.renamex_np(a, b, 2)  # macOS: RENAME_SWAP
 
 
 @contextmanager

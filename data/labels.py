@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -139,6 +140,10 @@ class LabelledFaces(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         """The number of faces."""
         return len(self.faces)
+
+    def fingerprint(self) -> str:
+        """Gives a hash over faces and labels, see `Faces.fingerprint`."""
+        return hashlib.sha256(self.faces.fingerprint().encode() + self.labels.numpy().tobytes()).hexdigest()
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Gives a face, uint8 (3, R, R), and its labels, uint8 (A,), by epoch and index, or by the index alone."""

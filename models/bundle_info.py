@@ -29,6 +29,14 @@ _OPTIONAL_ENCODER_TYPES = {
 }  # fmt: skip
 
 
+def is_bundle(path: Path) -> bool:
+    """Says whether a folder holds a bundle.json that this version understands."""
+    try:
+        return bool(read_info(path))
+    except (OSError, ValueError):
+        return False
+
+
 def read_info(path: Path) -> dict[str, Any]:
     """Reads bundle.json; ValueError if it is not what this version of the software understands."""
     if not (path / INFO).is_file():

@@ -26,6 +26,7 @@ from torchmetrics.functional.classification import (
     multilabel_specificity,
 )
 
+from data.files import atomic_write
 from data.labels import ATTRIBUTES
 from losses.attributes import attribute_loss, positive_weights
 from models.attributes import AttributeClassifier, save_attributes
@@ -194,7 +195,8 @@ class AttributeTraining(LightningModule):
         if target and trainer.state.fn == "fit" and self.global_rank == 0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = folder / target
             save_attributes(self.average, path, {**(self.hparams["notes"] or {}), "steps": str(self.global_step)})
-            path.with_suffix(".md").write_text(table_of(measures, self.average.names), encoding="utf-8")
+            with atomic_write(path.with_suffix(".md")) as partial:
+                partial.write_text(table_of(measures, self.average.names), encoding="utf-8")
 
     def measures(self) -> dict[str, Tensor]:
         """The measures of the faces seen since the last reset, each (A,)."""

@@ -7,9 +7,12 @@ tensor by tensor into a third file in the same folder, flushes it to the disk, a
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch.optim import Optimizer
 
+from training.run import RunRefused, check_export, check_same_run, describe_run
+
 LAST, PREVIOUS, PARTIAL = "last.ckpt", "previous.ckpt", "partial.ckpt"
 
 
@@ -27,22 +32,43 @@ class Checkpoints(Checkpoint):
 
     Args:
         every_n_steps: Steps of the optimisers between two saves: what a kill costs at most.
+        accept_changes: Go on although data, seed, batches or recipe are not those that the run began with.
     """
 
-    def __init__(self, every_n_steps: int = 100) -> None:
+    def __init__(self, every_n_steps: int = 100, accept_changes: bool = False) -> None:
         if every_n_steps < 1:
             raise ValueError(f"Expected a checkpoint every 1 step or more, got every_n_steps {every_n_steps}.")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.accept_changes = every_n_steps, accept_changes
         self.last_model_path = ""  # `NonFiniteGuard` names it, as it would that of Lightning's ModelCheckpoint
         self.began_at: int | None = None  # step that this call went on from, if it trained at all
         self._saved_step = 0
+        self._made_of: dict[str, str] = {}
+        self._exported: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes all saves of the trainer durable, and sweeps what a killed save left behind."""
-        trainer.strategy.checkpoint_io = DurableIO()
+        trainer.strategy.checkpoint_io = DurableIO(partial(self._check, trainer, pl_module))
         folder = checkpoint_folder(trainer)
         if stage == "fit" and trainer.is_global_zero:
             (folder / PARTIAL).unlink(missing_ok=True)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes what the run is made of."""
+        self._made_of = self._made_of or describe_run(trainer, pl_module)
+        checkpoint["run"] = self._made_of
+
+    def _check(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another run; before its weights are looked at."""
+        target = module.hparams.get("export_to")
+        self._exported = checkpoint.get("hyper_parameters", {}).get("export_to", target)
+        if not self.accept_changes and trainer.state.fn == "fit":
+            check_same_run(checkpoint.get("run", {}), describe_run(trainer, module))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to export over what this run did not write."""
+        target = pl_module.hparams.get("export_to")
+        if target is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_export(checkpoint_folder(trainer).parent / target, ours=self._exported == target)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes where the run resumes."""
@@ -60,7 +86,14 @@ class Checkpoints(Checkpoint):
 
 
 class DurableIO(TorchCheckpointIO):
-    """Writes a checkpoint completely or not at all, and reads it without a second copy in memory."""
+    """Writes a checkpoint completely or not at all, and reads it without a second copy in memory.
+
+    Args:
+        check: Sees what was read, and refuses it by an error.
+    """
+
+    def __init__(self, check: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._check = check
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Streams next to the target, flushes, and renames; what lay there becomes `previous.ckpt`.
@@ -91,12 +124,39 @@ class DurableIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint; its tensors are mapped from the file, which is copied nowhere as a whole."""
-        return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
+        checkpoint = read_checkpoint(path, map_location)
+        if self._check is not None:
+            self._check(checkpoint)
+        return checkpoint
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
     """Gives the folder of a run's checkpoints; all processes of a run must ask."""
     return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads what a training saved; no code that the file may hold is executed, and its tensors stay in the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RunRefused: If it is something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise RunRefused(f"{path}: expected a checkpoint of a training, found something else ({error}).") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
+        raise RunRefused(f"{path}: expected a checkpoint of a training, found other content; name another file.")
+    return checkpoint
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Says whether a training saved a file."""
+    try:
+        return bool(read_checkpoint(path))
+    except (RunRefused, OSError):
+        return False
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -200,9 +260,9 @@ class Owner:
     path: str  # where it lies
 
     def check_unchanged(self, present: str) -> None:
-        """Raises ValueError if a result would be written next to something else than it was trained for."""
+        """Raises RunRefused if a result would be written next to something else than it was trained for."""
         if present != self.hash:
-            raise ValueError(f"Expected {self.path} to stay as it was; it changed during the training.")
+            raise RunRefused(f"Expected {self.path} to stay as it was; it changed during the training.")
 
 
 class OwnedTraining(LightningModule):
@@ -215,9 +275,9 @@ class OwnedTraining(LightningModule):
         checkpoint[self.owner.key] = self.owner.hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError for a checkpoint of another generator or bundle."""
+        """Raises RunRefused for a checkpoint of another generator or bundle."""
         if checkpoint[self.owner.key] != self.owner.hash:
-            raise ValueError(
+            raise RunRefused(
                 f"Expected the {self.owner.key.partition('_')[0]} that this run began with, {self.owner.path} has "
                 "changed since; put the old one back, or start a new run under another "
                 "--trainer.logger.init_args.name."

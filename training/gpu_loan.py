@@ -5,8 +5,8 @@ On the machine at home, pack the faces and the newest state; both are files of a
     python -m training.gpu_loan pack-state --checkpoint runs/stylegan2_128/checkpoints/last.ckpt --out .gpu/state
 On the GPU, where they have been copied to, part by part if need be; without a state the recipe starts afresh:
     python -m training.gpu_loan train --faces .gpu/faces --state .gpu/state --minutes 8 --out OUT
-At home again, where `train.py fit` resumes from it:
-    python -m training.gpu_loan unpack-state --state OUT --out runs/stylegan2_128/checkpoints/last.ckpt
+At home again, where `train.py fit` goes on from it:
+    python -m training.gpu_loan unpack-state --state OUT --out runs/stylegan2_128/checkpoints/last.ckpt --overwrite
 
 The GPU needs torch, torchvision, lightning, safetensors, Pillow and PyYAML, and nothing from the network: SqueezeNet's
 weights are looked for as always (`$TORCH_HOME`, `models.pretrained`). The state is also written while the training
@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,24 +34,30 @@ from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.console import path_option, print_line, run_command
 from data.datamodule import FaceData
 from data.faces import Faces
-from data.files import atomic_write
+from data.files import LEDGER, check_folder, check_replaceable, is_complete, ledger_names, owned_file, owned_folder
 from data.splits import add_split_options
-from training.checkpoints import NonFiniteGuard
+from training.checkpoints import NonFiniteGuard, is_checkpoint, read_checkpoint
 from training.stylegan2 import StyleGAN2Training
 
 PART_BYTES = 16 * 10**6
-NOTES = "state.json"
+NOTES, FORMAT = "state.json", "amortized-pulse/state/1"
 # Order of a moment's numbers in memory, which must be that of its weights: fused Adam goes through both in one stride.
 CONTIGUOUS, CHANNELS_LAST = "root", "root_channels_last"
 
 
-def write_parts(checkpoint: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Writes a checkpoint of Lightning in parts; those of an earlier state are replaced.
+def write_parts(checkpoint: dict[str, Any], folder: str | Path, overwrite: bool = False) -> list[Path]:
+    """Writes a checkpoint in parts; all of them, or none.
+
+    Args:
+        checkpoint: What Lightning saves: `state_dict`, `optimizer_states` of Adam with β₁ = 0, and its counters.
+        folder: Where to; made if need be.
+        overwrite: Whether those of an earlier state may be replaced.
 
     Raises:
-        ValueError: If the optimisers are not Adam with β₁ = 0, and their state would not survive.
+        ValueError: If something else is in the folder, or the optimisers are others, whose state would not survive.
     """
     folder = Path(folder)
     tensors = {f"weights/{name}": _short(name, tensor) for name, tensor in checkpoint["state_dict"].items()}
@@ -63,25 +72,32 @@ def write_parts(checkpoint: dict[str, Any], folder: str | Path) -> list[Path]:
             tensors[f"adam/{i}/{j}/{CHANNELS_LAST if last else CONTIGUOUS}"] = root
             tensors[f"adam/{i}/{j}/step"] = state["step"]
     kept = ("epoch", "global_step", "loops", "pytorch-lightning_version")
-    notes = {"groups": groups, **{name: checkpoint[name] for name in kept}}
-    paths = [folder / f"part{i:02d}.safetensors" for i, _ in enumerate(_filled(tensors))]
-    for path, names in zip(paths, _filled(tensors), strict=True):
-        with atomic_write(path) as partial:
-            save_file({name: tensors[name].contiguous() for name in names}, partial)
-    for path in set(folder.glob("part*.safetensors")) - set(paths):
-        path.unlink()
-    with atomic_write(folder / NOTES) as partial:
-        partial.write_text(json.dumps(notes))
-    return [*paths, folder / NOTES]
+    notes = {"format": FORMAT, "groups": groups, **{name: checkpoint[name] for name in kept}}
+    with owned_folder(folder, overwrite, NOTES, job=FORMAT) as partial:
+        for i, names in enumerate(_filled(tensors)):
+            part = {name: tensors[name].contiguous() for name in names}
+            save_file(part, partial / f"part{i:02d}.safetensors")
+        (partial / NOTES).write_text(json.dumps(notes))
+    return [*(folder / name for name in sorted(ledger_names(folder, NOTES))), folder / NOTES]
 
 
 def read_parts(folder: str | Path) -> dict[str, Any]:
-    """Reads what `write_parts` wrote: a checkpoint for `Trainer.fit(ckpt_path=…)`, once it is saved."""
+    """Reads what `write_parts` wrote.
+
+    Returns:
+        A checkpoint for `Trainer.fit(ckpt_path=…)`, once it is saved.
+
+    Raises:
+        FileNotFoundError: If there is no state.
+        ValueError: If it is not whole.
+    """
     folder = Path(folder)
     notes = json.loads((folder / NOTES).read_text())
+    if not is_complete(folder, NOTES, FORMAT):
+        raise ValueError(f"{folder}: expected a whole state, a part is missing or another; copy or pack it again.")
     tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("part*.safetensors")):
-        tensors |= load_file(path)
+    for name in sorted(notes.pop("files")):
+        tensors |= load_file(folder / name)
     state_dict = {name[len("weights/") :]: _long(t) for name, t in tensors.items() if name.startswith("weights/")}
     optimizers = []
     for i, groups in enumerate(notes.pop("groups")):
@@ -126,25 +142,36 @@ def _filled(tensors: dict[str, Tensor]) -> list[list[str]]:
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_128.yaml"
 
 
-def pack_faces(source: str, folder: Path, split: str | None = None, part: str = "train") -> list[Path]:
-    """Copies the pictures of a data set, or of a part of it, as they are, into zips of at most 16 MB."""
+def pack_faces(
+    source: str, folder: Path, split: str | None = None, part: str = "train", overwrite: bool = False
+) -> list[Path]:
+    """Copies the pictures of a data set, or of a part of it, as they are, into zips of at most 16 MB; all of them, or none.
+
+    Args:
+        source: See `data.contents.find_data`.
+        folder: Where to.
+        split: See `data.faces.Faces`.
+        part: The same.
+        overwrite: Whether those of an earlier call may be replaced.
+
+    Raises:
+        ValueError: If a picture is larger than a part, or something else is in the folder.
+    """
     faces = Faces(source, 8, cache_bytes=0, split=split, part=part)  # nothing is decoded
-    paths: list[Path] = []
-    pictures = []
-    for name in faces.names:
-        file = faces.contents.open(name)
-        pictures.append((name, file.read_bytes() if isinstance(file, Path) else file.getvalue()))
-    while pictures:
-        size, count = 0, 0
-        while count < len(pictures) and size + len(pictures[count][1]) + 400 < PART_BYTES:
-            size += len(pictures[count][1]) + 400  # of the zip's own
-            count += 1
-        paths.append(folder / f"faces{len(paths):02d}.zip")
-        with atomic_write(paths[-1]) as partial, zipfile.ZipFile(partial, "w") as archive:
-            for name, content in pictures[:count]:
-                archive.writestr(name, content)
-        pictures = pictures[count:]
-    return paths
+    with owned_folder(folder, overwrite) as partial, ExitStack() as stack:
+        size = PART_BYTES
+        for name in faces.names:
+            file = faces.contents.open(name)
+            content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+            size += len(content) + 400  # of the zip's own
+            if size >= PART_BYTES:
+                stack.close()
+                path = partial / f"faces{len(list(partial.iterdir())):02d}.zip"
+                archive, size = stack.enter_context(zipfile.ZipFile(path, "w")), len(content) + 400
+            if size >= PART_BYTES:
+                raise ValueError(f"{name} has {len(content)} bytes, more than a part holds; take it out, or shrink it.")
+            archive.writestr(name, content)
+    return [folder / name for name in sorted(ledger_names(folder))]
 
 
 def unpack_faces(folder: Path) -> Path:
@@ -193,7 +220,7 @@ class Report(Callback):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "state.ckpt"
             trainer.save_checkpoint(path)
-            write_parts(torch.load(path, map_location="cpu", weights_only=False), self.out)
+            write_parts(read_checkpoint(path), self.out, overwrite=True)  # `train` has asked whose the older one is
         self._saved = time.monotonic()
 
 
@@ -207,6 +234,7 @@ def train(
     batch: int | None = None,
     workers: int = 0,
     model: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Trains for some time, from the state if there is one.
 
@@ -220,7 +248,9 @@ def train(
         batch: Faces per step; the recipe's if None.
         workers: Processes that decode faces.
         model: Arguments of `StyleGAN2Training` that replace the recipe's.
+        overwrite: Whether an earlier state may be replaced.
     """
+    check_folder(out, overwrite, NOTES)
     settings = yaml.safe_load(Path(recipe).read_text())
     seed_everything(settings["seed_everything"])
     torch.set_float32_matmul_precision("high")
@@ -241,6 +271,7 @@ def train(
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         start = Path(folder) / "start.ckpt" if (state / NOTES).is_file() else None
+        print(f"goes on from {state}" if start else f"no state in {state}: starts afresh", flush=True)
         if start is not None:
             torch.save(read_parts(state), start)
         trainer.fit(module, data, ckpt_path=start, weights_only=False)
@@ -259,41 +290,57 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("pack-faces", help="faces into zips of at most 16 MB")
     command.add_argument("--data", default="celeba128_train.zip", help="a zip or a folder (default: %(default)s)")
     add_split_options(command, part="train")
-    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--out", type=path_option, required=True)
     command = commands.add_parser("pack-state", help="a checkpoint into files of at most 16 MB")
-    command.add_argument("--checkpoint", type=Path, required=True)
-    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--checkpoint", type=path_option, required=True)
+    command.add_argument("--out", type=path_option, required=True)
     command = commands.add_parser("unpack-state", help="a checkpoint from such files")
-    command.add_argument("--state", type=Path, required=True)
-    command.add_argument("--out", type=Path, required=True, help="the checkpoint")
+    command.add_argument("--state", type=path_option, required=True)
+    command.add_argument("--out", type=path_option, required=True, help="the checkpoint")
     command = commands.add_parser("train", help="train for some minutes")
-    command.add_argument("--faces", type=Path, required=True, help="folder of the packed faces")
-    command.add_argument("--state", type=Path, required=True, help="folder of the packed state, if there is one")
-    command.add_argument("--out", type=Path, required=True, help="where the new state goes")
+    command.add_argument("--faces", type=path_option, required=True, help="folder of the packed faces")
+    command.add_argument("--state", type=path_option, required=True, help="folder of the packed state, if there is one")
+    command.add_argument("--out", type=path_option, required=True, help="where the new state goes")
     command.add_argument("--recipe", type=Path, default=RECIPE)
     command.add_argument("--minutes", type=float, default=8)
     command.add_argument("--steps", type=int, default=-1, help="stop at this step of the run")
     command.add_argument("--batch", type=int, help="faces per step (default: the recipe's)")
     command.add_argument("--workers", type=int, default=0, help="processes that decode faces")
     command.add_argument("--model", type=yaml.safe_load, help='replaces arguments of the recipe: "{compile: false}"')
+    for command in commands.choices.values():
+        command.add_argument("--overwrite", action="store_true", help="replace what an earlier call wrote")
     return result
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs the command line."""
-    given = vars(parser().parse_args(args))
-    command = given.pop("command")
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    options = parser()
+    given = options.parse_args(args)
+    try:
+        if given.command == "unpack-state":
+            check_replaceable(given.out, given.overwrite, ours=is_checkpoint(given.out))
+        else:
+            check_folder(given.out, given.overwrite, LEDGER if given.command == "pack-faces" else NOTES)
+    except ValueError as error:
+        options.error(f"--out: {error}")
+    return run_command("training.gpu_loan", lambda: _run(**vars(given)), "the last state stays")
+
+
+def _run(command: str, out: Path, overwrite: bool, **given: Any) -> int:
+    written = [out]
     if command == "train":
-        train(**given)
+        train(out=out, overwrite=overwrite, **given)
     elif command == "pack-faces":
-        print(*pack_faces(given["data"], given["out"], given["split"], given["part"]), sep="\n")
+        written = pack_faces(given["data"], out, given["split"], given["part"], overwrite)
     elif command == "pack-state":
-        checkpoint = torch.load(given["checkpoint"], map_location="cpu", weights_only=False, mmap=True)
-        print(*write_parts(checkpoint, given["out"]), sep="\n")
+        written = write_parts(read_checkpoint(given["checkpoint"]), out, overwrite)
     else:
-        with atomic_write(given["out"]) as partial:
+        with owned_file(out, overwrite, ours=is_checkpoint) as partial:
             torch.save(read_parts(given["state"]), partial)
+    for path in written:
+        print_line(str(path))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,14 +6,19 @@ as many times as there are processes, all into one folder.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
+
+from models.bundle_info import is_bundle
+from models.checkpoints.generators import is_our_tensors
 
 try:
     import fcntl
@@ -21,6 +26,12 @@ except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_DATA = ("batch_size", "seed", "resolution", "augment", "crop")
+# Settings of a model that a run may change: how fast it learns, how it computes, what it measures and leaves behind;
+# its first weights, which it has left behind; and the generator, whose hash `Owner` compares.
+_MAY_CHANGE = (
+    r"(.*learning_rate.*|export_to|bundle_info|notes|micro_batches|compile|generator|init_.*|val_.*|metric.*)$"
+)
 # Where launchers say how many processes they started: torchrun, SLURM, Open MPI, MPICH, LSF.
 COUNTS = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE")
 
@@ -114,6 +125,80 @@ def lock_run(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+class RunRefused(ValueError):
+    """A run cannot start or go on as it is; the message says what to do, so that no traceback is needed."""
+
+
+def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, str]:
+    """Says what a run is made of: its data, its random numbers, its batches and its recipe.
+
+    Args:
+        trainer: Lightning's.
+        module: What it trains.
+
+    Returns:
+        Values in JSON by the name of the option that sets them.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    faces = getattr(data, "train_faces", None)
+    found: dict[str, Any] = {"training": type(module).__name__, "processes": trainer.world_size}
+    found |= {"data.train": faces.fingerprint()} if hasattr(faces, "fingerprint") else {}
+    found["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
+    found |= {f"data.{name}": value for name, value in data.hparams.items() if name in _DATA}
+    found |= {f"model.{name}": v for name, v in module.hparams.items() if not re.match(_MAY_CHANGE, name)}
+    return {name: json.dumps(value, sort_keys=True, default=str) for name, value in found.items()}
+
+
+def check_same_run(began: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuses to go on with a run that was begun with something else.
+
+    Args:
+        began: From `describe_run`, when it began; settings that it does not know, being older, may have any value.
+        now: The same for now.
+
+    Raises:
+        RunRefused: If they differ; names what.
+    """
+    words = [
+        "the pictures of --data.train are others" if name == "data.train" else f"{name} is {now[name]} and was {value}"
+        for name, value in began.items()
+        if now.get(name, value) != value
+    ]
+    if words:
+        raise RunRefused(
+            f"Expected to go on with the run as it began, but {'; '.join(words)}. Set them as they were, start another "
+            "run under another --trainer.logger.init_args.name, or give --checkpoint.accept_changes true: pictures of "
+            "this epoch may then be seen twice or not at all."
+        )
+
+
+def check_export(path: Path, ours: bool) -> None:
+    """Refuses, before the first step, to export to where something is that this run did not leave.
+
+    Args:
+        path: Where the run exports to; what lies beside a file may be named after it.
+        ours: Whether this run exported there before, as far as its checkpoint tells.
+
+    Raises:
+        RunRefused: If something is there that this run must not replace.
+    """
+    beside = [path.with_stem(f"{path.stem}_short"), path.with_suffix(".md")] if path.suffix else []
+    there = next((p for p in [path, *beside] if os.path.lexists(p)), None)
+    if there and not (ours and (is_bundle(path) or is_our_tensors(path))):
+        raise RunRefused(f"--model.export_to: {there} exists, and this run did not write it; move it, or name another.")
+
+
+def check_config(folder: Path) -> None:
+    """Refuses to write a run's config.yaml where somebody else's is.
+
+    Raises:
+        RunRefused: If there is one.
+    """
+    path = folder / "config.yaml"
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes().startswith(b"# lightning")):
+        raise RunRefused(f"{path} is not of a training; name another run: --trainer.logger.init_args.name NAME.")
 
 
 def export_folder(trainer: Trainer, target: str | None) -> Path | None:

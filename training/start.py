@@ -12,13 +12,15 @@ What a training leaves for another one to start from are two files in float16, g
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from data.console import path_option, run_command
+from data.files import check_folder, owned_folder
 from models import load_generator
 from models.bundle import load_bundle
 from models.checkpoints.generators import make_generator, save_generator, to_half, write_safetensors
@@ -27,6 +29,7 @@ from models.discriminator import Discriminator, PooledFeatureDiscriminator
 from models.encoder_base import EncoderBase
 from models.generator import Generator
 from models.psp import PspVariant
+from training.checkpoints import read_checkpoint
 
 FEATURES = "features."  # before the names of the discriminator of frozen features
 
@@ -77,6 +80,9 @@ def save_start(state_dict: Mapping[str, Tensor], folder: str | Path, average: st
     `average` is "generator_ema", "generator_ema_short", or "generator", the one that is trained.
     """
     folder = Path(folder)
+    missing = {"images_seen", f"{average}.w_avg"} - state_dict.keys()
+    if missing:
+        raise ValueError(f"Expected a checkpoint of a training of StyleGAN2, found none of {', '.join(missing)} in it.")
     notes = {"images_seen": str(int(state_dict["images_seen"]))}
     checkpoint = Checkpoint("amortized-pulse", _under(f"{average}.", state_dict), None, notes)
     save_generator(make_generator(checkpoint, folder), folder / "generator.safetensors", notes)
@@ -137,22 +143,34 @@ def start_backbone(encoder: EncoderBase, file: str) -> None:
     encoder.load_backbone(file)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Writes what another training can start from."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Writes what another training can start from; returns the exit status."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m training.start", description=description, epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, help="of a training of StyleGAN2")
-    parser.add_argument("--out", required=True, help="a folder")
+    parser.add_argument("--checkpoint", type=path_option, required=True, help="of a training of StyleGAN2")
+    parser.add_argument("--out", type=path_option, required=True, help="a folder")
     parser.add_argument(
         "--average", default="generator_ema", choices=["generator_ema", "generator_ema_short", "generator"]
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier call wrote")
     given = parser.parse_args(args)
-    checkpoint = torch.load(given.checkpoint, map_location="cpu", weights_only=False, mmap=True)
-    save_start(checkpoint["state_dict"], given.out, given.average)
+    names = ("generator.safetensors", "discriminator.safetensors")
+    try:
+        check_folder(given.out, given.overwrite, names=names)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
+
+    def write() -> int:
+        state_dict = read_checkpoint(given.checkpoint)["state_dict"]
+        with owned_folder(given.out, given.overwrite, names=names) as partial:
+            save_start(state_dict, partial, given.average)
+        return 0
+
+    return run_command("training.start", write)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -198,6 +198,16 @@ def write_safetensors(tensors: dict[str, Tensor], path: str | Path, notes: dict[
         partial.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
+def is_our_tensors(path: Path) -> bool:
+    """Says whether a training of ours wrote a file of tensors, by its header: a generator, a classifier, a flow."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+        return notes.get("format", "").startswith("amortized-pulse/") or "generator_sha256" in notes
+    except (SafetensorError, OSError, RecursionError):
+        return False
+
+
 def is_generator_file(path: str | Path) -> bool:
     """Says whether a file is one that `save_generator` wrote, by its header."""
     try:
