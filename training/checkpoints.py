@@ -22,7 +22,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch.optim import Optimizer
 
-from training.run import RunRefused, check_export, check_same_run, describe_run
+from training.run import RunRefused, check_export_target, check_same_run, describe_run
 
 LAST, PREVIOUS, PARTIAL = "last.ckpt", "previous.ckpt", "partial.ckpt"
 
@@ -68,7 +68,7 @@ class Checkpoints(Checkpoint):
         """Refuses to export over what this run did not write."""
         target = pl_module.hparams.get("export_to")
         if target is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            check_export(checkpoint_folder(trainer).parent / target, ours=self._exported == target)
+            check_export_target(checkpoint_folder(trainer).parent / target, ours=self._exported == target)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes where the run resumes."""

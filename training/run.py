@@ -174,7 +174,7 @@ def check_same_run(began: Mapping[str, str], now: Mapping[str, str]) -> None:
         )
 
 
-def check_export(path: Path, ours: bool) -> None:
+def check_export_target(path: Path, ours: bool) -> None:
     """Refuses, before the first step, to export to where something is that this run did not leave.
 
     Args:
