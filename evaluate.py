@@ -29,10 +29,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.console import print_error, print_line, run_command
+from data.console import WrongOption, blame, print_error, print_line, run_command
 from data.contents import find_data
 from data.faces import Faces
-from data.files import check_replaceable, owned_file
+from data.files import check_replaceable, check_writable, locked, owned_file
 from evaluation.cache import Cache, Processes
 from evaluation.folders import measure_folders
 from evaluation.groups import by_group, read_grouping
@@ -91,8 +92,8 @@ def save(
     """Writes the table, the results, and pictures by file name into the folder `out`; see `data.files.owned_file`."""
     document = json.dumps(json_ready(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     writers: dict[str, Callable[[Path], object]] = {
-        "table.md": lambda path: path.write_text(table(results), encoding="utf-8"),
-        "results.json": lambda path: path.write_text(document, encoding="utf-8"),
+        "table.md": lambda path: path.write_bytes(table(results).encode("utf-8", "backslashreplace")),
+        "results.json": lambda path: path.write_bytes(document.encode("utf-8", "backslashreplace")),
     }
     for name, picture in (pictures or {}).items():
         writers[name] = lambda path, picture=picture: picture.save(path, format="PNG")  # type: ignore[misc]
@@ -117,37 +118,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse(argv, __doc__)
     command = shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    try:
+    return run_command("evaluate.py", lambda: _evaluate(args, command), f"the same command continues in {args.out}")
+
+
+def _evaluate(args: argparse.Namespace, command: str) -> int:
+    with blame("--out"):
         _check_out(args, command)
-    except ValueError as error:
-        print_error(f"evaluate.py: error: {error}")
-        return 2
-
-    def run() -> int:
-        return _report(_run_folders(args, command) if args.folders else _run(args, command))
-
-    return run_command("evaluate.py", run, f"the same command continues, the rest is in {args.out}")
-
-
-def _report(results: Mapping[str, Any] | None) -> int:
-    """Prints the table; gives the exit status."""
-    if results is None:  # another process does
+    if args.folders:
+        results: dict[str, Any] | None = _run_folders(args, command)
+    else:
+        with _alone(args.out):
+            results = _run(args, command)
+    if results is None:  # another process tells
         return 0
     for line in results["unreadable"]:
         print_error(f"evaluate.py: {line}")
     for line in table(results).splitlines():
         print_line(line)
-    return int(bool(results["unreadable"]))
+    return 1 if results["unreadable"] else 0
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Lets one call at a time measure into a folder; the processes that torchrun started are one."""
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":
+            (out / "cache").mkdir(exist_ok=True)
+            try:
+                stack.enter_context(locked(out / "cache", wait=False))
+            except BlockingIOError:
+                raise WrongOption(f"--out: another call measures into {out}; wait for it, or name another") from None
+        yield
 
 
 def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
     """Measures, writes after every condition, and returns the results; None in processes other than the first."""
     use_deterministic_kernels()
-    bundle = load_bundle(args.bundle, args.device)
-    others = {name: load_bundle(path, args.device) for name, path in args.others.items()}
+    with blame("--bundle"):
+        bundle = load_bundle(args.bundle, args.device)
+        others = {name: load_bundle(path, args.device) for name, path in args.others.items()}
     _check_sizes(args, [bundle, *others.values()])
-    truth = _read_truth(args, bundle)
-    groupings = [read_grouping(_find_table(where), truth.faces.names) for where in args.group_by]
+    with blame("--data, --split"):
+        truth = _read_truth(args, bundle)
+    with blame("--group-by"):
+        groupings = [read_grouping(_find_table(where), truth.faces.names) for where in args.group_by]
     runner, facts = _make_runner(args, bundle, others, truth, _make_suite(args))
     methods = {name: make_method(name, bundle, args.search) for name in args.methods}
     methods |= {name: make_amortized(other) for name, other in others.items()}
@@ -210,11 +224,13 @@ def _make_suite(args: argparse.Namespace) -> MetricSuite:
     if args.attributes:
         from models.attributes import load_attributes  # late: only those who ask for it need it
 
-        attributes = load_attributes(args.attributes, args.device)
+        with blame("--attributes"):
+            attributes = load_attributes(args.attributes, args.device)
     if args.niqe:
         from evaluation.niqe import Pristine
 
-        pristine = Pristine.load(args.niqe)
+        with blame("--niqe"):
+            pristine = Pristine.load(args.niqe)
     return MetricSuite(args.device, args.networks, attributes, pristine, args.lpips)
 
 
@@ -242,17 +258,11 @@ def _job(command: str) -> str:
 
 def _check_out(args: argparse.Namespace, command: str) -> None:
     """Makes sure that results can be written, now and not after an hour of measuring."""
-    out = args.out
-    for name in ("table.md", "results.json"):
-        try:
-            check_replaceable(out / name, args.overwrite, _job(command))
-        except ValueError as error:
-            raise ValueError(f"--out: {error}") from error
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"--out: expected a folder to write into, got {out} ({error}); name another one.") from error
+    out, sizes = args.out, args.lr or ()
+    conditions = [Condition(size, degradation).name for degradation in args.degradation for size in sizes]
+    for name in ("table.md", "results.json", *(f"faces_{key}.png" for key in conditions if not args.folders)):
+        check_replaceable(out / name, args.overwrite, _job(command))
+    check_writable(out)
 
 
 def _check_sizes(args: argparse.Namespace, bundles: Sequence[Bundle]) -> None:
@@ -260,10 +270,10 @@ def _check_sizes(args: argparse.Namespace, bundles: Sequence[Bundle]) -> None:
     for bundle in bundles:
         smallest, largest = bundle.lr_sizes
         if min(args.lr) < smallest or max(args.lr) > largest:
-            raise ValueError(f"Expected --lr from {smallest} to {largest} px for {bundle.name!r}, got {args.lr}.")
+            raise WrongOption(f"Expected --lr from {smallest} to {largest} px for {bundle.name!r}, got {args.lr}.")
         if bundle.resolution != bundles[0].resolution:
-            raise ValueError(
-                f"Expected bundles of one resolution, {bundles[0].name!r} has {bundles[0].resolution} px and "
+            raise WrongOption(
+                f"--bundle: expected bundles of one resolution, {bundles[0].name!r} has {bundles[0].resolution} px and "
                 f"{bundle.name!r} {bundle.resolution} px; compare them in runs of their own."
             )
 

@@ -77,7 +77,8 @@ from cli.overview import write_overview
 from cli.photos import add_photo_options, check_photo_options
 from cli.sampling_options import SAVED, add_sampling_options, read_sampling
 from cli.search_options import add_search_options, read_plan
-from data.console import FAILURES, format_error, number_option, print_error, run_command
+from data.console import blame, number_option, print_error, run_command
+from data.files import check_writable
 from data.listing import find_images
 from data.parquet import load_pyarrow
 from data.shards import KINDS
@@ -126,11 +127,10 @@ def _upsample(args: argparse.Namespace, parser: argparse.ArgumentParser, process
     if not found.images:
         print_error("nothing to do: no picture was found")
         return 1
-    try:
+    with blame("--bundle, --device"):
         upsampler = Upsampler.from_pretrained(args.bundle, args.device, args.runtime, args.precision)
-    except FAILURES as error:
-        print_error(f"the bundle {args.bundle or ''} cannot be used: {format_error(error)}")
-        return 1
+    with blame("--out"):
+        check_writable(args.out)
     smallest, largest = upsampler.about.lr_sizes
     if args.downscale is not None and not smallest <= args.downscale <= largest:
         parser.error(f"--downscale: expected {smallest} to {largest} px, which this bundle takes, got {args.downscale}")

@@ -26,6 +26,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from data.console import WrongOption, blame
 from data.contents import find_data
 from training.checkpoints import Checkpoints, NonFiniteGuard, checkpoint_folder, newest_checkpoint
 from training.run import RunRefused, check_config, check_followed, find_launch, follow_launch, lock_run
@@ -50,7 +51,8 @@ class CommandLine(LightningCLI):
         given = (config.get("data") or {}).get("init_args") or {}
         for name in ("train", "val"):
             if isinstance(given.get(name), str):
-                find_data(given[name])
+                with blame(f"--data.{name}"):
+                    find_data(given[name])
 
     def before_fit(self) -> None:
         """Locks the run's folder, and resumes from its newest readable checkpoint."""
@@ -110,7 +112,7 @@ def run() -> int:
             raise
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"train.py: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, WrongOption) else 1
     return 0
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.console import path_option, print_line, run_command
+from data.console import blame, path_option, print_line, run_command
 from models.bundle import save_bundle
 from models.checkpoints import load_generator
 from models.psp import PspVariant, load_psp_encoder
@@ -32,7 +32,8 @@ def bundle_of(path: Path, out: Path) -> int:
         FileNotFoundError: If there is no such file.
         ValueError: If it does not hold both networks.
     """
-    generator, theirs = load_generator(path), load_psp_encoder(path)
+    with blame("file"):
+        generator, theirs = load_generator(path), load_psp_encoder(path)
     shape = generator.resolution, generator.num_ws, generator.w_dim
     encoder = PspVariant(*shape, widths=theirs.widths, kind=theirs.kind)
     encoder.latents.fit(generator)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.console import path_option, run_command
+from data.console import blame, path_option, run_command
 from data.files import ROOT, check_replaceable, owned_file
 from data.image_io import write_image
 from data.operator import Downscale
@@ -45,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def generate(weights: Path, out: Path, overwrite: bool = False) -> int:
     """Writes the samples of a generator into the folder `out`; all, or none if one must not be replaced."""
     paths = [out / f"face-{i}-{size}px.png" for i, (_, size) in enumerate(SAMPLES, start=1)]
-    for path in paths:
-        check_replaceable(path, overwrite)
-    generator = load_generator(weights)
+    with blame("--out"):
+        for path in paths:
+            check_replaceable(path, overwrite)
+    with blame("--bundle"):
+        generator = load_generator(weights)
     for path, (seed, size) in zip(paths, SAMPLES, strict=True):
         z = np.random.default_rng(seed).standard_normal((1, generator.z_dim), dtype=np.float32)
         with torch.no_grad():

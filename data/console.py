@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+from zipfile import BadZipFile
 
 from data.files import printable
 
 MAX_REASON = 600  # characters
 # What files, options, libraries and machines may do to a command, which is told in a line.
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError, ImportError)
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError, ImportError, EOFError, BadZipFile)
 
 
 def format_error(error: BaseException) -> str:
@@ -24,8 +26,21 @@ def format_error(error: BaseException) -> str:
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"
 
 
+class WrongOption(ValueError):
+    """An option cannot be followed; the message begins with its name."""
+
+
+@contextmanager
+def blame(option: str) -> Iterator[None]:
+    """Lets what goes wrong within the block be the mistake of an option: `run_command` ends with status 2 then."""
+    try:
+        yield
+    except FAILURES as error:
+        raise error if isinstance(error, WrongOption) else WrongOption(f"{option}: {format_error(error)}") from error
+
+
 def run_command(name: str, run: Callable[[], int], kept: str = "nothing was written") -> int:
-    """Runs a command and gives its exit status; failures end it with one line and 1, Ctrl-C with 130.
+    """Runs a command and gives its exit status; failures end it with one line and 1, wrong options with 2, Ctrl-C with 130.
 
     Args:
         name: Of the command, for that line.
@@ -34,6 +49,9 @@ def run_command(name: str, run: Callable[[], int], kept: str = "nothing was writ
     """
     try:
         return run()
+    except WrongOption as error:
+        print_error(f"{name}: error: {error}")
+        return 2
     except FAILURES as error:
         print_error(f"{name}: {format_error(error)}")
         return 1

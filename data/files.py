@@ -188,6 +188,15 @@ def owned_folder(
             _publish(partial, folder, ledger, job)
 
 
+def check_writable(folder: Path) -> None:
+    """Makes a folder if need be; ValueError if nothing can be written into it, now and not after an hour of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"expected a folder to write into, got {folder} ({error}); name another one") from error
+
+
 def check_replaceable(path: str | Path, overwrite: bool = False, job: str = "", ours: bool | None = None) -> None:
     """Refuses to write where something is that the owner's rule protects.
 

@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.console import number_option, path_option, print_line, run_command
+from data.console import blame, number_option, path_option, print_line, run_command
 from data.faces import Faces
 from data.files import atomic_folder, check_names, write_names
 from data.packed import ARRAY, NAMES, PackedFaces
@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pack(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    faces = Faces(args.source, args.resolution, args.limit, cache_bytes=0, split=args.split, part=args.part)
+    with blame("source, --split"):
+        faces = Faces(args.source, args.resolution, args.limit, cache_bytes=0, split=args.split, part=args.part)
     if PackedFaces.is_one(args.out):
         packed = PackedFaces(args.out)
         if (packed.names, packed.resolution) != (faces.names, args.resolution):

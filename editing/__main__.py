@@ -40,15 +40,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from data.console import format_error, path_option, print_error, print_line
+from data.console import FAILURES, WrongOption, blame, format_error, path_option, print_error, print_line, run_command
 from data.files import ROOT, check_replaceable, owned_file
 from editing.direction import (
     FOLDER,
     EditDirection,
-    UnknownDirection,
     export_interfacegan,
     import_interfacegan,
     is_direction_file,
+    is_direction_name,
     names_in,
     read_direction,
     read_directions,
@@ -73,18 +73,8 @@ W_SAMPLES = 50_000  # codes that the covariance of W is measured on, where no fa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0 if all was done, 1 if not, 130 after Ctrl-C."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    try:
-        return args.run(args)
-    except UnknownDirection as error:
-        parser.error(str(error))
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        print_error(format_error(error))
-        return 1
-    except KeyboardInterrupt:
-        print_error("interrupted; run the same command to continue")
-        return 130
+    args = _parser().parse_args(arguments)
+    return run_command("python -m editing", lambda: args.run(args), "run the same command to continue")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,12 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     add = command("combine", _combine, "make a direction with one step for all styles that leaves others alone")
     add("name", metavar="NAME", help="of the direction to begin with")
     add("--without", nargs="*", default=[], metavar="OTHER", help="directions whose normals are projected out")
-    add("--as", dest="new", required=True, metavar="NEW", help="name of the new direction")
+    add("--as", dest="new", type=_name, required=True, metavar="NEW", help="name of the new direction")
     add = command("inspect", _inspect, "list directions and how good they are")
     add("names", nargs="*", metavar="NAME", help="which (default: all)")
     add = command("import", _import, "take over a boundary of InterFaceGAN (.npy)")
     add("file", type=Path, metavar="FILE")
-    add("--as", dest="new", required=True, metavar="NAME")
+    add("--as", dest="new", type=_name, required=True, metavar="NAME")
     add = command("export", _export, "write a direction for InterFaceGAN (.npy)")
     add("name", metavar="NAME")
     add("file", type=path_option, metavar="FILE")
@@ -126,19 +116,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _name(text: str) -> str:
+    if not is_direction_name(text):
+        raise argparse.ArgumentTypeError(f"expected a name of small letters, digits and hyphens, got {text!r}")
+    return text
+
+
 def _fit(args: argparse.Namespace) -> int:
     from models.device import use_deterministic_kernels
 
     wanted = list(dict.fromkeys(args.names or DEFAULT_EDITS))
-    for name in wanted:
-        attribute_of(name)  # refuses what is none, before anything is sampled
+    with blame("NAME"):
+        for name in wanted:
+            attribute_of(name)  # refuses what is none, before anything is sampled
     if args.samples < LEAST_SAMPLES or args.seed < 0 or (args.steps is not None and args.steps < 1):
-        raise ValueError(
+        raise WrongOption(
             f"--samples, --seed, --steps: expected {LEAST_SAMPLES} samples or more, a seed from 0 and at least 1 step, "
             f"got {args.samples}, {args.seed}, {args.steps}"
         )
-    source, owner = args.classifier or args.bundle / CLASSIFIER, sha256_of(args.bundle / GENERATOR)
-    made_by = {"samples": args.samples, "seed": args.seed, "classifier_sha256": sha256_of(source)}
+    source, owner = args.classifier or args.bundle / CLASSIFIER, _owner_of(args.bundle)
+    with blame("--classifier"):
+        made_by = {"samples": args.samples, "seed": args.seed, "classifier_sha256": sha256_of(source)}
     about = {name: made_by | {"steps": args.steps or STEPS.get(name, DEFAULT_STEPS)} for name in wanted}
     paths = {name: args.bundle / FOLDER / f"{name}.npz" for name in wanted}
     names = [name for name in wanted if not _is_there(paths[name], about[name], owner)]
@@ -218,7 +216,7 @@ def _direction(
 
 
 def _combine(args: argparse.Namespace) -> int:
-    found = read_directions(args.bundle / FOLDER, [args.name, *args.without], sha256_of(args.bundle / GENERATOR))
+    found = read_directions(args.bundle / FOLDER, [args.name, *args.without], _owner_of(args.bundle))
     whitening = whitening_of(args.bundle)
     planes = {name: Hyperplane.of_w(d.normal, d.intercept, whitening) for name, d in found.items()}
     step = step_of(planes[args.name], [planes[other] for other in args.without], whitening)
@@ -230,6 +228,12 @@ def _combine(args: argparse.Namespace) -> int:
     return _write_new(new, args.bundle)
 
 
+def _owner_of(bundle: Path) -> str:
+    """Gives the sha256 of a bundle's generator."""
+    with blame("--bundle"):
+        return sha256_of(bundle / GENERATOR)
+
+
 def whitening_of(bundle: Path) -> Whitening:
     """Measures mean and covariance of W on 50,000 codes of a bundle's generator, without faces."""
     return Whitening.of(sample_w(load_generator(bundle / GENERATOR), W_SAMPLES, 0).numpy())
@@ -239,7 +243,7 @@ def _inspect(args: argparse.Namespace) -> int:
     names = args.names or names_in(args.bundle / FOLDER)
     if not names:
         raise ValueError(f"no directions in {args.bundle / FOLDER}; python -m editing fit makes them")
-    found = read_directions(args.bundle / FOLDER, names, sha256_of(args.bundle / GENERATOR))
+    found = read_directions(args.bundle / FOLDER, names, _owner_of(args.bundle))
     for direction in found.values():
         print_line(_line(direction))
     return 0
@@ -262,14 +266,15 @@ def _line(direction: EditDirection) -> str:
 def _import(args: argparse.Namespace) -> int:
     try:
         array = np.load(args.file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{args.file}: expected a .npy array without objects ({error})") from error
-    generator = load_generator(args.bundle / GENERATOR)
+    except FAILURES as error:
+        raise WrongOption(f"{args.file}: expected a .npy array without objects ({format_error(error)})") from error
+    with blame("--bundle"):
+        generator = load_generator(args.bundle / GENERATOR)
     if not isinstance(array, np.ndarray) or array.size != generator.w_dim:
         found = array.shape if isinstance(array, np.ndarray) else "an archive"
         raise ValueError(f"{args.file}: expected a normal of {generator.w_dim} numbers for this generator, got {found}")
     sigma = float((sample_w(generator, W_SAMPLES, 0).numpy() @ unit_normal(array)).std())
-    sha256 = sha256_of(args.bundle / GENERATOR)
+    sha256 = _owner_of(args.bundle)
     return _write_new(import_interfacegan(array, args.new, sigma, sha256, generator.num_ws), args.bundle)
 
 
@@ -280,10 +285,10 @@ def _write_new(direction: EditDirection, bundle: Path) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    sha256 = sha256_of(args.bundle / GENERATOR)
+    sha256 = _owner_of(args.bundle)
     direction = read_directions(args.bundle / FOLDER, [args.name], sha256)[args.name]
     if args.file.suffix != ".npy":
-        raise ValueError(f"expected a file that ends in .npy, got {args.file}")
+        raise WrongOption(f"expected a file that ends in .npy, got {args.file}")
     with owned_file(args.file, args.overwrite) as partial, open(partial, "wb") as file:
         np.save(file, export_interfacegan(direction))
     print_line(f"{args.file}: a strength of 1 is {np.linalg.norm(direction.steps[0]):.4f} of its unit")

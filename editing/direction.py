@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from data.console import WrongOption
 from data.files import owned_file
 
 FORMAT = "amortized-pulse/direction/1"
@@ -34,7 +35,7 @@ SWEEP = (-2.0, -1.0, 0.0, 1.0, 2.0)  # strengths of `--edit-sweep`
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
-class UnknownDirection(ValueError):
+class UnknownDirection(WrongOption):
     """A name was given of which there is no direction: a mistake on the command line, not in a bundle."""
 
 
@@ -100,6 +101,11 @@ class EditPlan:
         if self.sweep is not None:
             notes["edit_sweep"] = {"name": self.sweep.name, "sha256": self.sweep.sha256}
         return notes
+
+
+def is_direction_name(text: str) -> bool:
+    """Says whether a direction may be called so."""
+    return _NAME.fullmatch(text) is not None
 
 
 def parse_edit(text: str) -> tuple[str, float]:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.console import number_option, path_option, print_line, run_command
+from data.console import FAILURES, blame, number_option, path_option, print_line, run_command
 from data.faces import Faces
 from data.files import check_replaceable, owned_file
 from data.image_io import from_uint8
@@ -168,7 +168,7 @@ class Pristine:
             with np.load(path, allow_pickle=False) as file:
                 mean, covariance = torch.from_numpy(file["mean"]), torch.from_numpy(file["covariance"])
                 source = str(file["source"])
-        except (ValueError, KeyError, OSError, TypeError) as error:
+        except (*FAILURES, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: expected a pristine model of evaluation.niqe, found another file ({error})."
             ) from error
@@ -206,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
+    with blame("--data"):
+        faces = Faces(args.data, args.size, args.limit, cache_bytes=0, split=args.split, part=args.part)
     model = Pristine.fit(faces, faces.source.name)  # type: ignore[arg-type]
     model.save(args.out, args.overwrite)
     print_line(

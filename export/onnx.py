@@ -23,7 +23,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from data.console import path_option, print_line, run_command
+from data.console import blame, path_option, print_line, run_command
 from data.files import check_replaceable, owned_file
 from editing.direction import FOLDER, names_in
 from export.graph import UpsamplerGraph
@@ -218,7 +218,8 @@ def write_model(bundle_path: Path, out: Path, precision: str = FP32, overwrite: 
         FileNotFoundError: If there is no bundle.
         ValueError: If it is damaged, or its export differs from torch by more than is allowed.
     """
-    bundle = load_bundle(bundle_path)
+    with blame("--bundle"):
+        bundle = load_bundle(bundle_path)
     model = export_bundle(bundle, names_in(bundle_path / FOLDER), precision)
     with owned_file(out, overwrite, ours=is_model_file) as partial:
         onnx.save(model, partial)

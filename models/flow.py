@@ -38,7 +38,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from data.console import print_line, run_command
+from data.console import blame, print_line, run_command
 from models.bundle import FLOW_PREFIX, add_to_latents
 from models.bundle_info import DEFAULT_BUNDLE, GENERATOR
 from models.checkpoints import sha256_of, to_half, write_safetensors
@@ -197,7 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add(path: Path, bundle: Path) -> int:
-    flow = load_flow(path, sha256_of(bundle / GENERATOR))
+    with blame("--bundle"):
+        owner = sha256_of(bundle / GENERATOR)
+    with blame("--flow"):
+        flow = load_flow(path, owner)
     tensors = {FLOW_PREFIX + name: tensor for name, tensor in flow_tensors(flow).items()}
     add_to_latents(bundle, tensors, {"flow": json.dumps(flow.config, sort_keys=True)})
     print_line(f"The flow is in {bundle}")

@@ -159,7 +159,7 @@ def test_a_bundle_takes_a_flow_and_keeps_it(generator, bundle, tmp_path, capsys)
     save_bundle(bundle, changed, after.encoder, info)
     with pytest.raises(ValueError, match="found none"):
         flow_of(load_bundle(bundle))
-    assert models.flow.main(command) == 1 and "train one for this generator" in capsys.readouterr().err
+    assert models.flow.main(command) == 2 and "train one for this generator" in capsys.readouterr().err
     assert not list(tmp_path.glob(".partial-*"))
 
 

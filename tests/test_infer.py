@@ -262,13 +262,13 @@ def test_help_teaches(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize("device", ["toaster", "meta", "cuda:99"])
 def test_device_that_is_not_there(device: str, run: Callable[..., int], tmp_path: Path, capsys) -> None:
-    assert run(picture(tmp_path / "face.png"), "--device", device) == 1
+    assert run(picture(tmp_path / "face.png"), "--device", device) == 2
     assert device.partition(":")[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_missing_bundle(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = picture(tmp_path / "face.png")
-    assert infer.main([str(path), "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert infer.main([str(path), "--bundle", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "bundle.json" in capsys.readouterr().err
 
 

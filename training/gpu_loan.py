@@ -34,7 +34,7 @@ from lightning.pytorch.callbacks import Timer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.console import path_option, print_line, run_command
+from data.console import blame, path_option, print_line, run_command
 from data.datamodule import FaceData
 from data.faces import Faces
 from data.files import LEDGER, check_folder, check_replaceable, is_complete, ledger_names, owned_file, owned_folder
@@ -145,7 +145,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "configs" / "stylegan2_128.yaml"
 def pack_faces(
     source: str, folder: Path, split: str | None = None, part: str = "train", overwrite: bool = False
 ) -> list[Path]:
-    """Copies the pictures of a data set, or of a part of it, as they are, into zips of at most 16 MB; all of them, or none.
+    """Copies the pictures of a data set, or a part of it, as they are, into zips of at most 16 MB: all, or none.
 
     Args:
         source: See `data.contents.find_data`.
@@ -333,10 +333,13 @@ def _run(command: str, out: Path, overwrite: bool, **given: Any) -> int:
     elif command == "pack-faces":
         written = pack_faces(given["data"], out, given["split"], given["part"], overwrite)
     elif command == "pack-state":
-        written = write_parts(read_checkpoint(given["checkpoint"]), out, overwrite)
+        with blame("--checkpoint"):
+            written = write_parts(read_checkpoint(given["checkpoint"]), out, overwrite)
     else:
+        with blame("--state"):
+            state = read_parts(given["state"])
         with owned_file(out, overwrite, ours=is_checkpoint) as partial:
-            torch.save(read_parts(given["state"]), partial)
+            torch.save(state, partial)
     for path in written:
         print_line(str(path))
     return 0

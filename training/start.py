@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data.console import path_option, run_command
+from data.console import blame, path_option, run_command
 from data.files import check_folder, owned_folder
 from models import load_generator
 from models.bundle import load_bundle
@@ -164,7 +164,8 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.error(f"--out: {error}")
 
     def write() -> int:
-        state_dict = read_checkpoint(given.checkpoint)["state_dict"]
+        with blame("--checkpoint"):
+            state_dict = read_checkpoint(given.checkpoint)["state_dict"]
         with owned_folder(given.out, given.overwrite, names=names) as partial:
             save_start(state_dict, partial, given.average)
         return 0
