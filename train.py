@@ -107,8 +107,9 @@ def run() -> int:
     _keep_freed_memory()
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if CommandLine.begun and not isinstance(error, RunRefused | OSError | FloatingPointError):
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        told = isinstance(error, RunRefused | OSError | FloatingPointError) or "DataLoader worker" in str(error)
+        if not told and (CommandLine.begun or isinstance(error, RuntimeError)):
             raise
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"train.py: {error}", file=sys.stderr)
