@@ -40,7 +40,7 @@ def blame(option: str) -> Iterator[None]:
 
 
 def run_command(name: str, run: Callable[[], int], kept: str = "nothing was written") -> int:
-    """Runs a command and gives its exit status; failures end it with one line and 1, wrong options with 2, Ctrl-C with 130.
+    """Runs a command; its exit status is 1 after a failure, told in a line, 2 for a wrong option, 130 after Ctrl-C.
 
     Args:
         name: Of the command, for that line.
