@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+import cli.psp_bundle
+import cli.sample_faces
 import data.align
 import data.pack
 import data.splits
@@ -23,6 +25,8 @@ import evaluation.niqe
 import export.onnx
 import export.page
 import models.checkpoints.__main__
+import training.gpu_loan
+import training.start
 from data.figures import save_overview
 from data.files import LEDGER, atomic_write, check_replaceable, is_ours, owned_file, owned_folder
 from data.listing import find_images
@@ -195,6 +199,11 @@ def inputs(tmp_path: Path) -> Path:
     generator = Generator(32, channels=(4, 4, 4, 2), z_dim=6, w_dim=6, mapping_layers=2)
     save_generator(generator, tmp_path / "bundle" / "generator.safetensors")
     np.save(tmp_path / "normal.npy", np.eye(6)[0])
+    adam = {"state": {}, "param_groups": [{"betas": (0, 0.99)}]}
+    checkpoint = {"state_dict": {"w": torch.ones(3)}, "optimizer_states": [adam], "epoch": 0, "global_step": 1}
+    checkpoint |= {"loops": {}, "pytorch-lightning_version": "2"}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    training.gpu_loan.write_parts(checkpoint, tmp_path / "state")
     main = editing.__main__.main
     assert main(["import", str(tmp_path / "normal.npy"), "--as", "mine", "--bundle", str(tmp_path / "bundle")]) == 0
     return tmp_path
@@ -219,8 +228,15 @@ COMMANDS = {
     "export.onnx --out": (export.onnx.main, "--bundle {in}/bundle --out {out}/m.onnx", ["m.onnx"]),
     "export.page --out": (export.page.main, "--bundle {in}/bundle --out {out}", ["index.html"]),
     "niqe --out": (evaluation.niqe.main, "--data {in}/faces --size 192 --out {out}/model.npz", ["model.npz"]),
+    "sample_faces --out": (cli.sample_faces.main, "--bundle {in}/bundle --out {out}", ["face-1-16px.png"]),
+    "psp_bundle --out": (cli.psp_bundle.main, "{in}/last.ckpt --out {out}", ["bundle.json"]),
+    "start --out": (training.start.main, "--checkpoint {in}/last.ckpt --out {out}", ["generator.safetensors"]),
+    "pack-faces --out": (training.gpu_loan.main, "pack-faces --data {in}/faces --out {out}", ["faces00.zip"]),
+    "pack-state --out": (training.gpu_loan.main, "pack-state --checkpoint {in}/last.ckpt --out {out}", ["state.json"]),
+    "unpack-state --out": (training.gpu_loan.main, "unpack-state --state {in}/state --out {out}/a.ckpt", ["a.ckpt"]),
 }
-SLOW = {"niqe --out", "export.onnx --out", "export.page --out", "pack --out"}  # and the last one never replaces
+SLOW = {"niqe --out", "export.onnx --out", "export.page --out"}
+ONCE = {"pack --out", "psp_bundle --out", "start --out"}  # never replaced, or made of more than is here
 
 
 def call(main, arguments: str, **places: Path) -> int:
@@ -243,7 +259,7 @@ def test_no_command_replaces_what_it_did_not_write(inputs: Path, command: str) -
     assert not any(name.startswith(".partial") for name in os.listdir(out))
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - SLOW))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - SLOW - ONCE))
 def test_every_command_replaces_its_own_when_asked(inputs: Path, command: str) -> None:
     main, arguments, files = COMMANDS[command]
     places = {"in": inputs, "out": inputs / "out"}
@@ -279,6 +295,16 @@ MISTAKES = {
     "niqe, out": (evaluation.niqe.main, "--data {in}/faces --out {in}/points.txt", "--out"),
     "niqe, limit": (evaluation.niqe.main, "--data {in}/faces --out {out} --limit -1", "--limit"),
     "splits, out": (data.splits.main, "ffhq {in}/faces --out {in}/points.txt", "--out"),
+    "pack, source": (data.pack.main, "{in}/gone --out {out} --resolution 8", "source, --split"),
+    "niqe, data": (evaluation.niqe.main, "--data {in}/gone --out {out}/m.npz", "--data"),
+    "onnx, bundle": (export.onnx.main, "--bundle {in}/gone --out {out}/m.onnx", "--bundle"),
+    "import, bundle": (editing.__main__.main, "import {in}/normal.npy --as x --bundle {in}/gone", "--bundle"),
+    "import, name": (editing.__main__.main, "import {in}/normal.npy --as ../x --bundle {in}/bundle", "--as"),
+    "state, checkpoint": (
+        training.gpu_loan.main,
+        "pack-state --checkpoint {in}/points.txt --out {out}",
+        "--checkpoint",
+    ),
     "convert, name": (models.checkpoints.__main__.main, "convert a b.safetensors --name=", "--name"),
 }
 
