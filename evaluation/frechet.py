@@ -20,6 +20,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from evaluation.features import InceptionFeatures, VGG11Features
 from training.batches import BatchRandom, step_rng
+from training.run import RunRefused
 
 
 class _Given(nn.Identity):
@@ -59,8 +60,7 @@ def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
         ValueError: If the name is unknown, or weights that were found are not the published ones.
         FileNotFoundError: If weights are missing and cannot be downloaded; says which file to put where.
     """
-    if name not in ("auto", "fid", "fd_vgg11"):
-        raise ValueError(f"Expected a Fréchet distance named auto, fid or fd_vgg11, got {name!r}.")
+    _check_name(name)
     reasons = []
     for choice in ("fd_vgg11", "fid") if name == "auto" else (name,):
         try:
@@ -71,6 +71,11 @@ def frechet_metric(name: str = "auto") -> tuple[str, FrechetInceptionDistance]:
     raise FileNotFoundError("Expected the weights of a network for the Fréchet distance. " + " ".join(reasons))
 
 
+def _check_name(name: str) -> None:
+    if name not in ("auto", "fid", "fd_vgg11"):
+        raise ValueError(f"Expected a Fréchet distance named auto, fid or fd_vgg11, got {name!r}.")
+
+
 class FrechetDistance(Callback):
     """Measures the Fréchet distance of the averaged generator of a `StyleGAN2Training` at every validation.
 
@@ -78,14 +83,27 @@ class FrechetDistance(Callback):
 
     Args:
         metric: See `frechet_metric`.
-        samples: Generated faces per validation.
+        samples: Generated faces per validation, 2 or more.
+
+    Raises:
+        ValueError: If the metric is unknown, or the samples are fewer.
+        RunRefused: Before the first step, if there are fewer than two faces to compare with.
     """
 
     def __init__(self, metric: str = "auto", samples: int = 2000) -> None:
+        _check_name(metric)
+        if samples < 2:
+            raise ValueError(f"Expected 2 samples or more for a Fréchet distance, got {samples}.")
         self.choice, self.samples = metric, samples
         self._metric: tuple[str, FrechetInceptionDistance] | None = None
         self._known = False  # whether the real faces were seen, which stay the same
         self._missing = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the validation faces."""
+        faces = len(getattr(trainer.datamodule, "val_faces", range(2)))  # type: ignore[attr-defined]
+        if faces < 2 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise RunRefused(f"--data.val: expected 2 faces or more for a Fréchet distance, got {faces}.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the metric when it is first needed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from evaluation.features import INCEPTION, VGG11_SHORT, VGG11_WHOLE, VGG11Features, load_vgg11_tensors
-from evaluation.frechet import frechet_metric
+from evaluation.frechet import FrechetDistance, frechet_metric
 from models.pretrained import weight_folders
+from training.run import RunRefused
 
 FILES = (VGG11_SHORT, VGG11_WHOLE)
 PATH = next((f / name for name in FILES for f in weight_folders() if (f / name).is_file()), None)
@@ -148,3 +151,15 @@ def test_features_of_bytes_and_of_floats_are_the_same() -> None:
     assert features(images).shape == (4, VGG11Features.num_features)
     assert not any(p.requires_grad for p in features.parameters()) and features.state_dict() == {}
     assert not any(t.is_meta for t in (*features.parameters(), *features.buffers()))
+
+
+@pytest.mark.parametrize("options", [{"metric": "fdi"}, {"samples": 1}])
+def test_what_cannot_be_measured_is_refused_before_the_first_step(options) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        FrechetDistance(**options)
+
+
+def test_one_face_to_compare_with_is_refused_before_the_first_step() -> None:
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(val_faces=[0]), fast_dev_run=False)
+    with pytest.raises(RunRefused, match="2 faces or more"):
+        FrechetDistance().on_fit_start(trainer, None)
