@@ -28,11 +28,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from data.console import format_error, number_option, path_option, print_error, print_line
+from data.console import (
+    WrongOption,
+    blame,
+    format_error,
+    number_option,
+    path_option,
+    print_error,
+    print_line,
+    run_command,
+)
 from data.face_finder import CONFIDENCE, FaceFinder
 from data.ffhq_crop import Square, cut_out, ffhq_square
 from data.figures import OVERVIEW_ROWS, overview
-from data.files import atomic_write, check_replaceable, owned_file, sha256_of
+from data.files import check_replaceable, check_writable, owned_file, sha256_of
 from data.image_io import from_uint8, read_bytes
 from data.listing import find_images
 from data.report import folder_names
@@ -148,6 +157,10 @@ def _job_of(target: Path) -> str | None:
         return None
 
 
+def _is_face(path: Path) -> bool:
+    return _job_of(path) is not None
+
+
 def _is_done(target: Path, job: str, overwrite: bool) -> bool:
     """Says whether a photo's faces are there already.
 
@@ -165,13 +178,13 @@ def _is_done(target: Path, job: str, overwrite: bool) -> bool:
     return False
 
 
-def _save(faces: Sequence[Image.Image], targets: Sequence[Path], job: str) -> None:
+def _save(faces: Sequence[Image.Image], targets: Sequence[Path], job: str, overwrite: bool) -> None:
     """Writes the faces of a photo, the first one last: where it is, the others are."""
     notes = PngInfo()
     notes.add_text("Software", MARK)
     notes.add_text("Job", job)
     for face, target in reversed(list(zip(faces, targets, strict=True))):
-        with atomic_write(target) as partial:
+        with owned_file(target, overwrite or _job_of(target) == job, ours=_is_face) as partial:
             face.save(partial, format="PNG", pnginfo=notes)
 
 
@@ -226,7 +239,7 @@ def align_all(paths: Sequence[Path], out: Path, task: Task, sheet: Path | None =
             for target in targets[1:]:
                 made_of = _job_of(target)
                 check_replaceable(target, task.overwrite or made_of == job, ours=made_of is not None)
-            _save([face for _, face in faces], targets, job)
+            _save([face for _, face in faces], targets, job, task.overwrite)
         except (ValueError, OSError, MemoryError) as error:
             print_error(f"{path}: {format_error(error).removeprefix(f'{path}: ')}")
             failed += 1
@@ -277,8 +290,12 @@ def _parser() -> argparse.ArgumentParser:
 def _finder(args: argparse.Namespace) -> Finder:
     """Makes what gives the points of a photo's faces."""
     if args.landmarks is None:
-        return FaceFinder(args.confidence, args.min_face, args.device)
-    landmarks = read_landmarks(args.landmarks)
+        try:
+            return FaceFinder(args.confidence, args.min_face, args.device)
+        except RuntimeError as error:  # such as a device that is not there
+            raise WrongOption(f"--device: {format_error(error)}") from error
+    with blame("--landmarks"):
+        landmarks = read_landmarks(args.landmarks)
 
     def look_up(path: Path, picture: Image.Image) -> np.ndarray:
         points = landmarks.get(path.name)
@@ -316,25 +333,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--sheet: {error}")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"--out: expected a folder, {args.out} is a file; name another place")
-    try:
-        finder = _finder(args)
-    except (ValueError, OSError) as error:
-        parser.error(f"--landmarks: {format_error(error)}")
-    except (ImportError, RuntimeError) as error:  # such as a device that is not there
-        print_error(f"data.align: {format_error(error)}")
-        return 1
+    return run_command("data.align", lambda: _align(args, smallest, sheet_job), "the faces that were finished stay")
+
+
+def _align(args: argparse.Namespace, smallest: int, sheet_job: str) -> int:
+    finder = _finder(args)
+    with blame("--out"):
+        check_writable(args.out)
     found = find_images(args.inputs)
     photos = [path for path in found.images if isinstance(path, Path)]
     archives = {path.archive for path in found.images if not isinstance(path, Path)}
     found.problems.extend((path, "is an archive; unpack it into a folder first") for path in sorted(archives))
     for path, reason in [*found.problems, *found.skipped]:
         print_error(f"{path}: {reason}")
-    try:
-        task = Task(finder, args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
-        failed = align_all(photos, args.out, task, args.sheet, sheet_job)
-    except (ValueError, OSError, RuntimeError) as error:
-        print_error(f"data.align: {format_error(error)}")
-        return 1
+    task = Task(finder, args.size, smallest, args.largest, args.overwrite, _settings(args, smallest))
+    failed = align_all(photos, args.out, task, args.sheet, sheet_job)
     return 1 if failed or found.problems else 0
 
 
