@@ -190,6 +190,10 @@ def _run(args: argparse.Namespace, command: str) -> dict[str, Any] | None:
 def _run_folders(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Measures pictures in folders, writes and returns the results."""
     truth, samples = args.folders
+    with blame("--folders"):
+        find_data(truth)
+        if not Path(samples).is_dir():
+            raise ValueError(f"expected a folder of samples, found none at {samples}")
     suite = _make_suite(args)
     part = {"limit": args.faces, "split": args.split, "part": args.part}
     found = measure_folders(truth, samples, suite, args.lr[0] if args.lr else None, **part)
