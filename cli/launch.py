@@ -68,13 +68,14 @@ def launch(devices: int, nodes: int, command: Sequence[str]) -> int | None:
 
 def _wait(children: Sequence[subprocess.Popen]) -> int:
     """Waits for processes, whatever becomes of single ones; what ends this process ends them."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         codes = [child.wait() for child in children]
     except KeyboardInterrupt:  # which they got, too
         codes = [child.wait() for child in children]
         raise
     finally:
+        signal.signal(signal.SIGTERM, before)
         for child in children:
             if child.poll() is None:
                 child.terminate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,6 +29,11 @@ class Samples:
     lr_psnr: Any
     residual: Any
     sigma: Any
+
+    @classmethod
+    def join(cls, parts: Sequence[Samples]) -> Samples:
+        """Puts arrays of several batches together."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __len__(self) -> int:
         """The number of faces B."""

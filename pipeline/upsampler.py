@@ -105,7 +105,7 @@ class Upsampler:
         """Samples k faces for each input.
 
         Args:
-            lr: Low-resolution faces (B, 3, s, s) in [-1, 1], an array or a tensor.
+            lr: Low-resolution faces (B, 3, s, s) in [-1, 1], an array or a tensor; many go through in parts.
             k: Samples per face, at least 1; the first is the point estimate.
             seed: Of the samples; together with the face it determines them, whatever k and the batch are.
             fidelity: How far each sample is brought to where it downscales to its input, from 0 (the generator's own
@@ -125,7 +125,9 @@ class Upsampler:
         wanted = Wanted(k, seed, fidelity, noise_sigma, edit, preserve_lr)
         tensor = hasattr(lr, "detach")
         faces = np.ascontiguousarray(lr.detach().cpu().numpy() if tensor else lr, dtype=np.float32)
-        samples = self.backend.sample(faces, wanted)
+        size = batch_size(self.about.resolution, k, self.about.device) if faces.ndim == 4 else 0
+        parts = [faces[i : i + size] for i in range(0, len(faces), size)] if size else []
+        samples = Samples.join([self.backend.sample(part, wanted) for part in parts or [faces]])
         return _as_tensors(samples) if tensor else samples
 
 

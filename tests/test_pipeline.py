@@ -51,6 +51,17 @@ def test_samples_depend_on_seed_and_face_alone(up):
     assert not torch.allclose(many.ws[:, 1:], up(lr, k=4, seed=2).ws[:, 1:])
 
 
+def test_many_faces_go_through_in_parts(up, monkeypatch):
+    lr = faces(5, 8)
+    whole = up(lr, k=2)
+    monkeypatch.setattr("pipeline.upsampler.PIXELS", {"cpu": 2 * 2 * 32**2})  # of two faces
+    sizes, sample = [], up.backend.sample
+    monkeypatch.setattr(up.backend, "sample", lambda part, wanted: sizes.append(len(part)) or sample(part, wanted))
+    parts = up(lr, k=2)
+    assert sizes == [2, 2, 1] and parts.images.shape == whole.images.shape
+    torch.testing.assert_close(parts.ws, whole.ws, rtol=1e-4, atol=1e-5)
+
+
 def test_fidelity_zero_leaves_the_generators_face(up):
     samples = up(faces(1, 8), k=2, fidelity=0, noise_sigma=0)
     torch.testing.assert_close(samples.lr_psnr, (-10 * samples.residual.log10()).float(), atol=0.5, rtol=0)
