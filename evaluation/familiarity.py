@@ -43,7 +43,7 @@ def measure(backend: Backend, faces: np.ndarray, size: int) -> Measured:
 
 
 def calibrate(bundle: str, measured: Mapping[int, Measured], rank: int = RANK) -> Familiarity:
-    """Fits the Gaussian to the codes of all sizes, and takes the limits of faces that it was not fitted to.
+    """Fits the Gaussian to the codes of every second face at all sizes; the other faces give the limits.
 
     Args:
         bundle: The bundle's hash.
@@ -57,18 +57,15 @@ def calibrate(bundle: str, measured: Mapping[int, Measured], rank: int = RANK) -
     rank = min(rank, count // 2 - 2)
     if rank < 1:
         raise ValueError(f"expected 6 faces or more, got {count}")
-    halves = np.arange(count) % 2 == 0
-    distances = {size: np.empty(count) for size in measured}
-    for half in (halves, ~halves):
-        gaussian = fit_gaussian(np.concatenate([codes[half] for codes, _ in measured.values()]), rank)
-        for size, (codes, _) in measured.items():
-            distances[size][~half] = gaussian_distance(codes[~half], *gaussian)
+    fitted = np.arange(count) % 2 == 0
+    gaussian = fit_gaussian(np.concatenate([codes[fitted] for codes, _ in measured.values()]), rank)
     sizes = sorted(measured)
+    distances = [gaussian_distance(measured[size][0][~fitted], *gaussian) for size in sizes]
     return Familiarity(
         bundle,
-        *fit_gaussian(np.concatenate([codes for codes, _ in measured.values()]), rank),
+        *gaussian,
         np.array(sizes),
-        np.array([np.quantile(distances[size], SHARE) for size in sizes]),
+        np.array([np.quantile(values, SHARE) for values in distances]),
         np.array([np.quantile(measured[size][1], SHARE) for size in sizes]),
     )
 
@@ -83,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--bundle", type=Path, default=DEFAULT_BUNDLE, metavar="DIR", help="default: the one that is shipped")
     add("--data", default="celeba128_val.zip", help="zip or folder of square faces (%(default)s)")
-    add("--faces", type=number_option, default=600, help="use the first so many in sorted order (%(default)s)")
+    add("--faces", type=number_option, default=1000, help="use the first so many in sorted order (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 …, mps (%(default)s)")
     add("--overwrite", action="store_true", help="replace the file that is there")
     args = parser.parse_args(arguments)
