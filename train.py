@@ -15,9 +15,7 @@ is made. Several processes, started by torchrun or SLURM or by --trainer.devices
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import sys
 import warnings
 from typing import IO
@@ -80,14 +78,6 @@ class CommandLine(LightningCLI):
         CommandLine.begun = True
 
 
-def _keep_freed_memory() -> None:
-    """Lets glibc keep what large tensors free; otherwise every one of them is fetched from the system anew."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 def main(args: list[str] | None = None) -> None:
     """Runs the command line."""
     torch.set_float32_matmul_precision("high")
@@ -104,7 +94,6 @@ def main(args: list[str] | None = None) -> None:
 
 def run() -> int:
     """Runs the command line of the process and returns the exit status; mistakes are reported in one line."""
-    _keep_freed_memory()
     try:
         main()
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
