@@ -58,7 +58,7 @@ class Familiarity:
         """Writes the file, in single precision."""
         values = {name: np.float32(v) if isinstance(v, np.ndarray) else v for name, v in asdict(self).items()}
         with path.open("wb") as file:
-            np.savez(file, **values)
+            np.savez(file, **values)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
 
     def distance(self, ws: np.ndarray) -> np.ndarray:
         """Measures d² of codes (B, L, D), (B,)."""

@@ -144,7 +144,8 @@ def describe_run(trainer: Trainer, module: LightningModule) -> dict[str, str]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     faces = getattr(data, "train_faces", None)
     found: dict[str, Any] = {"training": type(module).__name__, "processes": trainer.world_size}
-    found |= {"data.train": faces.fingerprint()} if hasattr(faces, "fingerprint") else {}
+    if faces is not None and hasattr(faces, "fingerprint"):
+        found["data.train"] = faces.fingerprint()
     found["trainer.accumulate_grad_batches"] = trainer.accumulate_grad_batches
     found |= {f"data.{name}": value for name, value in data.hparams.items() if name in _DATA}
     found |= {f"model.{name}": v for name, v in module.hparams.items() if not re.match(_MAY_CHANGE, name)}

@@ -131,10 +131,10 @@ async function frame(current) {
   const isPhoto = Math.min(picture.width, picture.height) > engine.about.lr_sizes[1];
   const squares = isPhoto ? await findFaces(picture, engine) : [];
   current();
-  ask({ squares });
+  ask({ squares, isFaceless: isPhoto && !squares.length });
   if (squares.length) crop.square = squares[0];
   offerFaces();
-  if (isPhoto && !squares.length) note("No face was found here. Bring one to the marks, or the results will be odd.");
+  if (asked.isFaceless) note("No face was found here. Bring one to the marks, or the results will be odd.");
 }
 
 function offerFaces() {
@@ -225,7 +225,7 @@ function showResult() {
   showMap(faces, engine.about.resolution);
   Object.assign($("walk"), { max: faces.length - 1, value: asked.chosen });
   $("walk-text").value = String(asked.chosen + 1);
-  if (isUnexplained(faces[0].residual, sigma, size, engine.about.limits)) {
+  if (!asked.isFaceless && isUnexplained(faces[0].residual, sigma, size, engine.about.limits)) {
     note("The generator hardly explains what is in the square. Bring a face to the marks, or distrust the results.");
   }
 }
