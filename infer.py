@@ -129,8 +129,6 @@ def _upsample(args: argparse.Namespace, parser: argparse.ArgumentParser, process
         return 1
     with blame("--bundle, --device"):
         upsampler = Upsampler.from_pretrained(args.bundle, args.device, args.runtime, args.precision)
-    with blame("--out"):
-        check_writable(args.out)
     smallest, largest = upsampler.about.lr_sizes
     if args.downscale is not None and not smallest <= args.downscale <= largest:
         parser.error(f"--downscale: expected {smallest} to {largest} px, which this bundle takes, got {args.downscale}")
@@ -138,6 +136,8 @@ def _upsample(args: argparse.Namespace, parser: argparse.ArgumentParser, process
         args.edits = read_edit_plan(args, bundle_folder(args.bundle) / FOLDER, upsampler.about.generator_sha256)
     except ValueError as error:
         parser.error(f"--edit, --edit-sweep: {error}")
+    with blame("--out"):
+        check_writable(args.out)
     run = Run(upsampler, args, processes)
     run.failed |= {str(path): reason for path, reason in found.problems}
     try:

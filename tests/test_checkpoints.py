@@ -28,7 +28,8 @@ ENCODER = {
 
 def save(folder: Path, *steps: int, size: int = 1000) -> None:
     for step in steps:
-        DurableIO().save_checkpoint({"step": step, "weights": torch.randn(size)}, folder / LAST)
+        state = {"weights": torch.randn(size)}
+        DurableIO().save_checkpoint({"step": step, "state_dict": state, "loops": {}}, folder / LAST)
 
 
 def step_of(path: Path | None) -> int | None:

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder.latents.fit(generator, samples=500)
     for head in encoder.details:
         torch.nn.init.normal_(head.out.weight, std=0.3)
-    torch.nn.init.constant_(encoder.noise_estimator.layers[4].bias, 2.5)  # some 10 grey levels
+    torch.nn.init.constant_(encoder.noise_estimator.layers[4].bias, 3.5)  # some 30 grey levels
     path = tmp_path_factory.mktemp("export")
     save_bundle(
         path / "bundle", generator, encoder, {"name": "tiny", "licence": "none at all", "training_data": "noise"}
@@ -255,7 +255,7 @@ def test_refused_files(folder: Path, tmp_path: Path) -> None:
 def test_bundles_are_exported_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    def write(bundle: Path, out: Path) -> None:
+    def write(bundle: Path, out: Path, overwrite: bool) -> None:
         made.append(shutil.copy(folder / "upsampler.onnx", out))
 
     monkeypatch.setattr(export.onnx, "write_model", write)

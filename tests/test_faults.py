@@ -245,6 +245,8 @@ def limited(work: Callable[[], int], size: int) -> int:
 @pytest.mark.parametrize("size", [0, 200])
 @pytest.mark.parametrize("command", sorted(WRITERS.keys() - {"onnx", "evaluate.py"}))
 def test_a_full_disk_leaves_what_was_there(command: str, size: int, place: Path) -> None:
+    if command == "splits" and size:
+        pytest.skip("its files are smaller")
     main, text = WRITERS[command]
     out = place / "out"
     assert limited(lambda: call(main, text, place, out), size) in (1, 2)

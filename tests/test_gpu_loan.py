@@ -19,7 +19,8 @@ from training.gpu_loan import main, read_parts, write_parts
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {
     "resolution": 32, "channels": [8, 8, 8, 6], "z_dim": 16, "w_dim": 16, "mapping_layers": 2, "init_generator": None,
-    "freeze_below": None, "freeze_steps": 0, "feature_weight": 0.0, "micro_batches": 2, "compile": False,
+    "freeze_below": None, "freeze_steps": 0, "feature_weight": 0.0, "reconstruction_weight": 0.0,
+    "reconstruction_steps": 0, "micro_batches": 2, "compile": False,
 }  # fmt: skip
 
 

@@ -530,8 +530,8 @@ def test_bundle_that_cannot_be_read(
         raise error
 
     monkeypatch.setattr(LOADS, breaks)
-    assert run(picture(tmp_path / "face.png")) == 1
-    assert "cannot be used" in (message := capsys.readouterr().err) and "Input/output error" in message
+    assert run(picture(tmp_path / "face.png")) == 2
+    assert "--bundle" in (message := capsys.readouterr().err) and "Input/output error" in message
 
 
 def test_smaller_than_the_bundle_takes(

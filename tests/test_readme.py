@@ -41,7 +41,7 @@ def test_every_make_target_exists():
 def test_infer_commands(command, tmp_path):
     sample = sorted((ROOT / "samples").glob("*.png"))[0].read_bytes()
     (tmp_path / "photos").mkdir()
-    for name in ("face.png", "photo.jpg", "photos/face.png"):
+    for name in ("face.png", "photo.jpg", "holiday.jpg", "photos/face.png"):
         (tmp_path / name).write_bytes(sample)  # a picture is known by its content
     script, *words = shlex.split(command)
     words = [str(ROOT / word) if word == "samples" or word.startswith("bundles/") else word for word in words]

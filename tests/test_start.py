@@ -77,7 +77,7 @@ def test_training_starts_where_another_one_stopped(tmp_path) -> None:
         for network in (theirs.generator_ema, theirs.generator_ema_short):
             network.synthesis.b4.const.normal_()
     theirs.feature_discriminator = PooledFeatureDiscriminator((6,))
-    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "last.ckpt")
+    torch.save({"state_dict": theirs.state_dict(), "loops": {}}, tmp_path / "last.ckpt")
     main(["--checkpoint", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "start")])
     files = {f"init_{name}": str(tmp_path / "start" / f"{name}.safetensors") for name in ("generator", "discriminator")}
     ours = StyleGAN2Training(**arguments, **files)
