@@ -80,7 +80,7 @@ def save_start(state_dict: Mapping[str, Tensor], folder: str | Path, average: st
     `average` is "generator_ema", "generator_ema_short", or "generator", the one that is trained.
     """
     folder = Path(folder)
-    missing = {"images_seen", f"{average}.w_avg"} - state_dict.keys()
+    missing = {"images_seen", f"{average}.mapping.w_avg"} - state_dict.keys()
     if missing:
         raise ValueError(f"Expected a checkpoint of a training of StyleGAN2, found none of {', '.join(missing)} in it.")
     notes = {"images_seen": str(int(state_dict["images_seen"]))}
