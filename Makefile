@@ -36,7 +36,7 @@ install:
 demo: export HF_HUB_OFFLINE := 1
 demo: .venv/.installed ## Upsample the faces in samples/ into demo/
 	@$(BIN)/python infer.py samples --out demo --overwrite $(ARGS)
-	@echo "Open demo/overview.png; demo/*/grid.png shows each face larger, and where its samples disagree."
+	@echo "demo/*/grid.png shows each face larger, and where its samples disagree."
 
 test: export HF_HUB_OFFLINE := 1
 test: .venv/.installed ## Run the tests

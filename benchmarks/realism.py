@@ -130,7 +130,7 @@ def main(args: list[str] | None = None) -> None:
     print(f"| {arguments.samples} faces against validation faces | " + " | ".join(COLUMNS) + " |")
     print("|---|" + "---:|" * len(COLUMNS))
     for row, distances in table.items():
-        print(f"| {row} | " + " | ".join(f"{value:.4f}" for value in distances.values()) + " |")
+        print(f"| {row} | " + " | ".join(f"{value:.3g}" for value in distances.values()) + " |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Starts the processes of a run, one for each device: every one takes its share of the inputs, and asks nobody."""
+"""Starts the processes of a run, one for each device; each takes its share of the inputs without communicating."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class PhotoReader:
 
 
 class PhotoFolder:
-    """The folder of a photo on its way: it appears when all its faces are in it.
+    """The folder of a photo while it is being made; it appears once all faces are in it.
 
     Args:
         item: The photo.

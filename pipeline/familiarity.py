@@ -1,4 +1,4 @@
-"""How far a face is from those that a bundle knows, and from where on that is more than photos show.
+"""How unfamiliar a face is to a bundle, and the limits that held-out photos set.
 
 The codes of photos follow a Gaussian with a few wide directions (probabilistic PCA, Tipping & Bishop 1999). For codes w
 with mean μ, directions u_i of variance λ_i, and σ² elsewhere,
